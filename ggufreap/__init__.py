@@ -1,0 +1,26 @@
+"""Prunes experts out of mixture-of-experts models directly in GGUF.
+
+The verbs are the same here and on the command line::
+
+    from ggufreap import calibrate, plan, apply, verify
+"""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ggufreap.verbs import apply, calibrate, demo, inspect, plan, prune, verify
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "apply", "calibrate", "demo", "inspect", "plan", "prune", "verify"]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    """Import the verbs on first use: `ggufreap --help` must not wait for numpy and gguf."""
+    if name in __all__:
+        from ggufreap import verbs
+
+        return getattr(verbs, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

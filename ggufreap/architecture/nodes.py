@@ -1,0 +1,37 @@
+"""The graph nodes of a MoE block, by the names that llama.cpp's build_moe_ffn gives them (src/llama-graph.cpp).
+
+A node of block N is called `<name>-N` in the running graph.
+"""
+
+from dataclasses import dataclass
+
+TOPK = "ffn_moe_topk"
+WEIGHTED = "ffn_moe_weighted"
+EXPERT_OUTPUT = ("ffn_moe_down", "ffn_moe_down_scaled")  # the second renames the first where scales are applied
+EXPERT_OUTPUT_BIASED = ("ffn_moe_down_biased",)
+# -inf in the logits removes an expert from the softmax and makes its sigmoid 0; the selection bias is added after
+# that and could still lift a zero to the top, so the biased scores are masked as well.
+SELECTION = ("ffn_moe_logits", "ffn_moe_probs_biased")
+
+
+@dataclass(frozen=True)
+class RoutedBlock:
+    """One block whose routing is observed: its number, experts used per token and the node of the expert outputs."""
+
+    index: int
+    n_used: int
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RoutingNodes:
+    """All that an engine needs to know of a model's routing.
+
+    `weighted_input`: the router weight multiplies the expert's input instead of its output (llama4).
+    `causal` is False where the whole batch must be one micro-batch (diffusion and encoder models).
+    """
+
+    blocks: tuple[RoutedBlock, ...]
+    n_expert: int
+    weighted_input: bool
+    causal: bool

@@ -1,0 +1,23 @@
+"""The embedded demonstration: a small MoE model, and text that every Python installation has."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggufreap.evaluation import Perplexity
+
+if TYPE_CHECKING:
+    from ggufreap.verbs import Pruned
+
+MODEL = Path(__file__).with_name("model.gguf")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What `demo` shows: the pruned file, held-out perplexity of both models, and what the pruned one writes."""
+
+    pruned: "Pruned"
+    before: Perplexity
+    after: Perplexity
+    prompt: str
+    sample: str

@@ -1,0 +1,43 @@
+"""What the other rooms may know of a running model. Importing this needs no native library."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int32]
+Keep = Mapping[int, Sequence[int]]  # block -> the experts that stay, ids of the loaded model
+
+
+@dataclass(frozen=True)
+class RoutedBatch:
+    """What one micro-batch did in one MoE block; all arrays are `[n_tokens, n_used]`.
+
+    `experts`: ids; `weights`: g, what llama.cpp multiplies with; `norms`: ‖f‖₂ of the expert's output;
+    `contributions`: g‖f‖, the REAP summand (arXiv 2510.13999, eq. 9); `peaks`: max |f| over the embedding.
+    """
+
+    block: int
+    experts: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    norms: npt.NDArray[np.float32]
+    contributions: npt.NDArray[np.float32]
+    peaks: npt.NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    n_vocab: int
+    bos: int | None  # the token that opens every chunk, where the model wants one
+
+    def tokenize(self, text: str) -> Tokens:
+        """The model's own tokens of `text`; raises EngineError when it has no tokenizer."""
+
+    def route(self, tokens: Tokens) -> Sequence[RoutedBatch]:
+        """Run one chunk from an empty memory and tell what every MoE block did."""
+
+    def logits(self, tokens: Tokens, keep: Keep | None = None) -> npt.NDArray[np.float32]:
+        """Logits `[n_tokens, n_vocab]` of one chunk; experts outside `keep` masked out of the router."""

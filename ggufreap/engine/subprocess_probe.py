@@ -1,0 +1,58 @@
+"""Logits from a process of its own: llama.cpp aborts on a bad file, and must not take the user's run with it.
+
+Run as `python -m ggufreap.engine.subprocess_probe REQUEST.npz ANSWER.npy`; the request holds all that `logits` needs.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ggufreap.architecture.layout import bind
+from ggufreap.container import open_gguf
+from ggufreap.engine.protocol import Keep, Tokens
+from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.errors import EngineError, GgufReapError
+
+
+def logits(model: Path, tokens: Tokens, settings: EngineSettings, keep: Keep | None = None) -> npt.NDArray[np.float32]:
+    """Logits `[n_tokens, n_vocab]` of `model`, experts outside `keep` masked; EngineError if llama.cpp dies."""
+    with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
+        request, answer = Path(folder) / "request.npz", Path(folder) / "answer.npy"
+        kept = {str(block): list(experts) for block, experts in (keep or {}).items()}
+        job = {"model": str(model), "settings": vars(settings), "keep": kept}
+        np.savez(request, job=np.array(json.dumps(job)), tokens=tokens)
+        command = [sys.executable, "-m", __name__, str(request), str(answer)]
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if result.returncode != 0:
+            raise EngineError(_last_words(model, result))
+        return np.asarray(np.load(answer), np.float32)
+
+
+def _last_words(model: Path, result: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+    if result.returncode == 1 and lines:
+        return lines[-1]
+    said = next((line for line in lines if "GGML_ASSERT" in line or "abort" in line), lines[-1] if lines else "nothing")
+    return f"llama.cpp died on {model} (exit {result.returncode}): {said}"
+
+
+def _main(request: Path, answer: Path) -> None:
+    with np.load(request) as archive:
+        job, tokens = json.loads(str(archive["job"])), archive["tokens"]
+    keep = {int(block): experts for block, experts in job["keep"].items()}
+    file = open_gguf(job["model"])
+    with LlamaSession(file.path, bind(file).nodes, EngineSettings(**job["settings"])) as session:
+        np.save(answer, session.logits(tokens, keep or None))
+
+
+if __name__ == "__main__":
+    try:
+        _main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except GgufReapError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)

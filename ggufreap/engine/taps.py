@@ -1,0 +1,127 @@
+"""What happens inside the eval callback: watching the routing, or masking experts.
+
+A tap names the nodes it wants and is called with each of them as soon as it is computed. ggml reuses the memory of
+dead tensors (ggml/src/ggml-alloc.c), so whatever is needed is taken at once.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ggufreap.architecture.nodes import SELECTION, TOPK, WEIGHTED, RoutedBlock, RoutingNodes
+from ggufreap.engine.native import TensorReader, tensor_at
+from ggufreap.engine.protocol import Keep, RoutedBatch
+from ggufreap.errors import EngineError, NumericFailure
+
+# Called with the node's address; False ends the graph there (ggml-backend.cpp, compute_splits), which is legal once
+# nothing more is wanted.
+NodeHandler = Callable[[int], bool]
+
+
+class Tap(Protocol):
+    """Node name -> what to do when it is computed."""
+
+    handlers: dict[bytes, NodeHandler]
+
+
+def _node(name: str, block: int) -> bytes:
+    return f"{name}-{block}".encode()
+
+
+class RoutingTap:
+    """Collects a RoutedBatch per MoE block and micro-batch."""
+
+    def __init__(self, nodes: RoutingNodes, reader: TensorReader) -> None:
+        self.batches: list[RoutedBatch] = []
+        self.handlers: dict[bytes, NodeHandler] = {}
+        for block in nodes.blocks:
+            watch = _BlockWatch(block, reader, nodes.weighted_input, last=block == nodes.blocks[-1], sink=self.batches)
+            self.handlers[_node(TOPK, block.index)] = watch.topk
+            self.handlers[_node(WEIGHTED, block.index)] = watch.weighted
+            self.handlers |= {_node(name, block.index): watch.output for name in block.outputs}
+
+
+class _BlockWatch:
+    """Puts together what the three nodes of one block tell, in whichever order they come."""
+
+    def __init__(
+        self, block: RoutedBlock, reader: TensorReader, weighted_input: bool, last: bool, sink: list[RoutedBatch]
+    ) -> None:
+        self.block, self.reader, self.weighted_input, self.last, self.sink = block, reader, weighted_input, last, sink
+        self.experts = np.empty((0, 0), np.int32)
+        self.weights = self.norms = self.peaks = np.empty((0, 0), np.float32)
+        self.output_address = 0
+
+    def topk(self, pointer: int) -> bool:
+        # A strided view of the whole argsort, one row of n_expert ids per token (ggml.c, ggml_argsort_top_k).
+        self.experts = self.reader.read(pointer)[0, 0].copy()
+        return True
+
+    def output(self, pointer: int) -> bool:
+        outputs = self.reader.read(pointer)[0]
+        self.output_address = pointer
+        self.norms, self.peaks = norms_and_peaks(outputs)
+        if self.weighted_input:
+            self._finish()
+            return not self.last
+        return True
+
+    def weighted(self, pointer: int) -> bool:
+        sources = tensor_at(pointer).src
+        self.weights = self.reader.read(sources[1])[0, :, :, 0].copy()
+        if self.weighted_input:
+            return True
+        if sources[0] != self.output_address:
+            raise EngineError(
+                f"block {self.block.index}: {WEIGHTED} does not multiply the watched expert output; "
+                "this llama.cpp builds the block in another way than ggufreap knows"
+            )
+        self._finish()
+        return not self.last
+
+    def _finish(self) -> None:
+        n_tokens = len(self.norms)
+        expected = (n_tokens, self.block.n_used)
+        shapes = {self.experts.shape, self.weights.shape, self.norms.shape}
+        if shapes != {expected}:
+            raise EngineError(f"block {self.block.index}: routing has shapes {sorted(shapes)}, expected {expected}")
+        if not (np.isfinite(self.norms).all() and np.isfinite(self.weights).all()):
+            bad = np.argwhere(~(np.isfinite(self.norms) & np.isfinite(self.weights)))[0]
+            raise NumericFailure(
+                f"block {self.block.index}, expert {self.experts[tuple(bad)]}: an activation is NaN or infinite; "
+                "the model file is damaged or overflows in this precision, try another quantisation of it"
+            )
+        contributions = self.norms if self.weighted_input else self.weights * self.norms
+        self.sink.append(
+            RoutedBatch(self.block.index, self.experts, self.weights, self.norms, contributions, self.peaks)
+        )
+
+
+def norms_and_peaks(
+    outputs: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """‖f‖₂ and max |f| of every row of `[n_tokens, n_used, n_embd]`, each `[n_tokens, n_used]`."""
+    norms = np.sqrt(np.einsum("tke,tke->tk", outputs, outputs))
+    peaks = np.maximum(outputs.max(axis=-1), -outputs.min(axis=-1))
+    return norms, peaks
+
+
+class MaskTap:
+    """Virtual pruning: -inf for every expert outside `keep`, so that the rest of the graph is the pruned model."""
+
+    def __init__(self, nodes: RoutingNodes, keep: Keep, reader: TensorReader) -> None:
+        self.handlers: dict[bytes, NodeHandler] = {}
+        for block, kept in keep.items():
+            dropped = np.setdiff1d(np.arange(nodes.n_expert), np.asarray(kept))
+            for name in SELECTION:
+                self.handlers[_node(name, block)] = self._masker(reader, dropped)
+
+    @staticmethod
+    def _masker(reader: TensorReader, dropped: npt.NDArray[np.intp]) -> NodeHandler:
+        def mask(pointer: int) -> bool:
+            reader.fill(pointer, dropped, -np.inf)
+            return True
+
+        return mask

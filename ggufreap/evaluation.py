@@ -1,0 +1,47 @@
+"""How well a model predicts held-out text."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ggufreap.corpus import Corpus
+from ggufreap.engine.protocol import Engine, Tokens
+from ggufreap.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean negative log-likelihood, with the standard error of that mean carried over."""
+
+    value: float
+    stderr: float
+    n_scored: int
+
+
+def perplexity(engine: Engine, corpus: Corpus, progress: Progress = silent) -> Perplexity:
+    """Perplexity over the second half of every chunk, as llama-perplexity scores it (tools/perplexity)."""
+    n_ctx = corpus.chunks.shape[1]
+    losses = []
+    with progress("perplexity", corpus.n_tokens, "tokens") as bar:
+        for chunk in corpus.chunks:
+            # Positions n_ctx/2 .. n_ctx-2 predict the token after them.
+            logits = engine.logits(chunk)[n_ctx // 2 : -1].astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            log_total = np.log(np.exp(logits).sum(axis=1))
+            targets = chunk[n_ctx // 2 + 1 :]
+            losses.append(log_total - logits[np.arange(len(targets)), targets])
+            bar.update(n_ctx)
+    scored = np.concatenate(losses)
+    value = float(np.exp(scored.mean()))
+    return Perplexity(value, float(value * scored.std() / np.sqrt(len(scored) - 1)), len(scored))
+
+
+def continuation(engine: Engine, prompt: Tokens, n_tokens: int, temperature: float, seed: int) -> Tokens:
+    """Sample `n_tokens` after `prompt`; runs the whole text for every token, so it is for short samples only."""
+    random = np.random.default_rng(seed)
+    tokens = prompt
+    for _ in range(n_tokens):
+        logits = engine.logits(tokens)[-1].astype(np.float64) / temperature
+        weights = np.exp(logits - logits.max())
+        tokens = np.append(tokens, np.int32(random.choice(len(weights), p=weights / weights.sum()))).astype(np.int32)
+    return tokens[len(prompt) :]

@@ -1,0 +1,84 @@
+"""What can be said of a model from its header alone."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufreap.architecture.layout import MoeLayout
+from ggufreap.container import GgufFile, type_name
+from ggufreap.errors import InfeasiblePlan
+from ggufreap.planning import count_to_keep
+
+RATIOS = ("0.10", "0.20", "0.30", "0.40", "0.50")
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a ratio would leave; `refused` says why it cannot be done."""
+
+    ratio: str
+    n_keep: int
+    nbytes: int
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model at a glance; sizes in bytes, `types` as bytes per ggml type of the expert tensors and of the rest."""
+
+    path: Path
+    name: str
+    architecture: str
+    fingerprint: str
+    n_shards: int
+    n_block: int
+    n_moe_block: int
+    n_mtp_block: int
+    n_expert: int
+    n_used: int
+    n_shared: int
+    n_group: int
+    n_group_used: int
+    nbytes: int
+    expert_nbytes: int
+    expert_types: dict[str, int]
+    other_types: dict[str, int]
+    outlook: tuple[Outlook, ...]
+
+
+def inspect_file(file: GgufFile, layout: MoeLayout) -> Inspection:
+    """Describe an opened model."""
+    expert_types: Counter[str] = Counter()
+    other_types: Counter[str] = Counter()
+    for record in file.tensors:
+        types = expert_types if record.name in layout.per_expert else other_types
+        types[type_name(record.type)] += record.nbytes
+    expert_nbytes = expert_types.total()
+    return Inspection(
+        path=file.path,
+        name=str(file.get("general.name") or file.path.stem),
+        architecture=layout.architecture.name,
+        fingerprint=file.fingerprint,
+        n_shards=len(file.headers),
+        n_block=layout.n_block,
+        n_moe_block=len(layout.trunk),
+        n_mtp_block=len(layout.blocks) - len(layout.trunk),
+        n_expert=layout.n_expert,
+        n_used=layout.n_used,
+        n_shared=layout.n_shared,
+        n_group=layout.n_group,
+        n_group_used=layout.n_group_used,
+        nbytes=file.nbytes,
+        expert_nbytes=expert_nbytes,
+        expert_types=dict(expert_types.most_common()),
+        other_types=dict(other_types.most_common()),
+        outlook=tuple(_outlook(ratio, file, layout, expert_nbytes) for ratio in RATIOS),
+    )
+
+
+def _outlook(ratio: str, file: GgufFile, layout: MoeLayout, expert_nbytes: int) -> Outlook:
+    try:
+        n_keep = count_to_keep(layout, ratio)
+    except InfeasiblePlan as error:
+        return Outlook(ratio, 0, 0, str(error))
+    return Outlook(ratio, n_keep, file.nbytes - expert_nbytes // layout.n_expert * (layout.n_expert - n_keep))

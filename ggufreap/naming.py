@@ -1,0 +1,31 @@
+"""File names, as the GGUF naming convention has them: Model-Size-Finetune-Encoding.gguf."""
+
+import re
+from pathlib import Path
+
+from ggufreap.container.gguf_file import SPLIT_NAME
+
+ENCODING = re.compile(r"(?i)[-.](?P<encoding>(UD-)?(I?Q\d\w*|TQ\d\w*|BF16|F16|F32|MXFP4\w*|NVFP4\w*))$")
+
+
+def stem_of(model: Path) -> str:
+    """The model's file name without `.gguf` and without `-00001-of-0000N`."""
+    match = SPLIT_NAME.fullmatch(model.name)
+    return match["prefix"] if match else model.name.removesuffix(".gguf")
+
+
+def pruned_name(model: Path, label: str) -> str:
+    """`Model-Q8_0.gguf` pruned with label `REAP-0.20` is `Model-REAP-0.20-Q8_0.gguf`."""
+    stem = stem_of(model)
+    match = ENCODING.search(stem)
+    if match is None:
+        return f"{stem}-{label}.gguf"
+    return f"{stem[: match.start()]}-{label}-{match['encoding']}.gguf"
+
+
+def target(model: Path, out: Path | None, label: str) -> Path:
+    """Where the pruned file goes: `out` itself, a name of its own in the folder `out`, or beside the model."""
+    name = pruned_name(model, label)
+    if out is None:
+        return model.parent / name
+    return out / name if out.is_dir() else out

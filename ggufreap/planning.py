@@ -1,0 +1,225 @@
+"""Chooses which experts stay, and keeps the choice as a file that a person can read."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ggufreap.architecture.layout import MoeLayout
+from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
+from ggufreap.statistics import Floats
+
+SCHEMA = "ggufreap.plan/1"
+MTP_MODES = ("mirror", "drop")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which file a plan was made for; `fingerprint` decides, the rest is for the reader."""
+
+    fingerprint: str
+    architecture: str
+    name: str
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """The experts that stay: block -> their ids in the original, in the order they are written.
+
+    `keep` names every MoE block but dropped MTP blocks. `why` holds, per trunk block, what the method knew: the share
+    of the block's score that stays (`retained`). `corpus` is the SHA-256 of the calibration tokens, empty where none
+    were used.
+    """
+
+    model: ModelIdentity
+    method: str
+    ratio: str
+    n_expert: int
+    n_keep: int
+    mtp: str
+    keep: Mapping[int, tuple[int, ...]]
+    why: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    corpus: str = ""
+
+    @property
+    def summary(self) -> str:
+        """What it does, in the words that every verb prints."""
+        return f"removes {self.n_expert - self.n_keep} of {self.n_expert}, keeps {self.n_keep}"
+
+    @property
+    def label(self) -> str:
+        """The suffix of names: `REAP-0.20`."""
+        return f"{self.method.upper().replace('_', '-')}-{self.ratio}"
+
+    def to_json(self) -> str:
+        """One line per block, so that a diff of two plans reads well."""
+        layers = ",\n    ".join(
+            f'"{block}": ' + json.dumps({"keep": list(kept), **self.why.get(block, {})})
+            for block, kept in self.keep.items()
+        )
+        head = {
+            "schema": SCHEMA,
+            "model": vars(self.model),
+            "method": self.method,
+            "ratio": self.ratio,
+            "n_expert": self.n_expert,
+            "n_keep": self.n_keep,
+            "mtp": self.mtp,
+            "corpus": self.corpus,
+        }
+        lines = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
+        return f'{{\n{lines}  "layers": {{\n    {layers}\n  }}\n}}\n'
+
+    @property
+    def sha256(self) -> str:
+        """The identity of the plan file."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def count_to_keep(layout: MoeLayout, ratio: str | float | None = None, keep: int | None = None) -> int:
+    """Experts per block that stay: `keep` itself, or all but floor(group size x ratio) of every group.
+
+    The ratio is taken as the decimal that was written, so 0.29 of 100 removes 29. Raises InputError for a ratio
+    outside [0, 1) and InfeasiblePlan for what the router cannot work with.
+    """
+    if (ratio is None) == (keep is None):
+        raise InputError("give either a ratio or a number of experts to keep")
+    if keep is None:
+        fraction = as_fraction(str(ratio))
+        per_group = math.floor(layout.group_size * fraction)
+        if fraction and not per_group:
+            raise InfeasiblePlan(
+                f"ratio {ratio} of {layout.group_size} experts is less than one: nothing would be removed; "
+                f"use {1 / layout.group_size:.4g} or more"
+            )
+        keep = layout.n_expert - per_group * layout.n_group
+    layout.check_keep(keep)
+    return keep
+
+
+def as_fraction(ratio: str) -> Decimal:
+    """A ratio as an exact decimal in [0, 1)."""
+    try:
+        fraction = Decimal(ratio)
+    except InvalidOperation:
+        raise InputError(
+            f"ratio {ratio!r} is not a number; it is the fraction of experts to remove, such as 0.2"
+        ) from None
+    if not (fraction.is_finite() and 0 <= fraction < 1):
+        raise InputError(f"ratio {ratio} is not in [0, 1); it is the fraction of experts to remove, such as 0.2")
+    return fraction
+
+
+def ratio_label(n_expert: int, n_keep: int, ratio: str | float | None) -> str:
+    """The ratio as it stands in names: at least two decimals, as written or as it came out."""
+    fraction = as_fraction(str(ratio)) if ratio is not None else Decimal(n_expert - n_keep) / n_expert
+    return f"{fraction:.2f}" if ratio is None or fraction.as_tuple().exponent >= -2 else f"{fraction}"  # type: ignore[operator]  # finite
+
+
+def select(scores: Floats, n_keep: int, n_group: int) -> tuple[tuple[int, ...], ...]:
+    """The `n_keep` best experts of every row of `[n_blocks, n_expert]`, equally many per group, in ascending order.
+
+    Among equal scores the lower id stays.
+    """
+    n_expert = scores.shape[1]
+    grouped = scores.reshape(len(scores), n_group, n_expert // n_group)
+    best = np.argsort(-grouped, axis=-1, kind="stable")[..., : n_keep // n_group]
+    ids = best + np.arange(n_group)[:, None] * (n_expert // n_group)
+    return tuple(tuple(int(expert) for expert in sorted(row.ravel())) for row in ids)
+
+
+def make_plan(
+    layout: MoeLayout,
+    model: ModelIdentity,
+    scores: Floats,
+    *,
+    method: str,
+    ratio: str | float | None = None,
+    keep: int | None = None,
+    mtp: str = "mirror",
+    corpus: str = "",
+) -> PruningPlan:
+    """Plan from scores `[n_trunk_blocks, n_expert]`, row by row of `layout.trunk`.
+
+    MTP blocks are never run by ordinary decoding, so they have no scores: `mirror` gives them the keep-set of the
+    last trunk block, `drop` takes them out of the file.
+    """
+    n_keep = count_to_keep(layout, ratio, keep)
+    chosen = select(scores, n_keep, layout.n_group)
+    kept = {block.index: ids for block, ids in zip(layout.trunk, chosen, strict=True)}
+    if mtp == "mirror":
+        kept |= {block.index: chosen[-1] for block in layout.blocks if block.mtp}
+    why = {
+        block.index: {"retained": round(_share(row, ids), 6)}
+        for block, row, ids in zip(layout.trunk, scores, chosen, strict=True)
+    }
+    label = ratio_label(layout.n_expert, n_keep, ratio)
+    return PruningPlan(model, method, label, layout.n_expert, n_keep, mtp, kept, why, corpus)
+
+
+def _share(scores: Floats, kept: tuple[int, ...]) -> float:
+    mass = np.where(np.isfinite(scores), scores, 0.0)
+    return float(mass[list(kept)].sum() / mass.sum()) if mass.sum() > 0 else 1.0
+
+
+def check_plan(plan: PruningPlan, model: ModelIdentity, layout: MoeLayout) -> None:
+    """Raise MismatchError or InfeasiblePlan unless the plan can be applied to this model."""
+    if plan.model.fingerprint != model.fingerprint:
+        raise MismatchError(
+            f"the plan is for {plan.model.name or plan.model.architecture} ({plan.model.fingerprint[:12]}), "
+            f"the model is {model.name or model.architecture} ({model.fingerprint[:12]}); make a plan for this file"
+        )
+    layout.check_keep(plan.n_keep)
+    expected = {block.index for block in (layout.trunk if plan.mtp == "drop" else layout.blocks)}
+    if set(plan.keep) != expected:
+        wrong = sorted(set(plan.keep) ^ expected)
+        raise InfeasiblePlan(f"the plan and the model disagree on MoE block {wrong[0]}; name every MoE block once")
+    for block, kept in plan.keep.items():
+        if len(kept) != plan.n_keep or len(set(kept)) != len(kept) or not set(kept) <= set(range(layout.n_expert)):
+            raise InfeasiblePlan(
+                f"block {block} keeps {len(set(kept))} of 0..{layout.n_expert - 1}, every block must keep "
+                f"{plan.n_keep} different ones: llama.cpp has one expert_count for all blocks"
+            )
+        groups = [expert // layout.group_size for expert in kept]
+        if groups != sorted(groups) or len(set(map(groups.count, range(layout.n_group)))) != 1:
+            raise InfeasiblePlan(
+                f"block {block} does not keep equally many experts in each of {layout.n_group} groups, in group order; "
+                "routing would change"
+            )
+
+
+def save_plan(path: Path, plan: PruningPlan) -> None:
+    """Write the plan as JSON."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(plan.to_json(), encoding="utf-8")
+    partial.replace(path)
+
+
+def load_plan(path: Path) -> PruningPlan:
+    """Read a plan; raises InputError for anything else."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA:
+            raise InputError(f"{path} has schema {data['schema']!r}, this version reads {SCHEMA!r}; plan again")
+        layers = {int(block): dict(layer) for block, layer in data["layers"].items()}
+        return PruningPlan(
+            ModelIdentity(**data["model"]),
+            data["method"],
+            data["ratio"],
+            data["n_expert"],
+            data["n_keep"],
+            data.get("mtp", "mirror"),
+            {block: tuple(int(expert) for expert in layer.pop("keep")) for block, layer in layers.items()},
+            layers,
+            data.get("corpus", ""),
+        )
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is not a plan of ggufreap ({error!r}); make one with plan") from None

@@ -1,0 +1,133 @@
+"""What the pruned file says of itself: counts that must change, names that would lie, and where it comes from.
+
+Every other entry keeps its bytes. Key names: gguf/constants.py, Keys.General.
+"""
+
+import re
+
+from gguf.constants import GGUFValueType
+from gguf.utility import model_weight_count_rounded_notation
+
+from ggufreap.architecture.layout import MoeLayout
+from ggufreap.container import GgufFile, MetadataEntry, Value, encode
+from ggufreap.errors import UnsupportedModel
+from ggufreap.planning import PruningPlan
+
+STRING, U32 = GGUFValueType.STRING, GGUFValueType.UINT32
+LINEAGE = ("author", "organization", "version", "repo_url")
+# Arrays of one entry per block, cut when MTP blocks are dropped (src/llama-model-loader.cpp, get_key_or_arr).
+PER_BLOCK = frozenset(
+    {
+        "attention.compress_ratios",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.indexer.types",
+        "attention.recurrent_layers",
+        "attention.rope_pattern",
+        "attention.sliding_window_pattern",
+        "expert_feed_forward_length",
+        "expert_used_count",
+        "feed_forward_length",
+        "swiglu_clamp_exp",
+        "swiglu_clamp_shexp",
+    }
+)
+# Arrays of another meaning that may happen to be as long as the model is deep.
+NOT_PER_BLOCK = frozenset({"rope.dimension_sections", "classifier.output_labels", "deepstack_mapping"})
+
+
+def pruned_metadata(
+    file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_parameters: int, version: str
+) -> list[MetadataEntry]:
+    """The entries of the pruned file, in the order of the original, new ones last.
+
+    `n_parameters`: the weights that stay, all tensors together.
+    """
+    dropped = sum(block.mtp for block in layout.blocks) if plan.mtp == "drop" else 0
+    edits = _counts(file, layout, plan, dropped) | _names(file, layout, plan, n_parameters)
+    if dropped:
+        edits |= _shorter_arrays(file, layout, dropped)
+    edits |= _provenance(plan, layout, version)
+    entries = []
+    for key, entry in file.metadata.items():
+        if key in edits:
+            entries.append(edits.pop(key))
+        elif not key.startswith("general.base_model."):
+            entries.append(entry)
+    return entries + list(edits.values())
+
+
+def _edited(entry: MetadataEntry, value: Value) -> MetadataEntry:
+    return encode(entry.key, value, entry.item_type)
+
+
+def _counts(file: GgufFile, layout: MoeLayout, plan: PruningPlan, dropped: int) -> dict[str, MetadataEntry]:
+    name = layout.architecture.name
+    values = {f"{name}.expert_count": plan.n_keep}
+    if dropped:
+        values |= {f"{name}.block_count": layout.n_block - dropped, f"{name}.nextn_predict_layers": 0}
+    return {key: _edited(file.metadata[key], value) for key, value in values.items()}
+
+
+def _shorter_arrays(file: GgufFile, layout: MoeLayout, dropped: int) -> dict[str, MetadataEntry]:
+    prefix = f"{layout.architecture.name}."
+    edits = {}
+    for key, entry in file.metadata.items():
+        suffix = key.removeprefix(prefix)
+        if suffix == key or not entry.is_array or entry.count != layout.n_block or suffix in NOT_PER_BLOCK:
+            continue
+        if suffix not in PER_BLOCK:
+            raise UnsupportedModel(
+                f"{file.path}: array {key} has one entry per block but no table says what dropping MTP blocks does to "
+                "it; use --mtp mirror"
+            )
+        assert isinstance(entry.value, list)  # is_array
+        edits[key] = _edited(entry, entry.value[: layout.n_block - dropped])
+    return edits
+
+
+def _names(file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_parameters: int) -> dict[str, MetadataEntry]:
+    name = str(file.get("general.name") or file.path.stem)
+    tags = file.get("general.tags", [])
+    texts = {
+        "general.name": f"{name} {plan.label}",
+        "general.finetune": "-".join(filter(None, (file.get("general.finetune"), plan.label))),
+        "general.base_model.0.name": name,
+    }
+    for field in LINEAGE:
+        if file.get(f"general.{field}"):
+            texts[f"general.base_model.0.{field}"] = str(file.get(f"general.{field}"))
+    if "general.size_label" in file.metadata:
+        old = str(file.get("general.size_label"))
+        texts["general.size_label"] = size_label(old, layout.n_expert, plan.n_keep, n_parameters)
+    edits = {key: encode(key, text, STRING) for key, text in texts.items()}
+    new_tags = [tag for tag in ("pruned", plan.method) if tag not in tags]
+    edits["general.tags"] = encode("general.tags", [*tags, *new_tags], STRING)
+    edits["general.base_model.count"] = encode("general.base_model.count", 1, U32)
+    if "general.parameter_count" in file.metadata:
+        edits["general.parameter_count"] = _edited(file.metadata["general.parameter_count"], n_parameters)
+    return edits
+
+
+def size_label(old: str, n_expert: int, n_keep: int, n_parameters: int) -> str:
+    """The size label after pruning: `128x1.8B` -> `96x1.8B`, `30B-A3B` -> `23B-A3B`, anything else -> the total."""
+    if old.startswith(f"{n_expert}x"):
+        return f"{n_keep}x{old.removeprefix(f'{n_expert}x')}"
+    total = str(model_weight_count_rounded_notation(n_parameters))
+    active = re.fullmatch(r"[\d.]+[KMBT](-A[\d.]+[KMBT])", old)
+    return total + active[1] if active else total
+
+
+def _provenance(plan: PruningPlan, layout: MoeLayout, version: str) -> dict[str, MetadataEntry]:
+    texts = (
+        ("version", version),
+        ("method", plan.method),
+        ("ratio", plan.ratio),
+        ("mtp", plan.mtp),
+        ("source.fingerprint", plan.model.fingerprint),
+        ("plan.sha256", plan.sha256),
+        ("corpus.sha256", plan.corpus),
+    )
+    entries = [encode(f"ggufreap.{key}", text, STRING) for key, text in texts if text]
+    entries.append(encode("ggufreap.source.expert_count", layout.n_expert, U32))
+    return {entry.key: entry for entry in entries}

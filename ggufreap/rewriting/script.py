@@ -1,0 +1,122 @@
+"""Lowers a plan to a script in which every output tensor, offset and byte is known, and executes it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufreap import __version__
+from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout
+from ggufreap.container import GgufFile, OutputFile, OutputTensor, Piece, TensorRecord, check_target, lay_out, write
+from ggufreap.errors import InputError, UnsupportedModel
+from ggufreap.planning import PruningPlan
+from ggufreap.progress import Progress, silent
+from ggufreap.rewriting.metadata import pruned_metadata
+
+_UNITS = {"M": 1000**2, "G": 1000**3}
+
+
+@dataclass(frozen=True)
+class RewriteScript:
+    """The files to be written; what `--dry-run` shows. `n_parameters` are the weights that stay."""
+
+    files: tuple[OutputFile, ...]
+    source_nbytes: int
+    n_parameters: int
+
+    @property
+    def nbytes(self) -> int:
+        """The exact size on disk of all files together."""
+        return sum(file.nbytes for file in self.files)
+
+
+def lower(
+    file: GgufFile,
+    layout: MoeLayout,
+    plan: PruningPlan,
+    out: Path,
+    *,
+    split_max_size: int | None = None,
+    keep_split: bool = False,
+) -> RewriteScript:
+    """The script that writes `plan` of `file` to `out`; the plan must have passed `check_plan`.
+
+    One file, or the source's own shards with `keep_split`, or shards of at most `split_max_size` bytes of tensors.
+    """
+    dropped = _dropped_blocks(file, layout, plan)
+    records = [record for record in file.tensors if _block(record) not in dropped]
+    tensors = {record.name: _output(file, record, layout, plan) for record in records}
+    n_parameters = sum(tensor.n_elements for tensor in tensors.values())
+    metadata = pruned_metadata(file, layout, plan, n_parameters, __version__)
+    groups = _groups(file, records, tensors, split_max_size, keep_split)
+    return RewriteScript(lay_out(out, metadata, groups, file.alignment), file.nbytes, n_parameters)
+
+
+def execute(script: RewriteScript, progress: Progress = silent) -> None:
+    """Write the script's files, all or none; raises OutputError."""
+    check_target(script.files)
+    with progress("write", script.nbytes, "B") as bar:
+        write(script.files, bar)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `300M` or `2G`, as gguf-split takes them."""
+    match = re.fullmatch(r"(\d+)([MG])", text)
+    if match is None or not int(match[1]):
+        raise InputError(f"size {text!r} is not understood; write a number and M or G, such as 2G")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _block(record: TensorRecord) -> int:
+    match = BLOCK_TENSOR.fullmatch(record.name)
+    return int(match[1]) if match else -1
+
+
+def _dropped_blocks(file: GgufFile, layout: MoeLayout, plan: PruningPlan) -> frozenset[int]:
+    dropped = frozenset(block.index for block in layout.blocks if block.mtp) if plan.mtp == "drop" else frozenset()
+    if dropped and layout.architecture.mtp_drop_refuse:
+        raise UnsupportedModel(f"{file.path}: --mtp drop: {layout.architecture.mtp_drop_refuse}; use --mtp mirror")
+    return dropped
+
+
+def _output(file: GgufFile, record: TensorRecord, layout: MoeLayout, plan: PruningPlan) -> OutputTensor:
+    path = file.headers[record.shard].path
+    block = layout.per_expert.get(record.name)
+    if block is None:
+        return OutputTensor(record.name, record.shape, record.type, (Piece(path, record.offset, record.nbytes),))
+    size = record.nbytes // layout.n_expert
+    pieces = [Piece(path, record.offset + first * size, count * size) for first, count in _runs(plan.keep[block])]
+    return OutputTensor(record.name, (plan.n_keep, *record.shape[1:]), record.type, tuple(pieces))
+
+
+def _runs(kept: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbours that stay together, as (first, count): one copy each."""
+    runs: list[tuple[int, int]] = []
+    for expert in kept:
+        if runs and expert == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((expert, 1))
+    return runs
+
+
+def _groups(
+    file: GgufFile,
+    records: Sequence[TensorRecord],
+    tensors: dict[str, OutputTensor],
+    split_max_size: int | None,
+    keep_split: bool,
+) -> list[list[OutputTensor]]:
+    if keep_split:
+        groups: list[list[OutputTensor]] = [[] for _ in file.headers]
+        for record in records:
+            groups[record.shard].append(tensors[record.name])
+        return groups
+    groups, filled = [[]], 0
+    for tensor in tensors.values():
+        if split_max_size and groups[-1] and filled + tensor.nbytes > split_max_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.nbytes
+    return groups

@@ -1,0 +1,93 @@
+"""How much an expert matters: pure functions from statistics to scores; higher means keep.
+
+Notation of REAP (arXiv 2510.13999): X_j the tokens routed to expert j, g_j(x) its router weight as llama.cpp applies
+it, f_j(x) its output, ‖·‖ the 2-norm. To try another criterion, write a function and add a row to METHODS.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ggufreap.architecture.layout import MoeLayout
+from ggufreap.container import GgufFile, TensorRecord
+from ggufreap.progress import Progress, silent
+from ggufreap.statistics import ExpertStatistics, Floats
+
+
+@dataclass(frozen=True)
+class Method:
+    """A criterion over statistics; `score` gives `[n_moe_blocks, n_expert]`."""
+
+    score: Callable[[ExpertStatistics], Floats]
+    formula: str
+    source: str
+
+
+def _mean(name: str, transform: Callable[[Floats], Floats] = lambda mean: mean) -> Callable[[ExpertStatistics], Floats]:
+    """The mean over routed tokens; an expert that was never routed is lowest."""
+
+    def score(statistics: ExpertStatistics) -> Floats:
+        count = statistics.values["count"]
+        return np.where(count > 0, transform(statistics.values[name] / np.maximum(count, 1)), -np.inf)
+
+    return score
+
+
+def _total(name: str) -> Callable[[ExpertStatistics], Floats]:
+    def score(statistics: ExpertStatistics) -> Floats:
+        return statistics.values[name]
+
+    return score
+
+
+_REAP = "REAP, arXiv 2510.13999"
+METHODS: Mapping[str, Method] = {
+    "reap": Method(_mean("sum_gf"), "1/|X_j| Σ g_j‖f_j‖", f"{_REAP}: its saliency criterion"),
+    "reap_l2": Method(_mean("sum_gf2", np.sqrt), "√(1/|X_j| Σ (g_j‖f_j‖)²)", f"{_REAP}: option of its code"),
+    "frequency": Method(_total("count"), "|X_j|", f"{_REAP}: baseline"),
+    "ean_sum": Method(_total("sum_f"), "Σ ‖f_j‖", f"expert activation norm, baseline in {_REAP}"),
+    "ean_mean": Method(_mean("sum_f"), "1/|X_j| Σ ‖f_j‖", f"{_REAP}: option of its code"),
+    "weighted_ean_sum": Method(_total("sum_gf"), "Σ g_j‖f_j‖", f"{_REAP}: option of its code"),
+    "weighted_frequency_sum": Method(_total("sum_g"), "Σ g_j", "soft counts of SEER-MoE, arXiv 2404.05089"),
+    "max_activations": Method(_total("max_f"), "max |f_j|", f"{_REAP}: option of its code"),
+}
+# These need no calibration.
+RANDOM, WEIGHT_NORM = "random", "weight_norm"
+METHOD_NAMES = (*METHODS, RANDOM, WEIGHT_NORM)
+
+
+def random_scores(n_blocks: int, n_expert: int, seed: int) -> Floats:
+    """The control that every criterion has to beat."""
+    return np.random.default_rng(seed).random((n_blocks, n_expert))
+
+
+def weight_norms(file: GgufFile, layout: MoeLayout, progress: Progress = silent) -> Floats:
+    """‖W_j‖: the 2-norm of all of an expert's weight matrices, `[n_trunk_blocks, n_expert]`.
+
+    One expert of one tensor is dequantised at a time, so memory does not depend on the model.
+    """
+    squares = np.zeros((len(layout.trunk), layout.n_expert))
+    records = [
+        (row, file.by_name[name])
+        for row, block in enumerate(layout.trunk)
+        for name in block.per_expert
+        if name.endswith("_exps.weight")
+    ]
+    with progress("weight norms", sum(record.nbytes for _, record in records), "B") as bar:
+        for row, record in records:
+            for expert in range(layout.n_expert):
+                squares[row, expert] += np.square(_expert_weights(file, record, expert), dtype=np.float64).sum()
+            bar.update(record.nbytes)
+    return cast(Floats, np.sqrt(squares))
+
+
+def _expert_weights(file: GgufFile, record: TensorRecord, expert: int) -> npt.NDArray[np.float32]:
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    size = record.nbytes // record.shape[0]
+    data = file.map(record, expert * size, size).reshape(record.shape[1], -1)
+    return cast(npt.NDArray[np.float32], dequantize(data, GGMLQuantizationType(record.type)))

@@ -1,0 +1,277 @@
+"""What a user can ask for: each verb a short composition of stages, with the flags of the command line as parameters.
+
+The only place that chooses llama.cpp as the engine.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from ggufreap import __version__, naming, saliency
+from ggufreap import corpus as corpora
+from ggufreap.architecture.layout import MoeLayout, bind
+from ggufreap.calibration import observe
+from ggufreap.container import GgufFile, check_target, open_gguf
+from ggufreap.corpus import Corpus
+from ggufreap.demo import MODEL as DEMO_MODEL
+from ggufreap.demo import Demonstration
+from ggufreap.demo.text import calibration_text, held_out_text
+from ggufreap.engine import subprocess_probe
+from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.errors import InputError, MismatchError
+from ggufreap.evaluation import continuation, perplexity
+from ggufreap.inspection import Inspection, inspect_file
+from ggufreap.planning import (
+    MTP_MODES,
+    ModelIdentity,
+    PruningPlan,
+    check_plan,
+    count_to_keep,
+    load_plan,
+    make_plan,
+    save_plan,
+)
+from ggufreap.progress import Progress, silent
+from ggufreap.rewriting import RewriteScript, execute, lower
+from ggufreap.statistics import ExpertStatistics, Floats, Provenance, load
+from ggufreap.verification import N_TOKENS, Verification, verify_file
+
+_LOG = logging.getLogger(__name__)
+TRYING_OUT_BYTES = 200_000
+DEMO_CALIBRATION_BYTES, DEMO_HELD_OUT_BYTES = 150_000, 60_000
+DEMO_PROMPT = "def read_header(path):\n"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` made: the files, the plan, and the proof (None when verification was turned off)."""
+
+    script: RewriteScript
+    plan: PruningPlan
+    plan_path: Path
+    statistics_path: Path | None
+    verification: Verification | None
+
+
+def _open(model: str | Path) -> tuple[GgufFile, MoeLayout, ModelIdentity]:
+    file = open_gguf(model)
+    layout = bind(file)
+    name = str(file.get("general.name") or file.path.stem)
+    return file, layout, ModelIdentity(file.fingerprint, layout.architecture.name, name)
+
+
+def inspect(model: str | Path) -> Inspection:
+    """Describe a model from its header alone."""
+    file, layout, _ = _open(model)
+    return inspect_file(file, layout)
+
+
+def calibrate(
+    model: str | Path,
+    out: str | Path,
+    *,
+    file: str | None = None,
+    tokens: str | Path | None = None,
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
+) -> ExpertStatistics:
+    """Run text (`file`, `-` for standard input) or token ids (`tokens`, .npy) and save what the experts did at `out`.
+
+    An interrupted run goes on where it was when it is called again with the same arguments.
+    """
+    source, layout, identity = _open(model)
+    settings = settings or EngineSettings()
+    with LlamaSession(source.path, layout.nodes, settings) as engine:
+        corpus = _corpus(engine, file, tokens, settings.n_ctx)
+        provenance = _provenance(identity, corpus, settings)
+        _LOG.info(
+            "calibrating with %s: %s tokens in %s chunks", corpus.source, f"{corpus.n_tokens:,}", len(corpus.chunks)
+        )
+        return observe(engine, layout.nodes, corpus, provenance, Path(out), progress=progress)
+
+
+def _corpus(engine: LlamaSession, file: str | None, tokens: str | Path | None, n_ctx: int) -> Corpus:
+    if file is not None and tokens is not None:
+        raise InputError("both a text and token ids were given; give one of -f and --tokens")
+    if tokens is not None:
+        return corpora.from_tokens(Path(tokens), n_ctx, engine.n_vocab)
+    if file is not None:
+        return corpora.from_text(engine, corpora.read_text(file), n_ctx, file)
+    _LOG.warning(
+        "no calibration text given: using the Python documentation and source on this machine. "
+        "That is ONLY FOR TRYING OUT: what the text does not cover, the pruned model forgets. Give your own with -f."
+    )
+    return corpora.from_text(
+        engine, calibration_text(TRYING_OUT_BYTES), n_ctx, "the embedded text (only for trying out)"
+    )
+
+
+def _provenance(identity: ModelIdentity, corpus: Corpus, settings: EngineSettings) -> Provenance:
+    n_ctx, n_ubatch = corpus.chunks.shape[1], min(settings.n_ubatch, settings.n_ctx)
+    return Provenance(identity.fingerprint, corpus.sha256, corpus.source, n_ctx, n_ubatch, __version__)
+
+
+def plan(
+    model: str | Path,
+    *,
+    stats: str | Path | None = None,
+    ratio: str | float | None = None,
+    keep: int | None = None,
+    method: str = "reap",
+    mtp: str = "mirror",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> PruningPlan:
+    """Choose the experts that stay, `ratio` removed or `keep` kept in every block.
+
+    `stats` is what `calibrate` saved; the methods `random` and `weight_norm` need none.
+    """
+    source, layout, identity = _open(model)
+    if mtp not in MTP_MODES:
+        raise InputError(f"mtp {mtp!r} is not known; choose one of {', '.join(MTP_MODES)}")
+    count_to_keep(layout, ratio, keep)
+    scores, corpus = _scores(source, layout, identity, stats, method, seed, progress)
+    return make_plan(layout, identity, scores, method=method, ratio=ratio, keep=keep, mtp=mtp, corpus=corpus)
+
+
+def _scores(
+    source: GgufFile,
+    layout: MoeLayout,
+    identity: ModelIdentity,
+    stats: str | Path | None,
+    method: str,
+    seed: int,
+    progress: Progress,
+) -> tuple[Floats, str]:
+    if method == saliency.RANDOM:
+        return saliency.random_scores(len(layout.trunk), layout.n_expert, seed), ""
+    if method == saliency.WEIGHT_NORM:
+        return saliency.weight_norms(source, layout, progress), ""
+    if method not in saliency.METHODS:
+        raise InputError(f"method {method!r} is not known; choose one of {', '.join(saliency.METHOD_NAMES)}")
+    if stats is None:
+        raise InputError(f"method {method} needs statistics; make them with calibrate, or use {saliency.WEIGHT_NORM}")
+    statistics, provenance = load(Path(stats))
+    if provenance.model != identity.fingerprint:
+        raise MismatchError(
+            f"{stats} was calibrated on model {provenance.model[:12]}, this one is {identity.fingerprint[:12]}; "
+            "calibrate this file"
+        )
+    statistics.check()
+    return saliency.METHODS[method].score(statistics), provenance.corpus
+
+
+def apply(
+    model: str | Path,
+    plan: PruningPlan | str | Path,
+    out: str | Path,
+    *,
+    dry_run: bool = False,
+    split_max_size: int | None = None,
+    keep_split: bool = False,
+    progress: Progress = silent,
+) -> RewriteScript:
+    """Write the file that `plan` asks for; with `dry_run` only tell exactly what it would be."""
+    source, layout, identity = _open(model)
+    chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
+    check_plan(chosen, identity, layout)
+    script = lower(source, layout, chosen, Path(out), split_max_size=split_max_size, keep_split=keep_split)
+    if not dry_run:
+        execute(script, progress)
+    return script
+
+
+def verify(
+    model: str | Path,
+    out: str | Path,
+    plan: PruningPlan | str | Path,
+    *,
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
+) -> Verification:
+    """Prove that `out` is `model` without the experts that `plan` drops."""
+    source, layout, identity = _open(model)
+    chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
+    check_plan(chosen, identity, layout)
+    settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS)
+    logits = partial(subprocess_probe.logits, settings=settings)
+    return verify_file(
+        source, layout, chosen, Path(out), lambda path, tokens, keep: logits(path, tokens, keep=keep), progress
+    )
+
+
+def prune(
+    model: str | Path,
+    *,
+    ratio: str | float | None = None,
+    keep: int | None = None,
+    method: str = "reap",
+    mtp: str = "mirror",
+    seed: int = 0,
+    file: str | None = None,
+    tokens: str | Path | None = None,
+    out: str | Path | None = None,
+    dry_run: bool = False,
+    verification: bool = True,
+    split_max_size: int | None = None,
+    keep_split: bool = False,
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
+) -> Pruned:
+    """The whole job: calibrate, plan, apply, verify. `out` is a file or a folder; statistics and plan lie beside it.
+
+    Whatever could fail for want of space or of experts fails before the calibration. Statistics that are already
+    there for the same model, text and settings are used again.
+    """
+    source, layout, identity = _open(model)
+    rewrite = partial(lower, split_max_size=split_max_size, keep_split=keep_split)
+    # Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
+    scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
+    preview = make_plan(layout, identity, scores, method=method, ratio=ratio, keep=keep, mtp=mtp)
+    result = naming.target(source.path, Path(out) if out is not None else None, preview.label)
+    script = rewrite(source, layout, preview, result)
+    check_target(script.files)
+    plan_path = result.with_name(f"{naming.stem_of(result)}.plan.json")
+    _LOG.info("%s in each of %d MoE blocks", preview.summary, len(preview.keep))
+    _LOG.info("%s -> %s (%s bytes -> %s)", source.path.name, result, f"{source.nbytes:,}", f"{script.nbytes:,}")
+    if dry_run:
+        return Pruned(script, preview, plan_path, None, None)
+    stats_path = None
+    if method in saliency.METHODS:
+        stats_path = result.with_name(f"{naming.stem_of(source.path)}.stats.npz")
+        calibrate(source.path, stats_path, file=file, tokens=tokens, settings=settings, progress=progress)
+    chosen = plan(
+        source.path, stats=stats_path, ratio=ratio, keep=keep, method=method, mtp=mtp, seed=seed, progress=progress
+    )
+    save_plan(plan_path, chosen)
+    script = rewrite(source, layout, chosen, result)
+    execute(script, progress)
+    proof = (
+        verify(source.path, script.files[0].path, chosen, settings=settings, progress=progress)
+        if verification
+        else None
+    )
+    return Pruned(script, chosen, plan_path, stats_path, proof)
+
+
+def demo(
+    out: str | Path = "ggufreap-demo", *, ratio: str | float = "0.25", threads: int = 0, progress: Progress = silent
+) -> Demonstration:
+    """The whole job on the embedded model, in the folder `out`: what it saves, what is lost, what it still writes."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = folder / "calibration.txt"
+    text.write_text(calibration_text(DEMO_CALIBRATION_BYTES), encoding="utf-8")
+    settings = EngineSettings(n_ctx=256, n_ubatch=256, n_threads=threads)
+    pruned = prune(DEMO_MODEL, ratio=ratio, file=str(text), out=folder, settings=settings, progress=progress)
+    held_out = held_out_text(DEMO_HELD_OUT_BYTES)
+    measured, sample = [], ""
+    for path in (DEMO_MODEL, pruned.script.files[0].path):
+        source, layout, _ = _open(path)
+        with LlamaSession(source.path, layout.nodes, settings) as engine:
+            corpus = corpora.from_text(engine, held_out, settings.n_ctx, "held-out text")
+            measured.append(perplexity(engine, corpus, progress))
+            written = continuation(engine, engine.tokenize(DEMO_PROMPT), 60, temperature=0.7, seed=1)
+            sample = engine.detokenize(written.tolist())
+    return Demonstration(pruned, measured[0], measured[1], DEMO_PROMPT, sample)
