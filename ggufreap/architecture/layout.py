@@ -125,7 +125,7 @@ def bind(file: GgufFile) -> MoeLayout:
         raise UnsupportedModel(f"{file.path}: no block holds ffn_*_exps tensors: no routed experts to prune")
     n_group = max(1, _integer(file, f"{name}.expert_group_count"))
     n_group_used = _integer(file, f"{name}.expert_group_used_count") if n_group > 1 else 1
-    if n_expert % n_group or not 0 < n_group_used <= n_group:
+    if n_expert % n_group or (n_group > 1 and not 0 < n_group_used < n_group):
         raise FormatError(
             f"{file.path}: {n_expert} experts in {n_group} groups of which {n_group_used} are used; "
             "groups must be equal and some used, llama.cpp aborts on this file"

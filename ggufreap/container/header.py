@@ -102,8 +102,8 @@ class _Parser:
             metadata = self._metadata(n_kv)
             alignment = self._alignment(metadata)
             infos = [self._tensor_info() for _ in range(n_tensors)]
-        except struct.error:
-            self._fail("the file ends inside its header", "it is truncated; download or copy it again")
+        except (struct.error, OverflowError):  # a length beyond the end, or beyond what an address can be
+            self._fail("the header runs past the end of the file", "it is truncated or damaged; download it again")
         data_start = pad(self.position, alignment)
         return Header(self.path, version, alignment, metadata, self._place(infos, data_start, alignment), data_start)
 
