@@ -4,9 +4,13 @@ The only place that chooses llama.cpp as the engine.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from ggufreap import __version__, naming, saliency
 from ggufreap import corpus as corpora
@@ -18,6 +22,7 @@ from ggufreap.demo import MODEL as DEMO_MODEL
 from ggufreap.demo import Demonstration
 from ggufreap.demo.text import calibration_text, held_out_text
 from ggufreap.engine import subprocess_probe
+from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.evaluation import continuation, perplexity
@@ -195,10 +200,11 @@ def verify(
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     check_plan(chosen, identity, layout)
     settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS)
-    logits = partial(subprocess_probe.logits, settings=settings)
-    return verify_file(
-        source, layout, chosen, Path(out), lambda path, tokens, keep: logits(path, tokens, keep=keep), progress
-    )
+
+    def logits(path: Path, ids: Tokens, keeps: Sequence[Keep | None]) -> list[npt.NDArray[np.float32]]:
+        return subprocess_probe.logits(path, ids, settings, keeps)
+
+    return verify_file(source, layout, chosen, Path(out), logits, progress)
 
 
 def prune(
@@ -228,7 +234,8 @@ def prune(
     rewrite = partial(lower, split_max_size=split_max_size, keep_split=keep_split)
     # Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
-    preview = make_plan(layout, identity, scores, method=method, ratio=ratio, keep=keep, mtp=mtp)
+    corpus = "0" * 64 if method in saliency.METHODS else ""
+    preview = make_plan(layout, identity, scores, method=method, ratio=ratio, keep=keep, mtp=mtp, corpus=corpus)
     result = naming.target(source.path, Path(out) if out is not None else None, preview.label)
     script = rewrite(source, layout, preview, result)
     check_target(script.files)

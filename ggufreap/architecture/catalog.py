@@ -1,8 +1,8 @@
 """The architectures of llama.cpp that can hold routed experts, one row per ``general.architecture`` string.
 
 Every row points into the tree inside llama-cpp-python 0.3.36 (upstream commit 0c1e57098bba): ``file.cpp:line`` is
-``src/models/file.cpp``, or ``src/file.cpp`` for files called ``llama-*``. The rows are complete: every call of
-build_moe_ffn in src/models/ is the ``source`` or ``mtp_source`` of a row or named in its note.
+``src/models/file.cpp`` if there is one, else ``src/file.cpp``; ``:line`` continues the file named before. The rows are
+complete: every call of build_moe_ffn in src/models/ is the ``source`` or ``mtp_source`` of a row or named in its note.
 
 What holds for all of them:
 
@@ -12,11 +12,12 @@ What holds for all of them:
   (llama-graph.cpp:2098) and which types llama-quantize mixes (llama-quant.cpp:546-606, 640, 671: >= 4 and == 8).
   A model must keep at least one expert: 0 means a dense model to most rows.
 - -inf in ``ffn_moe_logits-N`` and, where it exists, in ``ffn_moe_probs_biased-N`` computes the same as removing the
-  experts, for all gating functions, as long as every token still finds expert_used_count experts. The logits alone are
-  not enough with a selection bias (0 plus the bias can still win), the biased scores alone are not enough for a softmax
-  with a selection bias (removed experts would stay in its denominator). Exempt are the rows with ``refuse`` and
-  hash-routed blocks. Where gating function 3 is set by the key, the node is called ``ffn_moe_probs-N``
-  (llama-graph.cpp:2065, 2074).
+  experts, whatever the gating function, except for the order of exactly equal scores (the sort is not stable). Every
+  token must still find expert_used_count experts; with groups, in the used groups, and two in every group. The logits
+  alone are not enough with a selection bias (0 plus the bias can still win), the biased scores alone are not enough for
+  a softmax with a selection bias (removed experts would stay in its denominator). It does not hold for rows with
+  ``refuse`` and hash-routed blocks. Gating function 3 without a router bias renames the logits to ``ffn_moe_probs-N``
+  (llama-graph.cpp:2065, 2074); no converter writes it.
 - ``attention.causal`` = false makes any of them non-causal (llama-model.cpp:1324).
 
 NextN (MTP) blocks are the last ``nextn_predict_layers`` of ``block_count``. Dropping them means: leave out the tensors
@@ -59,6 +60,8 @@ class Architecture:
     """Without expert_feed_forward_length the experts are feed_forward_length / expert_used_count wide."""
     causal: bool = True
     """If False, the whole batch must fit one micro-batch; llama_decode encodes where there is no memory."""
+    headless: bool = False
+    """There is no output head: what comes out is the final hidden state (llama-context.cpp, llama_get_embeddings)."""
     mtp: Literal["none", "dense", "experts"] = "none"
     """What the feed-forward networks of the NextN blocks are."""
     mtp_source: str = ""
@@ -92,6 +95,7 @@ _ROWS = (
         gating="softmax",
         scaled=True,
         causal=False,
+        headless=True,
         note="llama_model_llama with attention over the micro-batch only (llama-embed.cpp:4, llama.cpp:113-117)",
     ),
     Architecture(
@@ -170,7 +174,8 @@ _ROWS = (
         source="arctic.cpp:141",
         tensors="arctic.cpp:44-48",
         gating="softmax",
-        note="the experts read the block's input through ffn_norm_exps (arctic.cpp:45), a dense network runs beside them",
+        note="the experts read the block's input through ffn_norm_exps (arctic.cpp:45); a dense network runs beside "
+        "them (:40-42)",
     ),
     Architecture(
         name="jamba",
@@ -228,7 +233,8 @@ _ROWS = (
         mtp="experts",
         mtp_source="qwen35moe.cpp:679",
         mtp_absent="fails",
-        note="delta-net hybrid; gated shared expert (qwen35moe.cpp:100); width fallback :57, :109; NextN block :106-139",
+        note="delta-net hybrid; gated shared expert (qwen35moe.cpp:100); width fallback :57, :109; NextN block "
+        ":106-139",
     ),
     Architecture(
         name="qwen4exp",
@@ -246,7 +252,8 @@ _ROWS = (
         gating="softmax",
         ff_from_used=True,
         causal=False,
-        note="diffusion (rnd1.cpp:13), no memory (llama-model.cpp:2371): llama_decode encodes; width fallback :52",
+        note="diffusion (rnd1.cpp:13), no memory (llama-model.cpp:2371): llama_decode encodes; width fallback "
+        "rnd1.cpp:52",
     ),
     Architecture(
         name="llada-moe",
@@ -448,8 +455,8 @@ _ROWS = (
         mtp="experts",
         mtp_source="bailingmoe3.cpp:534",
         mtp_absent="loads",
-        note="linear attention hybrid; the key is required (bailingmoe3.cpp:25); NextN tensors :128-159, their last norm "
-        "is layer_output_norm",
+        note="linear attention hybrid; the key is required (bailingmoe3.cpp:25); NextN tensors :128-159, their last "
+        "norm is layer_output_norm",
     ),
     Architecture(
         name="afmoe",
@@ -487,7 +494,8 @@ _ROWS = (
         gating="softmax",
         selection_bias="optional",
         note="softmax with a selection bias: masking needs logits and biased scores; tensors for all blocks from "
-        "leading_dense_block_count on (ernie4-5.cpp:49), used in every interleave_moe_layer_step-th (ernie4-5-moe.cpp:64)",
+        "leading_dense_block_count on (ernie4-5.cpp:49), used in every interleave_moe_layer_step-th "
+        "(ernie4-5-moe.cpp:64)",
     ),
     Architecture(
         name="gemma4",
@@ -553,7 +561,7 @@ _ROWS = (
         mtp_source="hy-v3.cpp:334",
         mtp_absent="loads",
         note="exp_probs_b without suffix (hy-v3.cpp:68); width fallback :48; a NextN block is dense where it has no "
-        "router (:325 of the NextN graph), and its experts take memory even when it is not used (:67-75)",
+        "router (:325), and its experts take memory even when it is not used (:67-75)",
     ),
     Architecture(
         name="hy_v4",
@@ -595,7 +603,8 @@ _ROWS = (
         source="minimax-01.cpp:442",
         tensors="minimax-01.cpp:56-59",
         gating="softmax",
-        note="lightning attention hybrid; the call passes a selection bias that is never created; gate optional (:57)",
+        note="lightning attention hybrid; gate optional (minimax-01.cpp:57); the call passes a selection bias (:447) "
+        "that is never created",
     ),
     Architecture(
         name="minimax-m2",
@@ -647,6 +656,7 @@ _ROWS = (
         tensors="nomic-bert-moe.cpp:38-40",
         gating="softmax",
         causal=False,
+        headless=True,
         note="encoder, no memory (llama-model.cpp:2362): llama_decode encodes; GELU without gate; experts where the "
         "block number % moe_every_n_layers is 1 (nomic-bert-moe.cpp:37); weights not normalised (bert.cpp:174)",
     ),

@@ -30,19 +30,25 @@ class MoeBlock:
 
 @dataclass(frozen=True)
 class MoeLayout:
-    """A model as the tables see it. `n_group` is 1 where routing knows no groups."""
+    """A model as the tables see it.
+
+    Of `n_block` blocks the first `n_trunk` are run by ordinary decoding, the others are MTP (NextN) blocks. `n_group`
+    is 1 where routing knows no groups.
+    """
 
     architecture: Architecture
     n_block: int
+    n_trunk: int
     n_expert: int
     n_shared: int
     n_group: int
     n_group_used: int
+    causal: bool
     blocks: tuple[MoeBlock, ...]
 
     @cached_property
     def trunk(self) -> tuple[MoeBlock, ...]:
-        """The MoE blocks that ordinary decoding runs; the others are MTP."""
+        """The MoE blocks that ordinary decoding runs."""
         return tuple(block for block in self.blocks if not block.mtp)
 
     @cached_property
@@ -68,17 +74,23 @@ class MoeLayout:
             biased = f"blk.{block.index}.ffn_down_exps.bias" in block.per_expert
             outputs = EXPERT_OUTPUT_BIASED if biased else EXPERT_OUTPUT
             blocks.append(RoutedBlock(block.index, block.n_used, outputs))
-        return RoutingNodes(tuple(blocks), self.n_expert, self.architecture.weighted_input, self.architecture.causal)
+        return RoutingNodes(
+            tuple(blocks), self.n_expert, self.architecture.weighted_input, self.causal, self.architecture.headless
+        )
 
     def check_keep(self, n_keep: int) -> None:
         """Raise InfeasiblePlan unless llama.cpp can route among `n_keep` experts per block."""
         per_group, rest = divmod(n_keep, self.n_group)
-        if not 1 <= n_keep <= self.n_expert:
-            raise InfeasiblePlan(f"{n_keep} of {self.n_expert} experts cannot be kept; keep 1 to {self.n_expert}")
+        if not 2 <= n_keep <= self.n_expert:  # llama.cpp takes a model of one expert for dense, or aborts
+            raise InfeasiblePlan(f"{n_keep} of {self.n_expert} experts cannot be kept; keep 2 to {self.n_expert}")
         if n_keep < self.n_used:
             raise InfeasiblePlan(
                 f"keeping {n_keep} of {self.n_expert} experts, but the router picks {self.n_used} per token; "
                 f"keep at least {self.n_used}"
+            )
+        if n_keep in self.architecture.refuse_counts:
+            raise InfeasiblePlan(
+                f"{n_keep} experts: {self.architecture.refuse_counts[n_keep]}; keep one more or one less"
             )
         if self.n_group == 1:
             return
@@ -106,9 +118,7 @@ def bind(file: GgufFile) -> MoeLayout:
     name = architecture.name
     n_expert = _integer(file, f"{name}.expert_count")
     n_block = _integer(file, f"{name}.block_count")
-    n_trunk = n_block - _integer(file, f"{name}.nextn_predict_layers")
-    if not n_expert:
-        raise UnsupportedModel(f"{file.path}: {name}.expert_count is 0, the model is dense: no routed experts to prune")
+    n_trunk = n_block - _mtp_blocks(file, architecture, n_block)
     if n_expert > MAX_EXPERTS:
         raise FormatError(f"{file.path}: {name}.expert_count is {n_expert}, llama.cpp allows {MAX_EXPERTS}")
     if n_expert in architecture.refuse_counts:
@@ -131,7 +141,8 @@ def bind(file: GgufFile) -> MoeLayout:
             "groups must be equal and some used, llama.cpp aborts on this file"
         )
     n_shared = _integer(file, f"{name}.expert_shared_count")
-    layout = MoeLayout(architecture, n_block, n_expert, n_shared, n_group, n_group_used, tuple(blocks))
+    causal = architecture.causal and bool(file.get(f"{name}.attention.causal", True))
+    layout = MoeLayout(architecture, n_block, n_trunk, n_expert, n_shared, n_group, n_group_used, causal, tuple(blocks))
     layout.check_keep(n_expert)
     return layout
 
@@ -140,16 +151,22 @@ def _architecture(file: GgufFile) -> Architecture:
     name = file.get("general.architecture")
     if not isinstance(name, str):
         raise FormatError(f"{file.path}: metadata key general.architecture is missing; this is not a model file")
+    if not file.get(f"{name}.expert_count"):
+        raise UnsupportedModel(f"{file.path}: a dense {name} model: no routed experts to prune")
     row = ARCHITECTURES.get(name)
     if row is None:
-        if not file.get(f"{name}.expert_count"):
-            raise UnsupportedModel(f"{file.path}: a dense {name} model: no routed experts to prune")
         raise UnsupportedModel(
             f"{file.path}: architecture {name!r} is in no table of ggufreap; unknown models are refused, not guessed"
         )
     if row.refuse:
         raise UnsupportedModel(f"{file.path}: {name}: {row.refuse}")
     return row
+
+
+def _mtp_blocks(file: GgufFile, architecture: Architecture, n_block: int) -> int:
+    declared = _integer(file, f"{architecture.name}.nextn_predict_layers")
+    probe = f"blk.{n_block - declared}.nextn.eh_proj.weight"
+    return 0 if architecture.mtp_absent == "trunk" and probe not in file.by_name else declared
 
 
 def _check_keys(file: GgufFile, architecture: Architecture) -> None:

@@ -1,8 +1,9 @@
 """What pruning does to each ``{arch}.*`` metadata key that has to do with experts.
 
-Rows name the place in llama.cpp that reads the key (``file.cpp:line`` in ``src/`` or ``src/models/`` of the tree inside
-llama-cpp-python 0.3.36). The templates are in llama-arch.cpp:194-323. A key with "expert" in its name that has no row
-must be refused; any other key without a row does not depend on the experts and keeps its bytes.
+Rows name the place in llama.cpp that reads the key: ``file.cpp:line`` is ``src/models/file.cpp`` if there is one, else
+``src/file.cpp``, of the tree inside llama-cpp-python 0.3.36 (upstream commit 0c1e57098bba). The templates are in
+llama-arch.cpp:194-323. A key with "expert" in its name that has no row must be refused; any other key without a row
+does not depend on the experts and keeps its bytes.
 
 ``llama_model_base::load_hparams`` checks the counts with GGML_ASSERT (llama-model.cpp:1361-1374), which ends the whole
 process, so a pruned file has to satisfy all of this before llama.cpp sees it:
@@ -140,3 +141,24 @@ EXPERT_KEYS: Mapping[str, MetadataRule] = MappingProxyType({row.suffix: row for 
 def rule_of(suffix: str) -> MetadataRule | None:
     """Return the rule for the key ``{arch}.<suffix>``, or None if it has nothing to do with experts as far as known."""
     return EXPERT_KEYS.get(suffix)
+
+
+# Arrays of one entry per block, cut when MTP blocks are dropped (src/llama-model-loader.cpp, get_key_or_arr).
+PER_BLOCK_ARRAYS = frozenset(
+    {
+        "attention.compress_ratios",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.indexer.types",
+        "attention.recurrent_layers",
+        "attention.rope_pattern",
+        "attention.sliding_window_pattern",
+        "expert_feed_forward_length",
+        "expert_used_count",
+        "feed_forward_length",
+        "swiglu_clamp_exp",
+        "swiglu_clamp_shexp",
+    }
+)
+# Arrays of another meaning that may happen to be as long as the model is deep.
+OTHER_ARRAYS = frozenset({"rope.dimension_sections", "classifier.output_labels", "deepstack_mapping"})

@@ -28,10 +28,12 @@ class RoutingNodes:
     """All that an engine needs to know of a model's routing.
 
     `weighted_input`: the router weight multiplies the expert's input instead of its output (llama4).
-    `causal` is False where the whole batch must be one micro-batch (diffusion and encoder models).
+    `causal` is False where the whole batch must be one micro-batch (diffusion and encoder models); `headless` where the
+    model ends in hidden states instead of logits.
     """
 
     blocks: tuple[RoutedBlock, ...]
     n_expert: int
     weighted_input: bool
     causal: bool
+    headless: bool

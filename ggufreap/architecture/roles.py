@@ -1,7 +1,7 @@
 """What pruning does to each tensor of a transformer block, by the tensor's name.
 
-Every row is a fact about llama.cpp with the place to look it up: ``file.cpp:line`` means ``src/file.cpp`` or
-``src/models/file.cpp`` of the tree inside llama-cpp-python 0.3.36 (upstream commit 0c1e57098bba).
+Every row is a fact about llama.cpp with the place to look it up: ``file.cpp:line`` is ``src/models/file.cpp`` if there
+is one, else ``src/file.cpp``, of the tree inside llama-cpp-python 0.3.36 (upstream commit 0c1e57098bba).
 
 A *stem* is a tensor name without its ``blk.N.`` prefix, for example ``ffn_gate_exps.weight``. Only block tensors have
 stems. A tensor outside the blocks (``token_embd``, ``output``, ``output_norm``, ``rope_freqs``, ``output_hc_*``,

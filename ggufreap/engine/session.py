@@ -80,6 +80,8 @@ class LlamaSession:
         n_threads = settings.n_threads or default_threads()
         parameters.n_threads = parameters.n_threads_batch = n_threads
         parameters.cb_eval = self._callback
+        if self._nodes.headless:
+            parameters.embeddings, parameters.pooling_type = True, self._llama.LLAMA_POOLING_TYPE_NONE
         context = self._llama.llama_init_from_model(self._model, parameters)
         if not context:
             self.close()
@@ -136,12 +138,19 @@ class LlamaSession:
         return tap.batches
 
     def logits(self, tokens: Tokens, keep: Keep | None = None) -> npt.NDArray[np.float32]:
-        """Logits `[n_tokens, n_vocab]` of one chunk, experts outside `keep` masked."""
+        """Logits `[n_tokens, n_vocab]` of one chunk, experts outside `keep` masked.
+
+        Of a model without output head: its final hidden states `[n_tokens, n_embd]`.
+        """
         tap = MaskTap(self._nodes, keep, self._reader) if keep else None
-        result = np.empty((len(tokens), self.n_vocab), np.float32)
+        llama = self._llama
+        if self._nodes.headless:
+            width, get = llama.llama_model_n_embd(self._model), llama.llama_get_embeddings
+        else:
+            width, get = self.n_vocab, llama.llama_get_logits
+        result = np.empty((len(tokens), width), np.float32)
         for start, count in self._decode(tokens, tap):
-            rows = self._llama.llama_get_logits(self._context)
-            result[start : start + count] = np.ctypeslib.as_array(rows, (count, self.n_vocab))
+            result[start : start + count] = np.ctypeslib.as_array(get(self._context), (count, width))
         return result
 
     def _decode(self, tokens: Tokens, tap: Tap | None) -> Iterator[tuple[int, int]]:

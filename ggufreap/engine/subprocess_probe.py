@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,26 @@ from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import EngineError, GgufReapError
 
 
-def logits(model: Path, tokens: Tokens, settings: EngineSettings, keep: Keep | None = None) -> npt.NDArray[np.float32]:
-    """Logits `[n_tokens, n_vocab]` of `model`, experts outside `keep` masked; EngineError if llama.cpp dies."""
+def logits(
+    model: Path, tokens: Tokens, settings: EngineSettings, keeps: Sequence[Keep | None]
+) -> list[npt.NDArray[np.float32]]:
+    """Logits `[n_tokens, n_vocab]` of `model`, once per keep-set, the experts outside of it masked (None: all stay).
+
+    Raises EngineError when llama.cpp refuses the file or dies on it.
+    """
     with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
         request, answer = Path(folder) / "request.npz", Path(folder) / "answer.npy"
-        kept = {str(block): list(experts) for block, experts in (keep or {}).items()}
-        job = {"model": str(model), "settings": vars(settings), "keep": kept}
+        job = {"model": str(model), "settings": vars(settings), "keeps": [keep and _plain(keep) for keep in keeps]}
         np.savez(request, job=np.array(json.dumps(job)), tokens=tokens)
         command = [sys.executable, "-m", __name__, str(request), str(answer)]
         result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if result.returncode != 0:
             raise EngineError(_last_words(model, result))
-        return np.asarray(np.load(answer), np.float32)
+        return list(np.load(answer))
+
+
+def _plain(keep: Keep) -> dict[int, list[int]]:
+    return {block: list(experts) for block, experts in keep.items()}
 
 
 def _last_words(model: Path, result: subprocess.CompletedProcess[str]) -> str:
@@ -44,10 +53,10 @@ def _last_words(model: Path, result: subprocess.CompletedProcess[str]) -> str:
 def _main(request: Path, answer: Path) -> None:
     with np.load(request) as archive:
         job, tokens = json.loads(str(archive["job"])), archive["tokens"]
-    keep = {int(block): experts for block, experts in job["keep"].items()}
+    keeps = [keep and {int(block): experts for block, experts in keep.items()} for keep in job["keeps"]]
     file = open_gguf(job["model"])
     with LlamaSession(file.path, bind(file).nodes, EngineSettings(**job["settings"])) as session:
-        np.save(answer, session.logits(tokens, keep or None))
+        np.save(answer, np.stack([session.logits(tokens, keep) for keep in keeps]))
 
 
 if __name__ == "__main__":

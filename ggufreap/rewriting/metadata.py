@@ -9,44 +9,25 @@ from gguf.constants import GGUFValueType
 from gguf.utility import model_weight_count_rounded_notation
 
 from ggufreap.architecture.layout import MoeLayout
+from ggufreap.architecture.metadata import OTHER_ARRAYS, PER_BLOCK_ARRAYS
 from ggufreap.container import GgufFile, MetadataEntry, Value, encode
 from ggufreap.errors import UnsupportedModel
 from ggufreap.planning import PruningPlan
 
 STRING, U32 = GGUFValueType.STRING, GGUFValueType.UINT32
 LINEAGE = ("author", "organization", "version", "repo_url")
-# Arrays of one entry per block, cut when MTP blocks are dropped (src/llama-model-loader.cpp, get_key_or_arr).
-PER_BLOCK = frozenset(
-    {
-        "attention.compress_ratios",
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.indexer.types",
-        "attention.recurrent_layers",
-        "attention.rope_pattern",
-        "attention.sliding_window_pattern",
-        "expert_feed_forward_length",
-        "expert_used_count",
-        "feed_forward_length",
-        "swiglu_clamp_exp",
-        "swiglu_clamp_shexp",
-    }
-)
-# Arrays of another meaning that may happen to be as long as the model is deep.
-NOT_PER_BLOCK = frozenset({"rope.dimension_sections", "classifier.output_labels", "deepstack_mapping"})
 
 
 def pruned_metadata(
-    file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_parameters: int, version: str
+    file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_block: int, n_parameters: int, version: str
 ) -> list[MetadataEntry]:
     """The entries of the pruned file, in the order of the original, new ones last.
 
-    `n_parameters`: the weights that stay, all tensors together.
+    `n_block`: the blocks that stay, fewer where MTP blocks are dropped; `n_parameters`: the weights that stay.
     """
-    dropped = sum(block.mtp for block in layout.blocks) if plan.mtp == "drop" else 0
-    edits = _counts(file, layout, plan, dropped) | _names(file, layout, plan, n_parameters)
-    if dropped:
-        edits |= _shorter_arrays(file, layout, dropped)
+    edits = _counts(file, layout, plan, n_block) | _names(file, layout, plan, n_parameters)
+    if n_block < layout.n_block:
+        edits |= _shorter_arrays(file, layout, n_block)
     edits |= _provenance(plan, layout, version)
     entries = []
     for key, entry in file.metadata.items():
@@ -61,28 +42,28 @@ def _edited(entry: MetadataEntry, value: Value) -> MetadataEntry:
     return encode(entry.key, value, entry.item_type)
 
 
-def _counts(file: GgufFile, layout: MoeLayout, plan: PruningPlan, dropped: int) -> dict[str, MetadataEntry]:
+def _counts(file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_block: int) -> dict[str, MetadataEntry]:
     name = layout.architecture.name
     values = {f"{name}.expert_count": plan.n_keep}
-    if dropped:
-        values |= {f"{name}.block_count": layout.n_block - dropped, f"{name}.nextn_predict_layers": 0}
+    if n_block < layout.n_block:
+        values |= {f"{name}.block_count": n_block, f"{name}.nextn_predict_layers": 0}
     return {key: _edited(file.metadata[key], value) for key, value in values.items()}
 
 
-def _shorter_arrays(file: GgufFile, layout: MoeLayout, dropped: int) -> dict[str, MetadataEntry]:
+def _shorter_arrays(file: GgufFile, layout: MoeLayout, n_block: int) -> dict[str, MetadataEntry]:
     prefix = f"{layout.architecture.name}."
     edits = {}
     for key, entry in file.metadata.items():
         suffix = key.removeprefix(prefix)
-        if suffix == key or not entry.is_array or entry.count != layout.n_block or suffix in NOT_PER_BLOCK:
+        if suffix == key or not entry.is_array or entry.count != layout.n_block or suffix in OTHER_ARRAYS:
             continue
-        if suffix not in PER_BLOCK:
+        if suffix not in PER_BLOCK_ARRAYS:
             raise UnsupportedModel(
                 f"{file.path}: array {key} has one entry per block but no table says what dropping MTP blocks does to "
                 "it; use --mtp mirror"
             )
         assert isinstance(entry.value, list)  # is_array
-        edits[key] = _edited(entry, entry.value[: layout.n_block - dropped])
+        edits[key] = _edited(entry, entry.value[:n_block])
     return edits
 
 

@@ -43,11 +43,11 @@ def lower(
 
     One file, or the source's own shards with `keep_split`, or shards of at most `split_max_size` bytes of tensors.
     """
-    dropped = _dropped_blocks(file, layout, plan)
-    records = [record for record in file.tensors if _block(record) not in dropped]
+    n_block = _blocks_that_stay(file, layout, plan)
+    records = [record for record in file.tensors if _block(record) < n_block]
     tensors = {record.name: _output(file, record, layout, plan) for record in records}
     n_parameters = sum(tensor.n_elements for tensor in tensors.values())
-    metadata = pruned_metadata(file, layout, plan, n_parameters, __version__)
+    metadata = pruned_metadata(file, layout, plan, n_block, n_parameters, __version__)
     groups = _groups(file, records, tensors, split_max_size, keep_split)
     return RewriteScript(lay_out(out, metadata, groups, file.alignment), file.nbytes, n_parameters)
 
@@ -72,11 +72,12 @@ def _block(record: TensorRecord) -> int:
     return int(match[1]) if match else -1
 
 
-def _dropped_blocks(file: GgufFile, layout: MoeLayout, plan: PruningPlan) -> frozenset[int]:
-    dropped = frozenset(block.index for block in layout.blocks if block.mtp) if plan.mtp == "drop" else frozenset()
-    if dropped and layout.architecture.mtp_drop_refuse:
+def _blocks_that_stay(file: GgufFile, layout: MoeLayout, plan: PruningPlan) -> int:
+    if plan.mtp != "drop" or layout.n_trunk == layout.n_block:
+        return layout.n_block
+    if layout.architecture.mtp_drop_refuse:
         raise UnsupportedModel(f"{file.path}: --mtp drop: {layout.architecture.mtp_drop_refuse}; use --mtp mirror")
-    return dropped
+    return layout.n_trunk
 
 
 def _output(file: GgufFile, record: TensorRecord, layout: MoeLayout, plan: PruningPlan) -> OutputTensor:
