@@ -216,7 +216,7 @@ def load_plan(path: Path) -> PruningPlan:
             data["n_keep"],
             data.get("mtp", "mirror"),
             {block: tuple(int(expert) for expert in layer.pop("keep")) for block, layer in layers.items()},
-            layers,
+            {block: layer for block, layer in layers.items() if layer},
             data.get("corpus", ""),
         )
     except OSError as error:

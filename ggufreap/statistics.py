@@ -126,7 +126,7 @@ def save(path: Path, statistics: ExpertStatistics, provenance: Provenance) -> No
 def load(path: Path) -> tuple[ExpertStatistics, Provenance]:
     """Read what `save` wrote; raises InputError for anything else."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             header = json.loads(str(archive["header"]))
             values = {name: archive[name] for name in ACCUMULATORS}
         if header["schema"] != SCHEMA:

@@ -1,0 +1,40 @@
+"""An engine without llama.cpp: deterministic routing and logits, so that most tests need no native library."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ggufreap.architecture.nodes import EXPERT_OUTPUT, RoutedBlock, RoutingNodes
+from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
+
+
+class FakeEngine:
+    """Routes by a seeded table of token and block, so equal chunks give equal results wherever they come."""
+
+    n_vocab = 128
+
+    def __init__(
+        self, blocks: Sequence[int] = (0, 1), n_expert: int = 8, n_used: int = 2, bos: int | None = None
+    ) -> None:
+        routed = tuple(RoutedBlock(block, n_used, EXPERT_OUTPUT) for block in blocks)
+        self.nodes = RoutingNodes(routed, n_expert, weighted_input=False, causal=True, headless=False)
+        self.bos = bos
+        self.n_routed = 0
+
+    def tokenize(self, text: str) -> Tokens:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32) % self.n_vocab
+
+    def route(self, tokens: Tokens) -> list[RoutedBatch]:
+        self.n_routed += 1
+        batches = []
+        for block in self.nodes.blocks:
+            table = np.random.default_rng(block.index)
+            order = table.random((self.n_vocab, self.nodes.n_expert)).argsort(axis=1)[:, : block.n_used]
+            weights, norms, peaks = table.random((3, self.n_vocab, block.n_used)).astype(np.float32)
+            experts = order.astype(np.int32)[tokens]
+            g, f = weights[tokens], norms[tokens]
+            batches.append(RoutedBatch(block.index, experts, g, f, g * f, peaks[tokens]))
+        return batches
+
+    def logits(self, tokens: Tokens, keep: Keep | None = None) -> np.ndarray:
+        return np.random.default_rng(7).normal(size=(self.n_vocab, self.n_vocab)).astype(np.float32)[tokens]

@@ -1,0 +1,149 @@
+"""Statistics are sums: of hand-made batches, over any split of the data, through files and interruptions."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_engine import FakeEngine
+
+from ggufreap.calibration import checkpoint_path, observe
+from ggufreap.corpus import Corpus
+from ggufreap.engine.protocol import RoutedBatch
+from ggufreap.errors import InputError, MismatchError
+from ggufreap.statistics import ACCUMULATORS, ExpertStatistics, Provenance, load, save
+
+PROVENANCE = Provenance("model", "corpus", "test", 16, 16, "0")
+
+
+def corpus(n_chunks: int = 6, n_ctx: int = 16) -> Corpus:
+    return Corpus(np.random.default_rng(1).integers(0, 128, (n_chunks, n_ctx)).astype(np.int32), "test")
+
+
+def test_the_sums_of_a_batch_made_by_hand() -> None:
+    batch = RoutedBatch(
+        block=3,
+        experts=np.array([[0, 2], [2, 1]], np.int32),
+        weights=np.array([[0.75, 0.25], [0.5, 0.5]], np.float32),
+        norms=np.array([[4, 8], [2, 6]], np.float32),
+        contributions=np.array([[3, 2], [1, 3]], np.float32),
+        peaks=np.array([[1, 5], [2, 7]], np.float32),
+    )
+    found = ExpertStatistics.empty([3], [2], 4).observe([batch], n_tokens=2)
+    expected = {
+        "count": [1, 1, 2, 0],
+        "sum_g": [0.75, 0.5, 0.75, 0],
+        "sum_f": [4, 6, 10, 0],
+        "sum_gf": [3, 3, 3, 0],
+        "sum_gf2": [9, 9, 5, 0],
+        "max_f": [1, 7, 5, 0],
+    }
+    assert {name: values[0].tolist() for name, values in found.values.items()} == expected
+    assert set(expected) == set(ACCUMULATORS)
+    found.check()
+
+
+def observed(chunks: np.ndarray, engine: FakeEngine) -> ExpertStatistics:
+    statistics = ExpertStatistics.empty([0, 1], [2, 2], 8)
+    for chunk in chunks:
+        statistics = statistics.observe(engine.route(chunk), len(chunk))
+    return statistics
+
+
+@pytest.mark.parametrize("cut", range(7))
+def test_two_parts_add_up_to_the_whole(cut: int) -> None:
+    chunks, engine = corpus().chunks, FakeEngine()
+    whole = observed(chunks, engine)
+    parts = observed(chunks[:cut], engine) + observed(chunks[cut:], engine)
+    assert (parts.n_tokens, parts.n_chunks) == (whole.n_tokens, whole.n_chunks)
+    for name in ACCUMULATORS:
+        np.testing.assert_allclose(parts.values[name], whole.values[name], rtol=1e-14)
+
+
+def test_statistics_of_different_models_do_not_add() -> None:
+    with pytest.raises(MismatchError, match="different models"):
+        ExpertStatistics.empty([0], [2], 8) + ExpertStatistics.empty([0], [2], 9)
+
+
+def test_a_missing_token_is_noticed() -> None:
+    statistics = observed(corpus().chunks, FakeEngine())
+    with pytest.raises(MismatchError, match="block 0 counted 192 routed tokens"):
+        replace(statistics, n_tokens=statistics.n_tokens + 1).check()
+
+
+def test_a_file_gives_back_every_bit(tmp_path: Path) -> None:
+    statistics = observed(corpus().chunks, FakeEngine())
+    save(tmp_path / "s.npz", statistics, PROVENANCE)
+    again, provenance = load(tmp_path / "s.npz")
+    assert provenance == PROVENANCE
+    assert same(again, statistics)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
+
+
+def same(a: ExpertStatistics, b: ExpertStatistics) -> bool:
+    values = all(np.array_equal(a.values[name], b.values[name]) for name in ACCUMULATORS)
+    return values and replace(a, values={}) == replace(b, values={})
+
+
+class Interrupted(FakeEngine):
+    """Ctrl-C, or worse, in the middle of chunk `at`."""
+
+    def __init__(self, at: int, failure: type[BaseException]) -> None:
+        super().__init__()
+        self.at, self.failure = at, failure
+
+    def route(self, tokens: np.ndarray) -> list[RoutedBatch]:
+        if self.n_routed == self.at:
+            raise self.failure
+        return super().route(tokens)
+
+
+class Killed(BaseException):
+    """Stands for a process that ends without a word."""
+
+
+@pytest.mark.parametrize(("at", "failure"), list(itertools.product([0, 1, 4, 5], [KeyboardInterrupt, Killed])))
+def test_a_resumed_calibration_ends_bit_identical(tmp_path: Path, at: int, failure: type[BaseException]) -> None:
+    engine, out = FakeEngine(), tmp_path / "s.npz"
+    whole = observe(engine, engine.nodes, corpus(), PROVENANCE, tmp_path / "whole.npz")
+    with pytest.raises(failure):
+        observe(Interrupted(at, failure), engine.nodes, corpus(), PROVENANCE, out, checkpoint_seconds=0)
+    assert not out.exists()
+    engine.n_routed = 0
+    resumed = observe(engine, engine.nodes, corpus(), PROVENANCE, out)
+    assert engine.n_routed == 6 - at
+    assert same(resumed, whole)
+    assert same(load(out)[0], load(tmp_path / "whole.npz")[0])
+    assert not checkpoint_path(out).exists()
+
+
+def test_a_finished_calibration_is_used_again(tmp_path: Path) -> None:
+    engine, out = FakeEngine(), tmp_path / "s.npz"
+    first = observe(engine, engine.nodes, corpus(), PROVENANCE, out)
+    engine.n_routed = 0
+    assert same(observe(engine, engine.nodes, corpus(), PROVENANCE, out), first)
+    assert engine.n_routed == 0
+
+
+def test_an_unfinished_calibration_of_other_text_is_not_touched(tmp_path: Path) -> None:
+    engine, out = FakeEngine(), tmp_path / "s.npz"
+    with pytest.raises(KeyboardInterrupt):
+        observe(Interrupted(3, KeyboardInterrupt), engine.nodes, corpus(), PROVENANCE, out)
+    with pytest.raises(MismatchError, match="another corpus"):
+        observe(engine, engine.nodes, corpus(), replace(PROVENANCE, corpus="other"), out)
+    assert load(checkpoint_path(out))[0].n_chunks == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04broken"])
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "s.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"s\.npz"):
+        load(path)
+
+
+def test_another_npz_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "s.npz", a=np.zeros(3))
+    with pytest.raises(InputError, match="not a statistics file"):
+        load(tmp_path / "s.npz")
