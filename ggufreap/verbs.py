@@ -199,7 +199,7 @@ def verify(
     source, layout, identity = _open(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     check_plan(chosen, identity, layout)
-    settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS)
+    settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS, exact=True)
 
     def logits(path: Path, ids: Tokens, keeps: Sequence[Keep | None]) -> list[npt.NDArray[np.float32]]:
         return subprocess_probe.logits(path, ids, settings, keeps)

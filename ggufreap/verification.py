@@ -18,11 +18,11 @@ from ggufreap.planning import PruningPlan
 from ggufreap.progress import Bar, Progress, silent
 
 # Per token, normalised squared error of the pruned logits against the masked original's; the median over tokens counts.
-# Both compute the same, but a softmax over fewer experts may round its last bit another way, and quantised matrix
-# products carry that on: tiny models give 0 to 1e-7, deep quantised ones more, and once in a while a token's last
-# expert is decided by that bit. A wrong expert anywhere moves every token about as much as the pruning itself does.
-TOLERANCE = 1e-6
-TOLERANCE_OF_EFFECT = 0.01
+# Both compute the same, but a softmax over fewer experts may round its last bit another way, and products that round
+# their inputs to 8 bits carry that on: random models give 0, a trained Q8_0 model of 4 blocks 5e-6, and once in a while
+# that bit decides a token's last expert. Wrong experts change every token, by 1e-2 to 1 on the same models.
+TOLERANCE = 1e-4
+TOLERANCE_OF_EFFECT = 0.05
 N_TOKENS = 64
 COMPARE_BYTES = 16 << 20
 

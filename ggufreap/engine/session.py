@@ -27,13 +27,14 @@ class EngineSettings:
     """How llama.cpp runs; names and defaults are llama.cpp's own flags (`-c -ub -t -ngl`).
 
     `n_ctx`: tokens per chunk; `n_ubatch`: tokens computed at once; `n_threads` 0: one per core this process may use;
-    `n_gpu_layers` -1: as many as llama.cpp chooses.
+    `n_gpu_layers` -1: as many as llama.cpp chooses; `exact`: no half precision in attention, for comparisons.
     """
 
     n_ctx: int = 512
     n_ubatch: int = 512
     n_threads: int = 0
     n_gpu_layers: int = -1
+    exact: bool = False
 
 
 class LlamaSession:
@@ -80,6 +81,9 @@ class LlamaSession:
         n_threads = settings.n_threads or default_threads()
         parameters.n_threads = parameters.n_threads_batch = n_threads
         parameters.cb_eval = self._callback
+        if settings.exact:
+            parameters.type_k = parameters.type_v = self._llama.GGML_TYPE_F32
+            parameters.flash_attn_type = self._llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if self._nodes.headless:
             parameters.embeddings, parameters.pooling_type = True, self._llama.LLAMA_POOLING_TYPE_NONE
         context = self._llama.llama_init_from_model(self._model, parameters)
