@@ -12,10 +12,10 @@ _installed: list[Any] = []  # llama.cpp holds only the callback's address
 
 
 def install(llama: Any) -> None:
-    """Route the log here, once per process; importing llama_cpp installs a printing one of its own."""
+    """Route the log here; importing llama_cpp, and whoever else uses it, installs a callback too."""
     if not _installed:
         _installed.append(llama.llama_log_callback(_on_line))
-        llama.llama_log_set(_installed[0], ctypes.c_void_p(0))
+    llama.llama_log_set(_installed[0], ctypes.c_void_p(0))
     _errors.clear()
 
 
