@@ -12,6 +12,7 @@ from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.corpus import Corpus
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import MismatchError
+from ggufreap.files import check_folder
 from ggufreap.progress import Progress, silent
 from ggufreap.statistics import ExpertStatistics, Provenance, load, save
 
@@ -38,13 +39,12 @@ def observe(
 
     What is already there of the same model, corpus and settings is used: a finished file as it is, an unfinished run
     from its last checkpoint.
-    Raises MismatchError when the checkpoint belongs to other work, NumericFailure on NaN or infinite activations.
+    Raises MismatchError when either belongs to other work, NumericFailure on NaN or infinite activations.
     """
+    check_folder(out)
     if out.exists():
-        statistics, found = load(out)
-        if found == provenance:
-            _LOG.info("%s holds these statistics already", out)
-            return statistics
+        _LOG.info("using the statistics in %s", out)
+        return _load_same(out, provenance, "holds statistics")
     checkpoint = checkpoint_path(out)
     statistics = _resume(checkpoint, nodes, provenance)
     n_ctx, done = corpus.chunks.shape[1], statistics.n_tokens
@@ -70,11 +70,12 @@ def _resume(checkpoint: Path, nodes: RoutingNodes, provenance: Provenance) -> Ex
     if not checkpoint.exists():
         blocks = [block.index for block in nodes.blocks]
         return ExpertStatistics.empty(blocks, [block.n_used for block in nodes.blocks], nodes.n_expert)
-    statistics, found = load(checkpoint)
-    differing = [name for name, value in vars(found).items() if value != getattr(provenance, name)]
+    return _load_same(checkpoint, provenance, "holds an unfinished calibration")
+
+
+def _load_same(path: Path, provenance: Provenance, what: str) -> ExpertStatistics:
+    statistics, found = load(path)
+    differing = provenance.differences(found)
     if differing:
-        raise MismatchError(
-            f"{checkpoint} holds an unfinished calibration with another {', '.join(differing)}; "
-            "finish that one, delete the file, or choose another -o"
-        )
+        raise MismatchError(f"{path} {what} with another {', '.join(differing)}; delete the file or choose another -o")
     return statistics

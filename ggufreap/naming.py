@@ -24,8 +24,7 @@ def pruned_name(model: Path, label: str) -> str:
 
 
 def target(model: Path, out: Path | None, label: str) -> Path:
-    """Where the pruned file goes: `out` itself, a name of its own in the folder `out`, or beside the model."""
-    name = pruned_name(model, label)
-    if out is None:
-        return model.parent / name
-    return out / name if out.is_dir() else out
+    """Where the pruned file goes: the file `out` (it ends in .gguf), the folder `out`, or beside the model."""
+    if out is not None and out.suffix == ".gguf" and not out.is_dir():
+        return out
+    return (out or model.parent) / pruned_name(model, label)

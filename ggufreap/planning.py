@@ -13,6 +13,7 @@ import numpy as np
 
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
+from ggufreap.files import replacing
 from ggufreap.statistics import Floats
 
 SCHEMA = "ggufreap.plan/1"
@@ -196,9 +197,8 @@ def check_plan(plan: PruningPlan, model: ModelIdentity, layout: MoeLayout) -> No
 
 def save_plan(path: Path, plan: PruningPlan) -> None:
     """Write the plan as JSON."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(plan.to_json(), encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as file:
+        file.write(plan.to_json().encode())
 
 
 def load_plan(path: Path) -> PruningPlan:

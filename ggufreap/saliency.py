@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap.architecture.layout import MoeLayout
-from ggufreap.container import GgufFile, TensorRecord
+from ggufreap.container import GgufFile, TensorRecord, type_name
+from ggufreap.errors import UnsupportedModel
 from ggufreap.progress import Progress, silent
 from ggufreap.statistics import ExpertStatistics, Floats
 
@@ -90,4 +91,10 @@ def _expert_weights(file: GgufFile, record: TensorRecord, expert: int) -> npt.ND
 
     size = record.nbytes // record.shape[0]
     data = file.map(record, expert * size, size).reshape(record.shape[1], -1)
-    return cast(npt.NDArray[np.float32], dequantize(data, GGMLQuantizationType(record.type)))
+    try:
+        return cast(npt.NDArray[np.float32], dequantize(data, GGMLQuantizationType(record.type)))
+    except (NotImplementedError, ValueError):
+        raise UnsupportedModel(
+            f"{record.name} is {type_name(record.type)}, which the gguf package cannot read; "
+            "use a method that calibrates, such as reap"
+        ) from None

@@ -4,7 +4,6 @@ An accumulator is a row of `ACCUMULATORS`; adding a statistic means adding a row
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from ggufreap.engine.protocol import RoutedBatch
 from ggufreap.errors import InputError, MismatchError
+from ggufreap.files import replacing
 
 SCHEMA = "ggufreap.statistics/1"
 Floats = npt.NDArray[np.float64]
@@ -42,14 +42,20 @@ ACCUMULATORS: Mapping[str, Accumulator] = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where statistics come from: two may be added, or one resumed, only if these agree."""
+    """Where statistics come from; `source` is what the corpus was called, `version` who observed."""
 
     model: str  # fingerprint of the file
     corpus: str  # SHA-256 of the token chunks
-    source: str  # how the corpus was named
     n_ctx: int
     n_ubatch: int
+    source: str
     version: str
+
+    def differences(self, other: Self) -> list[str]:
+        """In what `other` differs so that its sums are others."""
+        return [
+            name for name in ("model", "corpus", "n_ctx", "n_ubatch") if getattr(self, name) != getattr(other, name)
+        ]
 
 
 @dataclass(frozen=True)
@@ -115,12 +121,8 @@ def save(path: Path, statistics: ExpertStatistics, provenance: Provenance) -> No
         "n_chunks": statistics.n_chunks,
     }
     arrays: dict[str, Any] = {"header": np.array(json.dumps(header)), **statistics.values}
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def load(path: Path) -> tuple[ExpertStatistics, Provenance]:

@@ -26,6 +26,7 @@ from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.evaluation import continuation, perplexity
+from ggufreap.files import check_folder
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.planning import (
     MTP_MODES,
@@ -86,6 +87,7 @@ def calibrate(
     An interrupted run goes on where it was when it is called again with the same arguments.
     """
     source, layout, identity = _open(model)
+    check_folder(Path(out))
     settings = settings or EngineSettings()
     with LlamaSession(source.path, layout.nodes, settings) as engine:
         corpus = _corpus(engine, file, tokens, settings.n_ctx)
@@ -114,7 +116,7 @@ def _corpus(engine: LlamaSession, file: str | None, tokens: str | Path | None, n
 
 def _provenance(identity: ModelIdentity, corpus: Corpus, settings: EngineSettings) -> Provenance:
     n_ctx, n_ubatch = corpus.chunks.shape[1], min(settings.n_ubatch, settings.n_ctx)
-    return Provenance(identity.fingerprint, corpus.sha256, corpus.source, n_ctx, n_ubatch, __version__)
+    return Provenance(identity.fingerprint, corpus.sha256, n_ctx, n_ubatch, corpus.source, __version__)
 
 
 def plan(
@@ -238,7 +240,9 @@ def prune(
     preview = make_plan(layout, identity, scores, method=method, ratio=ratio, keep=keep, mtp=mtp, corpus=corpus)
     result = naming.target(source.path, Path(out) if out is not None else None, preview.label)
     script = rewrite(source, layout, preview, result)
-    check_target(script.files)
+    if not dry_run:
+        result.parent.mkdir(exist_ok=True)
+        check_target(script.files)
     plan_path = result.with_name(f"{naming.stem_of(result)}.plan.json")
     _LOG.info("%s in each of %d MoE blocks", preview.summary, len(preview.keep))
     _LOG.info("%s -> %s (%s bytes -> %s)", source.path.name, result, f"{source.nbytes:,}", f"{script.nbytes:,}")

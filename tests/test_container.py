@@ -31,7 +31,7 @@ class Count:
 METADATA = {
     "a.string": "Grüße",
     "a.empty_string": "",
-    "a.empty_strings": np.array([], np.str_),
+    "a.empty_strings": [],
     "a.empty_numbers": np.array([], np.int32),
     "a.strings": ["x", "", "yz"],
     "a.u8": np.uint8(200),
@@ -151,7 +151,7 @@ def test_a_split_set_opens_by_any_shard(plain: Path, tmp_path: Path) -> None:
 
 
 def test_shards_written_by_gguf_py_are_read(tmp_path: Path) -> None:
-    tiny_gguf.write(tmp_path / "set.gguf", "toy", METADATA, tensors(), tensors_per_shard=2)
+    tiny_gguf.write(tmp_path / "set.gguf", "toy", METADATA, tensors(), per_shard=2)
     file = open_gguf(tmp_path / "set-00002-of-00003.gguf")
     assert [len(header.tensors) for header in file.headers] == [2, 2, 1]
 

@@ -11,10 +11,10 @@ from fake_engine import FakeEngine
 from ggufreap.calibration import checkpoint_path, observe
 from ggufreap.corpus import Corpus
 from ggufreap.engine.protocol import RoutedBatch
-from ggufreap.errors import InputError, MismatchError
+from ggufreap.errors import InputError, MismatchError, OutputError
 from ggufreap.statistics import ACCUMULATORS, ExpertStatistics, Provenance, load, save
 
-PROVENANCE = Provenance("model", "corpus", "test", 16, 16, "0")
+PROVENANCE = Provenance("model", "corpus", 16, 16, "test", "0")
 
 
 def corpus(n_chunks: int = 6, n_ctx: int = 16) -> Corpus:
@@ -123,6 +123,22 @@ def test_a_finished_calibration_is_used_again(tmp_path: Path) -> None:
     first = observe(engine, engine.nodes, corpus(), PROVENANCE, out)
     engine.n_routed = 0
     assert same(observe(engine, engine.nodes, corpus(), PROVENANCE, out), first)
+    assert engine.n_routed == 0
+
+
+def test_statistics_of_other_text_are_not_overwritten(tmp_path: Path) -> None:
+    engine, out = FakeEngine(), tmp_path / "s.npz"
+    observe(engine, engine.nodes, corpus(), PROVENANCE, out)
+    before = out.read_bytes()
+    with pytest.raises(MismatchError, match="holds statistics with another corpus"):
+        observe(engine, engine.nodes, corpus(), replace(PROVENANCE, corpus="other"), out)
+    assert out.read_bytes() == before
+
+
+def test_a_missing_folder_is_noticed_before_the_work(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    with pytest.raises(OutputError, match="does not exist"):
+        observe(engine, engine.nodes, corpus(), PROVENANCE, tmp_path / "absent" / "s.npz")
     assert engine.n_routed == 0
 
 

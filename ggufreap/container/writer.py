@@ -18,11 +18,11 @@ from ggufreap.container.gguf_file import SPLIT_KEYS, split_path
 from ggufreap.container.header import MAGIC, pad
 from ggufreap.container.values import U32, U64, MetadataEntry, encode
 from ggufreap.errors import OutputError
+from ggufreap.files import PARTIAL, check_folder
 from ggufreap.progress import Bar
 
 CHUNK = 64 << 20  # bytes per kernel copy: large enough to be cheap, small enough for a live progress bar
 BUFFER = 4 << 20  # bytes held when the kernel cannot copy between the two file systems
-PARTIAL = ".partial"
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 
 
@@ -114,13 +114,10 @@ def check_target(files: Sequence[OutputFile]) -> None:
     """Raise OutputError when the files would overwrite their own source or not fit on the disk."""
     sources = {piece.path for file in files for tensor in file.tensors for piece in tensor.pieces}
     for file in files:
-        if file.path.is_dir():
-            raise OutputError(f"{file.path} is a directory; name a file with -o")
+        check_folder(file.path)
         if file.path.exists() and any(source.samefile(file.path) for source in sources):
             raise OutputError(f"{file.path} is the input itself; inputs are never changed, choose another -o")
     folder = files[0].path.parent
-    if not folder.is_dir():
-        raise OutputError(f"the folder {folder} does not exist; make it or choose another -o")
     needed, free = sum(file.nbytes for file in files), shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(
