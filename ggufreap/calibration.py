@@ -12,7 +12,7 @@ from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.corpus import Corpus
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import MismatchError
-from ggufreap.files import check_folder
+from ggufreap.files import check_output
 from ggufreap.progress import Progress, silent
 from ggufreap.statistics import ExpertStatistics, Provenance, load, save
 
@@ -41,7 +41,7 @@ def observe(
     from its last checkpoint.
     Raises MismatchError when either belongs to other work, NumericFailure on NaN or infinite activations.
     """
-    check_folder(out)
+    check_output(out)
     if out.exists():
         _LOG.info("using the statistics in %s", out)
         return _load_same(out, provenance, "holds statistics")

@@ -4,6 +4,8 @@ Exit codes: 0 done, 1 a foreseeable failure, 2 wrong usage, 3 verification faile
 """
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,24 +26,29 @@ example:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    from ggufreap import console
-
-    console.listen(options.verbose)
+    # `kill` and `timeout` stop as Ctrl-C does: nothing half-written stays behind.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
+        from ggufreap import console
+
+        console.listen(options.verbose)
         result, code = options.run(options)
         console.show(result, options.json)
         return int(code)
-    except GgufReapError as error:
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing is lost, the same command goes on from here", 130)
+    except BrokenPipeError:  # `ggufreap inspect … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (GgufReapError, OSError, MemoryError) as error:
         if options.traceback:
             raise
-        console.error(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        console.error("interrupted; nothing is lost, the same command goes on from here")
-        return 130
-    except BrokenPipeError:  # `ggufreap inspect … | head`
-        sys.stderr.close()
-        return 0
+        return _fail(str(error), getattr(error, "exit_code", 1))
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"ggufreap: {message}\n")
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,15 +83,15 @@ def _model(command: argparse.ArgumentParser) -> None:
 
 def _engine(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("llama.cpp")
-    group.add_argument("-c", "--ctx-size", type=_positive, default=512, metavar="N", help="tokens per chunk (512)")
-    group.add_argument("-ub", "--ubatch-size", type=_positive, default=512, metavar="N", help="tokens at once (512)")
+    group.add_argument("-c", "--ctx-size", type=_at_least(1), default=512, metavar="N", help="tokens per chunk (512)")
+    group.add_argument("-ub", "--ubatch-size", type=_at_least(1), default=512, metavar="N", help="tokens at once (512)")
     _device(group)
 
 
 def _device(group: Any) -> None:
-    group.add_argument("-t", "--threads", type=_positive, default=0, metavar="N", help="CPU threads (all cores)")
+    group.add_argument("-t", "--threads", type=_at_least(1), default=0, metavar="N", help="CPU threads (all cores)")
     group.add_argument(
-        "-ngl", "--n-gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU (as many as fit)"
+        "-ngl", "--n-gpu-layers", type=_at_least(-1), default=-1, metavar="N", help="layers on the GPU (as many as fit)"
     )
 
 
@@ -105,7 +112,7 @@ def _target(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mtp", choices=("mirror", "drop"), default="mirror", help="MTP blocks: as the last block (default), or out"
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="for --method random (0)")
+    group.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="for --method random (0)")
 
 
 def _files(command: argparse.ArgumentParser) -> None:
@@ -130,10 +137,12 @@ def _argument(*names: str, **settings: Any) -> Callable[[argparse.ArgumentParser
     return add
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or not minimum <= int(text) < 2**31:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {minimum} to 2147483647")
+        return int(text)
+
     return number
 
 
@@ -185,17 +194,21 @@ def _run_plan(options: argparse.Namespace) -> Result:
     from pathlib import Path
 
     from ggufreap import verbs
+    from ggufreap.files import check_output
     from ggufreap.planning import save_plan
 
+    out = Path(options.output)
+    check_output(out, options.model, options.stats)
     plan = verbs.plan(options.model, stats=options.stats, **_choice(options), progress=_progress())
-    save_plan(Path(options.output), plan)
+    save_plan(out, plan)
     return plan, 0
 
 
 def _run_apply(options: argparse.Namespace) -> Result:
-    from ggufreap import verbs
+    from ggufreap import console, verbs
 
-    return verbs.apply(options.model, options.plan, options.output, **_splitting(options), progress=_progress()), 0
+    script = verbs.apply(options.model, options.plan, options.output, **_splitting(options), progress=_progress())
+    return console.DryRun(script) if options.dry_run else script, 0
 
 
 def _run_verify(options: argparse.Namespace) -> Result:
@@ -206,7 +219,7 @@ def _run_verify(options: argparse.Namespace) -> Result:
 
 
 def _run_prune(options: argparse.Namespace) -> Result:
-    from ggufreap import verbs
+    from ggufreap import console, verbs
 
     pruned = verbs.prune(
         options.model,
@@ -220,7 +233,7 @@ def _run_prune(options: argparse.Namespace) -> Result:
         progress=_progress(),
     )
     if options.dry_run:
-        return pruned.script, 0
+        return console.DryRun(pruned.script), 0
     return pruned, _proven(pruned)
 
 
@@ -294,7 +307,7 @@ VERBS: dict[str, tuple[Callable[[argparse.Namespace], Result], str, Groups]] = {
                 "-o", "--output", default="ggufreap-demo", metavar="DIR", help="folder for the files (ggufreap-demo)"
             ),
             _argument("--ratio", default="0.25", metavar="R", help="fraction of the experts to remove (0.25)"),
-            _argument("-t", "--threads", type=_positive, default=0, metavar="N", help="CPU threads (all cores)"),
+            _argument("-t", "--threads", type=_at_least(1), default=0, metavar="N", help="CPU threads (all cores)"),
         ),
     ),
 }

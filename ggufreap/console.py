@@ -2,13 +2,13 @@
 everything else to standard error.
 """
 
+import io
 import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ggufreap.container import OutputFile, type_name
@@ -20,6 +20,13 @@ from ggufreap.rewriting import RewriteScript
 from ggufreap.statistics import ExpertStatistics
 from ggufreap.verbs import Pruned
 from ggufreap.verification import Verification
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A script that was not executed: every tensor is listed, instead of the files alone."""
+
+    script: RewriteScript
 
 
 def progress(stage: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
@@ -47,17 +54,15 @@ class _Notes(logging.Formatter):
         return mark + record.getMessage()
 
 
-def error(message: str) -> None:
-    """One line on standard error."""
-    sys.stderr.write(f"ggufreap: {message}\n")
-
-
 def show(result: Any, as_json: bool) -> None:
     """Draw a verb's result as tables, or as one JSON object."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text, nor terminals know every letter
+        sys.stdout.reconfigure(errors="backslashreplace")
     if as_json:
         sys.stdout.write(json.dumps(_plain(result), indent=2, ensure_ascii=False, default=str) + "\n")
     else:
         _DRAWERS[type(result)](result)
+    sys.stdout.flush()
 
 
 def size(nbytes: float) -> str:
@@ -82,6 +87,8 @@ def _plain(result: Any) -> Any:
             }
         case PruningPlan():
             return json.loads(result.to_json())
+        case DryRun():
+            return _plain(result.script)
         case RewriteScript():
             return {
                 "nbytes": result.nbytes,
@@ -114,20 +121,28 @@ def _plain_file(file: OutputFile) -> dict[str, Any]:
     return {"path": str(file.path), "nbytes": file.nbytes, "header_nbytes": len(file.header), "tensors": tensors}
 
 
-def _print(*things: Any) -> None:
+def _print(*things: Any, style: str | None = None) -> None:
+    """Draw; what stands in names, paths and samples is never taken for markup."""
     from rich.console import Console
 
-    Console(highlight=False, soft_wrap=True).print(*things)
+    Console(highlight=False, soft_wrap=True, markup=False, emoji=False).print(*things, style=style)
+
+
+def _styled(text: str, style: str) -> Any:
+    from rich.text import Text
+
+    return Text(text, style)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
+    _print(title, style="italic")  # not the table's own title, which would be folded to the table's width
     _print(table)
 
 
@@ -136,15 +151,13 @@ def _inspection(found: Inspection) -> None:
     groups = f", in {found.n_group} groups of which {found.n_group_used} are used" if found.n_group > 1 else ""
     mtp = f", and {found.n_mtp_block} MTP" if found.n_mtp_block else ""
     rest = found.nbytes - found.expert_nbytes
-    _print(f"[bold]{found.name}[/bold]  {found.architecture}, {size(found.nbytes)}{shards}")
+    _print(_styled(found.name, "bold"), f" {found.architecture}, {size(found.nbytes)}{shards}")
     _print(f"blocks   {found.n_block}, {found.n_moe_block} with routed experts{mtp}")
     _print(f"experts  {found.n_expert}, {found.n_used} used per token, {found.n_shared} shared{groups}")
     _print(f"bytes    {size(found.expert_nbytes)} in experts and routers, {size(rest)} in the rest")
     _print(f"types    experts: {_types(found.expert_types)}; rest: {_types(found.other_types)}\n")
     rows = [
-        (row.ratio, row.refused)
-        if row.refused
-        else (
+        (
             row.ratio,
             f"{found.n_expert - row.n_keep} of {found.n_expert}",
             str(row.n_keep),
@@ -152,8 +165,12 @@ def _inspection(found: Inspection) -> None:
             f"{row.nbytes / found.nbytes:.0%}",
         )
         for row in found.outlook
+        if not row.refused
     ]
     _table("What pruning would leave", ("ratio", "removes", "keeps", "file", "of now"), rows)
+    for row in found.outlook:
+        if row.refused:
+            _print(f"{row.ratio}   {row.refused}")
 
 
 def _types(types: Mapping[str, int]) -> str:
@@ -178,26 +195,32 @@ def _plan(plan: PruningPlan) -> None:
 
 def _script(script: RewriteScript) -> None:
     for file in script.files:
+        _print(f"{file.path}  {file.nbytes:,} bytes")
+    _print(f"{size(script.source_nbytes)} -> {size(script.nbytes)} ({script.nbytes / script.source_nbytes:.0%})")
+
+
+def _dry_run(run: DryRun) -> None:
+    for file in run.script.files:
         rows = [
             (tensor.name, "x".join(map(str, reversed(tensor.shape))), type_name(tensor.type), f"{tensor.nbytes:,}")
             for tensor in file.tensors
         ]
         _table(str(file.path), ("tensor", "shape", "type", "bytes"), rows)
-        _print(f"header {len(file.header):,} bytes, file {file.nbytes:,} bytes\n")
-    _print(f"{size(script.source_nbytes)} -> {size(script.nbytes)} ({script.nbytes:,} bytes)")
+        _print(f"header {len(file.header):,} bytes\n")
+    _script(run.script)
 
 
 def _verification(verification: Verification) -> None:
     for check in verification.checks:
-        mark = "[green]holds[/green]" if check.ok else "[red]FAILS[/red]"
-        _print(f"{mark}  {check.name}: {check.detail}")
+        mark = _styled("holds", "green") if check.ok else _styled("FAILS", "red")
+        _print(mark, f" {check.name}: {check.detail}")
 
 
 def _pruned(pruned: Pruned) -> None:
     if pruned.verification:
         _verification(pruned.verification)
     before, after = pruned.script.source_nbytes, pruned.script.nbytes
-    _print(f"[bold]{pruned.plan.summary}[/bold]: {size(before)} -> {size(after)} ({after / before:.0%})")
+    _print(_styled(f"{pruned.plan.summary}:", "bold"), f"{size(before)} -> {size(after)} ({after / before:.0%})")
     for file in pruned.script.files:
         _print(str(file.path))
     if pruned.verification is None:
@@ -213,7 +236,7 @@ def _demonstration(demo: Demonstration) -> None:
     ]
     _print()
     _table("What was lost", ("", "original", "pruned"), rows)
-    _print(f"\n[bold]The pruned model continues[/bold] {demo.prompt!r}:")
+    _print(_styled("\nThe pruned model continues", "bold"), f"{demo.prompt!r}:")
     _print(demo.sample)
 
 
@@ -222,8 +245,8 @@ _DRAWERS: Mapping[type, Callable[[Any], None]] = {
     ExpertStatistics: _statistics,
     PruningPlan: _plan,
     RewriteScript: _script,
+    DryRun: _dry_run,
     Verification: _verification,
     Pruned: _pruned,
     Demonstration: _demonstration,
-    Path: lambda path: _print(str(path)),
 }

@@ -49,44 +49,46 @@ def from_text(engine: Engine, text: str, n_ctx: int, source: str) -> Corpus:
     """Tokenise and cut into chunks as llama-imatrix does (tools/imatrix/imatrix.cpp, compute_imatrix).
 
     The text is one stream; the first token of every chunk gives way to BOS where the model wants one, and the rest
-    that fills no chunk is left out.
+    that fills no chunk is left out. One newline at the end is no text (common/arg.cpp, -f).
     """
     if not text.strip():
         raise InputError(f"{source} has no text: calibration needs some")
-    chunks = _cut(engine.tokenize(text), n_ctx, source).copy()
+    chunks = _cut(engine.tokenize(text.removesuffix("\n")), n_ctx, source).copy()
     if engine.bos is not None:
         chunks[:, 0] = engine.bos
     return Corpus(chunks, source)
 
 
-def from_tokens(path: Path, n_ctx: int, n_vocab: int) -> Corpus:
-    """Token ids of an .npy file: `[n]`, cut into chunks of `n_ctx`, or `[n_chunks, n]` as it is (n <= n_ctx)."""
-    ids = _load_ids(path)
+def read_tokens(path: Path) -> npt.NDArray[np.integer]:
+    """The token ids of an .npy file, `[n]` or `[n_chunks, n_ctx]`."""
+    try:
+        with path.open("rb") as file:
+            ids = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, MemoryError):
+        raise InputError(f"{path} is not an .npy file of numbers; write one with numpy.save") from None
+    if ids.ndim not in (1, 2) or not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(
+            f"{path} holds {ids.dtype} of shape {ids.shape}; integers of shape [n] or [n_chunks, n_ctx] are read"
+        )
     if ids.size == 0:
         raise InputError(f"{path} holds zero tokens: calibration needs some")
+    return ids
+
+
+def from_tokens(ids: npt.NDArray[np.integer], n_ctx: int, n_vocab: int, source: str) -> Corpus:
+    """Token ids `[n]`, cut into chunks of `n_ctx`, or `[n_chunks, n]` as they are (n <= n_ctx)."""
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= n_vocab:
         raise InputError(
-            f"{path} holds token {low if low < 0 else high}, the model's vocabulary is 0 to {n_vocab - 1}; "
+            f"{source} holds token {low if low < 0 else high}, the model's vocabulary is 0 to {n_vocab - 1}; "
             "tokenise with this model's own vocabulary"
         )
     tokens = ids.astype(np.int32)
     if tokens.ndim == 2 and tokens.shape[1] > n_ctx:
-        raise InputError(f"{path} has chunks of {tokens.shape[1]} tokens, -c is {n_ctx}; raise -c")
-    return Corpus(tokens if tokens.ndim == 2 else _cut(tokens, n_ctx, str(path)), str(path))
-
-
-def _load_ids(path: Path) -> npt.NDArray[np.integer]:
-    try:
-        ids = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError:
-        raise InputError(f"{path} is not an .npy file of numbers; write one with numpy.save") from None
-    if not isinstance(ids, np.ndarray) or ids.ndim not in (1, 2) or not np.issubdtype(ids.dtype, np.integer):
-        found = f"shape {ids.shape} of {ids.dtype}" if isinstance(ids, np.ndarray) else "several arrays"
-        raise InputError(f"{path} holds {found}; integers of shape [n] or [n_chunks, n_ctx] are read")
-    return ids
+        raise InputError(f"{source} has chunks of {tokens.shape[1]} tokens, -c is {n_ctx}; raise -c")
+    return Corpus(tokens if tokens.ndim == 2 else _cut(tokens, n_ctx, source), source)
 
 
 def _cut(ids: Tokens, n_ctx: int, source: str) -> Tokens:

@@ -27,11 +27,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def check_folder(path: Path) -> None:
-    """Raise OutputError unless `path` can be made: asked before long work, not after it."""
+def make_folder(path: Path, parents: bool = False) -> None:
+    """Make a folder that may be there already; raises OutputError."""
+    try:
+        path.mkdir(parents=parents, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path}: {error.strerror}; choose another -o") from None
+
+
+def check_output(path: Path, *inputs: str | Path | None) -> None:
+    """Raise OutputError unless `path` can be made and is none of `inputs`: asked before long work, not after it."""
     if path.is_dir():
         raise OutputError(f"{path} is a directory; name a file with -o")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; make it or choose another -o")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"the folder {path.parent} is not writable; choose another -o")
+    if path.exists() and any(path.samefile(source) for source in inputs if source and os.path.exists(source)):
+        raise OutputError(f"{path} is the input itself; inputs are never changed, choose another -o")

@@ -208,13 +208,16 @@ def load_plan(path: Path) -> PruningPlan:
         if data["schema"] != SCHEMA:
             raise InputError(f"{path} has schema {data['schema']!r}, this version reads {SCHEMA!r}; plan again")
         layers = {int(block): dict(layer) for block, layer in data["layers"].items()}
+        mtp = data.get("mtp", "mirror")
+        if mtp not in MTP_MODES:
+            raise ValueError(f"mtp {mtp!r}")
         return PruningPlan(
-            ModelIdentity(**data["model"]),
-            data["method"],
-            data["ratio"],
-            data["n_expert"],
-            data["n_keep"],
-            data.get("mtp", "mirror"),
+            ModelIdentity(**{key: str(value) for key, value in data["model"].items()}),
+            str(data["method"]),
+            str(data["ratio"]),
+            int(data["n_expert"]),
+            int(data["n_keep"]),
+            mtp,
             {block: tuple(int(expert) for expert in layer.pop("keep")) for block, layer in layers.items()},
             {block: layer for block, layer in layers.items() if layer},
             data.get("corpus", ""),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, TensorRecord, type_name
-from ggufreap.errors import UnsupportedModel
+from ggufreap.errors import FormatError, UnsupportedModel
 from ggufreap.progress import Progress, silent
 from ggufreap.statistics import ExpertStatistics, Floats
 
@@ -80,7 +80,12 @@ def weight_norms(file: GgufFile, layout: MoeLayout, progress: Progress = silent)
     with progress("weight norms", sum(record.nbytes for _, record in records), "B") as bar:
         for row, record in records:
             for expert in range(layout.n_expert):
-                squares[row, expert] += np.square(_expert_weights(file, record, expert), dtype=np.float64).sum()
+                square = np.square(_expert_weights(file, record, expert), dtype=np.float64).sum()
+                if not np.isfinite(square):
+                    raise FormatError(
+                        f"{file.path}: {record.name}, expert {expert}: a weight is NaN or infinite; the file is damaged"
+                    )
+                squares[row, expert] += square
             bar.update(record.nbytes)
     return cast(Floats, np.sqrt(squares))
 

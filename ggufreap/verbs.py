@@ -4,7 +4,7 @@ The only place that chooses llama.cpp as the engine.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.evaluation import continuation, perplexity
-from ggufreap.files import check_folder
+from ggufreap.files import check_output, make_folder, replacing
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.planning import (
     MTP_MODES,
@@ -87,10 +87,11 @@ def calibrate(
     An interrupted run goes on where it was when it is called again with the same arguments.
     """
     source, layout, identity = _open(model)
-    check_folder(Path(out))
+    check_output(Path(out), *source.paths, file, tokens)
     settings = settings or EngineSettings()
+    tokenise = _reader(file, tokens, settings.n_ctx)
     with LlamaSession(source.path, layout.nodes, settings) as engine:
-        corpus = _corpus(engine, file, tokens, settings.n_ctx)
+        corpus = tokenise(engine)
         provenance = _provenance(identity, corpus, settings)
         _LOG.info(
             "calibrating with %s: %s tokens in %s chunks", corpus.source, f"{corpus.n_tokens:,}", len(corpus.chunks)
@@ -98,20 +99,22 @@ def calibrate(
         return observe(engine, layout.nodes, corpus, provenance, Path(out), progress=progress)
 
 
-def _corpus(engine: LlamaSession, file: str | None, tokens: str | Path | None, n_ctx: int) -> Corpus:
+def _reader(file: str | None, tokens: str | Path | None, n_ctx: int) -> Callable[[LlamaSession], Corpus]:
+    """Read what was given at once, before a large model is loaded; the rest follows when there is a vocabulary."""
     if file is not None and tokens is not None:
         raise InputError("both a text and token ids were given; give one of -f and --tokens")
     if tokens is not None:
-        return corpora.from_tokens(Path(tokens), n_ctx, engine.n_vocab)
+        ids = corpora.read_tokens(Path(tokens))
+        return lambda engine: corpora.from_tokens(ids, n_ctx, engine.n_vocab, str(tokens))
     if file is not None:
-        return corpora.from_text(engine, corpora.read_text(file), n_ctx, file)
+        text = corpora.read_text(file)
+        return lambda engine: corpora.from_text(engine, text, n_ctx, file)
     _LOG.warning(
         "no calibration text given: using the Python documentation and source on this machine. "
         "That is ONLY FOR TRYING OUT: what the text does not cover, the pruned model forgets. Give your own with -f."
     )
-    return corpora.from_text(
-        engine, calibration_text(TRYING_OUT_BYTES), n_ctx, "the embedded text (only for trying out)"
-    )
+    embedded = calibration_text(TRYING_OUT_BYTES)
+    return lambda engine: corpora.from_text(engine, embedded, n_ctx, "the embedded text (only for trying out)")
 
 
 def _provenance(identity: ModelIdentity, corpus: Corpus, settings: EngineSettings) -> Provenance:
@@ -134,12 +137,17 @@ def plan(
 
     `stats` is what `calibrate` saved; the methods `random` and `weight_norm` need none.
     """
+    _check_choice(method, mtp)
     source, layout, identity = _open(model)
-    if mtp not in MTP_MODES:
-        raise InputError(f"mtp {mtp!r} is not known; choose one of {', '.join(MTP_MODES)}")
     count_to_keep(layout, ratio, keep)
     scores, corpus = _scores(source, layout, identity, stats, method, seed, progress)
     return make_plan(layout, identity, scores, method=method, ratio=ratio, keep=keep, mtp=mtp, corpus=corpus)
+
+
+def _check_choice(method: str, mtp: str) -> None:
+    for what, name, known in (("method", method, saliency.METHOD_NAMES), ("mtp", mtp, MTP_MODES)):
+        if name not in known:
+            raise InputError(f"{what} {name!r} is not known; choose one of {', '.join(known)}")
 
 
 def _scores(
@@ -155,8 +163,6 @@ def _scores(
         return saliency.random_scores(len(layout.trunk), layout.n_expert, seed), ""
     if method == saliency.WEIGHT_NORM:
         return saliency.weight_norms(source, layout, progress), ""
-    if method not in saliency.METHODS:
-        raise InputError(f"method {method!r} is not known; choose one of {', '.join(saliency.METHOD_NAMES)}")
     if stats is None:
         raise InputError(f"method {method} needs statistics; make them with calibrate, or use {saliency.WEIGHT_NORM}")
     statistics, provenance = load(Path(stats))
@@ -185,6 +191,7 @@ def apply(
     check_plan(chosen, identity, layout)
     script = lower(source, layout, chosen, Path(out), split_max_size=split_max_size, keep_split=keep_split)
     if not dry_run:
+        check_target(script.files, *source.paths, None if isinstance(plan, PruningPlan) else plan)
         execute(script, progress)
     return script
 
@@ -232,6 +239,7 @@ def prune(
     Whatever could fail for want of space or of experts fails before the calibration. Statistics that are already
     there for the same model, text and settings are used again.
     """
+    _check_choice(method, mtp)
     source, layout, identity = _open(model)
     rewrite = partial(lower, split_max_size=split_max_size, keep_split=keep_split)
     # Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
@@ -241,8 +249,8 @@ def prune(
     result = naming.target(source.path, Path(out) if out is not None else None, preview.label)
     script = rewrite(source, layout, preview, result)
     if not dry_run:
-        result.parent.mkdir(exist_ok=True)
-        check_target(script.files)
+        make_folder(result.parent)
+        check_target(script.files, *source.paths, file, tokens)
     plan_path = result.with_name(f"{naming.stem_of(result)}.plan.json")
     _LOG.info("%s in each of %d MoE blocks", preview.summary, len(preview.keep))
     _LOG.info("%s -> %s (%s bytes -> %s)", source.path.name, result, f"{source.nbytes:,}", f"{script.nbytes:,}")
@@ -271,9 +279,10 @@ def demo(
 ) -> Demonstration:
     """The whole job on the embedded model, in the folder `out`: what it saves, what is lost, what it still writes."""
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, parents=True)
     text = folder / "calibration.txt"
-    text.write_text(calibration_text(DEMO_CALIBRATION_BYTES), encoding="utf-8")
+    with replacing(text) as handle:
+        handle.write(calibration_text(DEMO_CALIBRATION_BYTES).encode())
     settings = EngineSettings(n_ctx=256, n_ubatch=256, n_threads=threads)
     pruned = prune(DEMO_MODEL, ratio=ratio, file=str(text), out=folder, settings=settings, progress=progress)
     held_out = held_out_text(DEMO_HELD_OUT_BYTES)

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout, bind
-from ggufreap.container import GgufFile, TensorRecord, open_gguf
+from ggufreap.container import GgufFile, MetadataEntry, TensorRecord, open_gguf
 from ggufreap.engine.protocol import Keep, Tokens
-from ggufreap.errors import EngineError, GgufReapError, VerificationFailed
+from ggufreap.errors import EngineError, FormatError, InfeasiblePlan, UnsupportedModel, VerificationFailed
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Bar, Progress, silent
 
@@ -26,6 +26,12 @@ TOLERANCE = 1e-4
 TOLERANCE_OF_EFFECT = 0.05
 N_TOKENS = 64
 COMPARE_BYTES = 16 << 20
+# What a pruned file says of itself.
+FREE = (
+    *(f"general.{key}" for key in ("name", "finetune", "tags", "size_label", "parameter_count", "base_model.")),
+    "split.",
+    "ggufreap.",
+)
 
 # Logits [n_tokens, n_vocab] of a file for every keep-set, experts outside of it masked.
 LogitsOf = Callable[[Path, Tokens, Sequence[Keep | None]], Sequence[npt.NDArray[np.float32]]]
@@ -63,7 +69,8 @@ def verify_file(
 ) -> Verification:
     """Check `out` against `source` and `plan`: header, metadata, every byte, and its logits in llama.cpp.
 
-    The plan must have passed `check_plan`.
+    The plan must have passed `check_plan`. Raises InputError when `out` cannot be read, EngineError when llama.cpp
+    does not run the source: neither says anything about the pruned file.
     """
     checks: list[Check] = []
     for check in _checks(source, layout, plan, out, logits, progress):
@@ -79,7 +86,7 @@ def _checks(
     try:
         pruned = open_gguf(out)
         pruned_layout = bind(pruned)
-    except GgufReapError as error:
+    except (FormatError, UnsupportedModel, InfeasiblePlan) as error:
         yield Check("header", False, str(error))
         return
     found = (pruned_layout.n_expert, {block.index for block in pruned_layout.blocks})
@@ -90,30 +97,38 @@ def _checks(
         found == expected,
         detail if found == expected else f"{detail}, plan: {plan.n_keep} in {len(plan.keep)}",
     )
-    yield _metadata(source, pruned, layout)
+    yield _metadata(source, pruned, layout, plan)
     yield _bytes(source, pruned, layout, plan, progress)
     yield _logits(source, layout, plan, pruned, logits)
 
 
-def _metadata(source: GgufFile, pruned: GgufFile, layout: MoeLayout) -> Check:
-    """Everything that a pruner has no business changing must be there bit by bit."""
-    name = layout.architecture.name
-    free = ("general.", "split.", "ggufreap.")
-    counted = {f"{name}.{key}" for key in ("expert_count", "block_count", "nextn_predict_layers")}
-    checked = 0
-    for key, entry in source.metadata.items():
-        shortened = entry.is_array and key.startswith(f"{name}.") and entry.count == layout.n_block
-        if key in counted or shortened or key.startswith(free):
-            continue
-        if key not in pruned.metadata or pruned.metadata[key].raw != entry.raw:
+def _metadata(source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: PruningPlan) -> Check:
+    """Everything that a pruner has no business changing must be there bit by bit, and nothing else."""
+    name, n_block = layout.architecture.name, _n_block(layout, plan)
+    counts = ("expert_count", "block_count", "nextn_predict_layers")
+    free = (*FREE, *(f"{name}.{key}" for key in (counts if n_block < layout.n_block else counts[:1])))
+    keys = [key for key in source.metadata | pruned.metadata if not key.startswith(free)]
+    for key in keys:
+        before, after = source.metadata.get(key), pruned.metadata.get(key)
+        if before is None or after is None:
+            return Check("metadata", False, f"{key} is only in the {'source' if before else 'pruned file'}")
+        if before.raw != after.raw and not _is_cut(before, after, layout.n_block, n_block):
             return Check("metadata", False, f"{key} differs from the source")
-        checked += 1
-    return Check("metadata", True, f"{checked} entries equal the source's")
+    return Check("metadata", True, f"{len(keys)} entries equal the source's")
+
+
+def _is_cut(before: MetadataEntry, after: MetadataEntry, n_before: int, n_after: int) -> bool:
+    """Whether an array of one entry per block lost those of dropped blocks and nothing else."""
+    old = before.value
+    return isinstance(old, list) and len(old) == n_before > n_after and after.value == old[:n_after]
+
+
+def _n_block(layout: MoeLayout, plan: PruningPlan) -> int:
+    return layout.n_trunk if plan.mtp == "drop" else layout.n_block
 
 
 def _bytes(source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: PruningPlan, progress: Progress) -> Check:
-    n_block = layout.n_trunk if plan.mtp == "drop" else layout.n_block
-    expected = {record.name for record in source.tensors if _block(record) < n_block}
+    expected = {record.name for record in source.tensors if _block(record) < _n_block(layout, plan)}
     if set(pruned.by_name) != expected:
         wrong = sorted(set(pruned.by_name) ^ expected)
         return Check("bytes", False, f"{len(wrong)} tensors missing or too many, first {wrong[0]}")
@@ -165,9 +180,9 @@ def _logits(source: GgufFile, layout: MoeLayout, plan: PruningPlan, pruned: Gguf
     n_vocab = source.by_name["token_embd.weight"].shape[0]
     tokens = np.random.default_rng(0).integers(0, n_vocab, N_TOKENS).astype(np.int32)
     keep = {block.index: plan.keep[block.index] for block in layout.trunk}
+    masked, full = logits(source.path, tokens, [keep, None])
     try:
         (after,) = logits(pruned.path, tokens, [None])
-        masked, full = logits(source.path, tokens, [keep, None])
     except EngineError as failure:
         return Check("logits", False, str(failure))
     if not np.isfinite(after).all():

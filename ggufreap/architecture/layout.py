@@ -15,7 +15,7 @@ from ggufreap.container import GgufFile
 from ggufreap.errors import FormatError, InfeasiblePlan, UnsupportedModel
 
 BLOCK_TENSOR = re.compile(r"blk\.(\d+)\.(.+)")
-MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS, src/llama-hparams.h
+MAX_EXPERTS, MAX_BLOCKS = 1024, 512  # LLAMA_MAX_EXPERTS and LLAMA_MAX_LAYERS, src/llama-hparams.h
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,11 @@ def bind(file: GgufFile) -> MoeLayout:
     n_expert = _integer(file, f"{name}.expert_count")
     n_block = _integer(file, f"{name}.block_count")
     n_trunk = n_block - _mtp_blocks(file, architecture, n_block)
-    if n_expert > MAX_EXPERTS:
-        raise FormatError(f"{file.path}: {name}.expert_count is {n_expert}, llama.cpp allows {MAX_EXPERTS}")
+    for key, count, most in (("expert_count", n_expert, MAX_EXPERTS), ("block_count", n_block, MAX_BLOCKS)):
+        if count > most:
+            raise FormatError(f"{file.path}: {name}.{key} is {count}, llama.cpp allows {most}")
+    if n_expert == 1:
+        raise UnsupportedModel(f"{file.path}: {name} with a single expert: nothing to choose from")
     if n_expert in architecture.refuse_counts:
         raise UnsupportedModel(f"{file.path}: {name} with {n_expert} experts: {architecture.refuse_counts[n_expert]}")
     used = _used(file, name, n_block)
@@ -219,8 +222,8 @@ def _used(file: GgufFile, name: str, n_block: int) -> list[int]:
     value = file.get(key, 0)
     if not isinstance(value, list):
         return [_integer(file, key)] * n_block
-    if len(value) != n_block:
-        raise FormatError(f"{file.path}: {key} has {len(value)} entries for {n_block} blocks; the file is damaged")
+    if len(value) != n_block or not all(isinstance(used, int) for used in value):
+        raise FormatError(f"{file.path}: {key} is not one count for each of {n_block} blocks; the file is damaged")
     return [int(used) for used in value]
 
 

@@ -43,6 +43,11 @@ class GgufFile:
         return self.headers[0].metadata
 
     @property
+    def paths(self) -> list[Path]:
+        """The files it lies in."""
+        return [header.path for header in self.headers]
+
+    @property
     def alignment(self) -> int:
         """The alignment of tensor data in bytes."""
         return self.headers[0].alignment

@@ -18,7 +18,7 @@ from ggufreap.container.gguf_file import SPLIT_KEYS, split_path
 from ggufreap.container.header import MAGIC, pad
 from ggufreap.container.values import U32, U64, MetadataEntry, encode
 from ggufreap.errors import OutputError
-from ggufreap.files import PARTIAL, check_folder
+from ggufreap.files import PARTIAL, check_output
 from ggufreap.progress import Bar
 
 CHUNK = 64 << 20  # bytes per kernel copy: large enough to be cheap, small enough for a live progress bar
@@ -110,13 +110,11 @@ def _header(metadata: Sequence[MetadataEntry], tensors: Sequence[OutputTensor], 
     return header.ljust(pad(len(header), alignment), b"\0")
 
 
-def check_target(files: Sequence[OutputFile]) -> None:
-    """Raise OutputError when the files would overwrite their own source or not fit on the disk."""
+def check_target(files: Sequence[OutputFile], *inputs: str | Path | None) -> None:
+    """Raise OutputError when the files would overwrite their own source or other `inputs`, or not fit on the disk."""
     sources = {piece.path for file in files for tensor in file.tensors for piece in tensor.pieces}
     for file in files:
-        check_folder(file.path)
-        if file.path.exists() and any(source.samefile(file.path) for source in sources):
-            raise OutputError(f"{file.path} is the input itself; inputs are never changed, choose another -o")
+        check_output(file.path, *sources, *inputs)
     folder = files[0].path.parent
     needed, free = sum(file.nbytes for file in files), shutil.disk_usage(folder).free
     if needed > free:

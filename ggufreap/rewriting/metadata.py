@@ -69,10 +69,11 @@ def _shorter_arrays(file: GgufFile, layout: MoeLayout, n_block: int) -> dict[str
 
 def _names(file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_parameters: int) -> dict[str, MetadataEntry]:
     name = str(file.get("general.name") or file.path.stem)
-    tags = file.get("general.tags", [])
+    tags = file.get("general.tags")
+    tags = [str(tag) for tag in tags] if isinstance(tags, list) else []
     texts = {
         "general.name": f"{name} {plan.label}",
-        "general.finetune": "-".join(filter(None, (file.get("general.finetune"), plan.label))),
+        "general.finetune": "-".join(filter(None, (str(file.get("general.finetune", "")), plan.label))),
         "general.base_model.0.name": name,
     }
     for field in LINEAGE:
