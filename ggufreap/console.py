@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ggufreap.container import OutputFile, type_name
-from ggufreap.demo import Demonstration
+from ggufreap.demonstration import Demonstration
 from ggufreap.inspection import Inspection
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Bar

@@ -18,9 +18,9 @@ from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.calibration import observe
 from ggufreap.container import GgufFile, check_target, open_gguf
 from ggufreap.corpus import Corpus
-from ggufreap.demo import MODEL as DEMO_MODEL
-from ggufreap.demo import Demonstration
-from ggufreap.demo.text import calibration_text, held_out_text
+from ggufreap.demonstration import MODEL as DEMO_MODEL
+from ggufreap.demonstration import Demonstration
+from ggufreap.demonstration.text import calibration_text, held_out_text
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession

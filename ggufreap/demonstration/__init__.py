@@ -9,7 +9,7 @@ from ggufreap.evaluation import Perplexity
 if TYPE_CHECKING:
     from ggufreap.verbs import Pruned
 
-MODEL = Path(__file__).with_name("model.gguf")
+MODEL = Path(__file__).with_name("demo-moe-Q8_0.gguf")
 
 
 @dataclass(frozen=True)
