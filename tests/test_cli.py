@@ -53,11 +53,18 @@ class Ran:
 Run = Callable[..., Ran]
 
 
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """The command line, in this process; even what llama.cpp prints is caught."""
+@pytest.fixture(autouse=True, scope="module")
+def process_as_it_was() -> Iterator[None]:
     logger, on_kill = logging.getLogger("ggufreap"), signal.getsignal(signal.SIGTERM)
     before = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:], logger.level = before
+    signal.signal(signal.SIGTERM, on_kill)
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """The command line, in this process; even what llama.cpp prints is caught."""
 
     def run(*arguments: object) -> Ran:
         capfd.readouterr()
@@ -67,9 +74,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
             code = int(stop.code or 0)
         return Ran(code, *capfd.readouterr())
 
-    yield run
-    logger.handlers[:], logger.level = before
-    signal.signal(signal.SIGTERM, on_kill)
+    return run
 
 
 @dataclass(frozen=True)
