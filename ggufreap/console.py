@@ -155,7 +155,7 @@ def _inspection(found: Inspection) -> None:
     _print(f"blocks   {found.n_block}, {found.n_moe_block} with routed experts{mtp}")
     _print(f"experts  {found.n_expert}, {found.n_used} used per token, {found.n_shared} shared{groups}")
     _print(f"bytes    {size(found.expert_nbytes)} in experts and routers, {size(rest)} in the rest")
-    _print(f"types    experts: {_types(found.expert_types)}; rest: {_types(found.other_types)}\n")
+    _print(f"types    experts: {_types(found.expert_types)}\n         rest: {_types(found.other_types)}\n")
     rows = [
         (
             row.ratio,
@@ -180,11 +180,9 @@ def _types(types: Mapping[str, int]) -> str:
 def _statistics(statistics: ExpertStatistics) -> None:
     counts = statistics.values["count"]
     idle, median = int((counts == 0).sum()), int(sorted(counts.ravel())[counts.size // 2])
-    _print(
-        f"{statistics.n_tokens:,} tokens in {statistics.n_chunks} chunks; {len(statistics.blocks)} MoE blocks of "
-        f"{statistics.n_expert} experts; routed tokens per expert: median {median:,}, "
-        f"least {int(counts.min()):,}; never routed: {idle} of {counts.size}"
-    )
+    _print(f"tokens   {statistics.n_tokens:,} in {statistics.n_chunks} chunks")
+    _print(f"experts  {statistics.n_expert} in each of {len(statistics.blocks)} MoE blocks, {idle} never routed to")
+    _print(f"routed   {median:,} tokens per expert (median), {int(counts.min()):,} at least")
 
 
 def _plan(plan: PruningPlan) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 from zipfile import BadZipFile
 
@@ -109,8 +110,16 @@ class ExpertStatistics:
                 )
 
 
-def save(path: Path, statistics: ExpertStatistics, provenance: Provenance) -> None:
-    """Write an .npz with a JSON header, atomically and synced, so that a killed run leaves the last whole one."""
+def save(
+    path: Path,
+    statistics: ExpertStatistics,
+    provenance: Provenance,
+    more: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
+) -> None:
+    """Write an .npz with a JSON header, atomically and synced, so that a killed run leaves the last whole one.
+
+    `more` arrays travel along, for `load_more`.
+    """
     header = {
         "schema": SCHEMA,
         "provenance": vars(provenance),
@@ -120,9 +129,15 @@ def save(path: Path, statistics: ExpertStatistics, provenance: Provenance) -> No
         "n_tokens": statistics.n_tokens,
         "n_chunks": statistics.n_chunks,
     }
-    arrays: dict[str, Any] = {"header": np.array(json.dumps(header)), **statistics.values}
+    arrays: dict[str, Any] = {"header": np.array(json.dumps(header)), **statistics.values, **more}
     with replacing(path) as file:
         np.savez(file, **arrays)
+
+
+def load_more(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays that were saved along with the statistics."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive if name != "header" and name not in ACCUMULATORS}
 
 
 def load(path: Path) -> tuple[ExpertStatistics, Provenance]:

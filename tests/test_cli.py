@@ -156,7 +156,7 @@ def test_token_ids_in_one_row_or_cut_into_chunks_are_the_same(made: Made, tmp_pa
     for name in ("row", "chunks"):
         ran = run("calibrate", made.model, "--tokens", tmp_path / f"{name}.npy", "-o", tmp_path / f"{name}.npz", *FLAGS)
         assert ran.code == 0, ran.err
-        assert "320 tokens in 5 chunks" in ran.out
+        assert "tokens   320 in 5 chunks" in ran.out
     assert same_statistics(tmp_path / "row.npz", tmp_path / "chunks.npz")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 TOPK = "ffn_moe_topk"
 WEIGHTED = "ffn_moe_weighted"
+FINAL_NORM = "result_norm"  # what the output head multiplies
 EXPERT_OUTPUT = ("ffn_moe_down", "ffn_moe_down_scaled")  # the second renames the first where scales are applied
 EXPERT_OUTPUT_BIASED = ("ffn_moe_down_biased",)
 # -inf in the logits removes an expert from the softmax and makes its sigmoid 0; the selection bias is added after

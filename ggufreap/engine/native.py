@@ -8,6 +8,7 @@ import ctypes
 import importlib.metadata
 import os
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import numpy.typing as npt
 
 from ggufreap.errors import EngineError
 
-_DTYPES = {0: np.float32, 26: np.int32}  # ggml type ids of what the router's nodes hold
-NAME_OFFSET = 256
+_DTYPES = {0: np.float32, 26: np.int32}  # ggml type ids of what the watched nodes hold
+OP_OFFSET, NAME_OFFSET = 80, 256
 
 
 class GgmlTensor(ctypes.Structure):
@@ -137,8 +138,20 @@ def tensor_at(pointer: int) -> GgmlTensor:
 
 
 def name_at(pointer: int) -> bytes:
-    """A node's name, the one field that is read for every node of the graph."""
+    """A node's name; like its operation, read for every node of the graph without building a struct."""
     return ctypes.string_at(pointer + NAME_OFFSET)
+
+
+def op_at(pointer: int) -> int:
+    """A node's operation."""
+    return ctypes.c_int32.from_address(pointer + OP_OFFSET).value
+
+
+@cache
+def op_code(name: str) -> int:
+    """The number of an operation in this build, by ggml's own name of it, which must exist."""
+    base = _base()
+    return next(code for code in count() if base.ggml_op_name(code) == name.encode())
 
 
 class TensorReader:

@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap.engine.importance import ImportanceSums
+
 Tokens = npt.NDArray[np.int32]
 Keep = Mapping[int, Sequence[int]]  # block -> the experts that stay, ids of the loaded model
 
@@ -36,8 +38,11 @@ class Engine(Protocol):
     def tokenize(self, text: str) -> Tokens:
         """The model's own tokens of `text`; raises EngineError when it has no tokenizer."""
 
-    def route(self, tokens: Tokens) -> Sequence[RoutedBatch]:
-        """Run one chunk from an empty memory and tell what every MoE block did."""
+    def route(self, tokens: Tokens, importance: ImportanceSums | None = None) -> Sequence[RoutedBatch]:
+        """Run one chunk from an empty memory and tell what every MoE block did.
+
+        The squared inputs of all weights are added to `importance` where it is given.
+        """
 
     def logits(self, tokens: Tokens, keep: Keep | None = None) -> npt.NDArray[np.float32]:
         """Logits `[n_tokens, n_vocab]` of one chunk; experts outside `keep` masked out of the router."""

@@ -2,10 +2,7 @@
 
 import ctypes
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +11,15 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ggufreap.architecture.nodes import RoutingNodes
+from ggufreap.architecture.nodes import FINAL_NORM, RoutingNodes
 from ggufreap.engine import log
-from ggufreap.engine.native import TensorReader, bindings, name_at
+from ggufreap.engine.importance import ImportanceSums
+from ggufreap.engine.importance_tap import ImportanceTap
+from ggufreap.engine.native import TensorReader, bindings
 from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
-from ggufreap.engine.taps import MaskTap, RoutingTap, Tap
+from ggufreap.engine.taps import MaskTap, NodeHandler, RoutingTap, StopTap, Tap, Together
 from ggufreap.errors import EngineError
+from ggufreap.interrupts import held
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class LlamaSession:
         self._n_batch = min(settings.n_ubatch, settings.n_ctx) if nodes.causal else settings.n_ctx
         self._reader = TensorReader()
         self._tap: Tap | None = None
+        self._handler: NodeHandler | None = None
         self._failure: BaseException | None = None
+        self._stopping = False
         self._model = self._context = self._batch = None
         log.install(llama)
         llama.llama_backend_init()
@@ -134,12 +136,19 @@ class LlamaSession:
             pieces.append(buffer.raw[: max(length, 0)])
         return b"".join(pieces).decode(errors="replace")
 
-    def route(self, tokens: Tokens) -> list[RoutedBatch]:
-        """What every MoE block did with one chunk; the graph ends at the last wanted node of the last block."""
-        tap = RoutingTap(self._nodes, self._reader)
+    def route(self, tokens: Tokens, importance: ImportanceSums | None = None) -> list[RoutedBatch]:
+        """What every MoE block did with one chunk, whose squared inputs are added to `importance`.
+
+        The graph ends where nothing more is wanted: without the importance matrix at the last block's experts, with it
+        before the output head, which llama-imatrix leaves out by default too.
+        """
+        routing = RoutingTap(self._nodes, self._reader, stop=importance is None)
+        tap: Tap = routing
+        if importance is not None:
+            tap = Together((routing, ImportanceTap(importance, self._reader), StopTap(FINAL_NORM)))
         for _ in self._decode(tokens, tap):
             pass
-        return tap.batches
+        return routing.batches
 
     def logits(self, tokens: Tokens, keep: Keep | None = None) -> npt.NDArray[np.float32]:
         """Logits `[n_tokens, n_vocab]` of one chunk, experts outside `keep` masked.
@@ -167,18 +176,24 @@ class LlamaSession:
             for start in range(0, len(tokens), self._n_batch):
                 part = tokens[start : start + self._n_batch]
                 self._fill_batch(part, start)
-                with self._interrupts_kept():
+                if tap is not None:
+                    tap.begin()
+                # Raised inside the callback, a KeyboardInterrupt would be printed by ctypes and lost.
+                with held(notice=self._stop):
                     status = self._llama.llama_decode(self._context, self._batch)
                 if self._failure is not None:
-                    failure, self._failure = self._failure, None
-                    raise failure
+                    raise self._failure
                 if status != 0:
                     raise EngineError(
                         f"llama.cpp cannot decode a chunk (llama_decode returned {status}); lower -c or -ub"
                     )
                 yield start, len(part)
         finally:
-            self._tap = None
+            self._tap = self._failure = None
+            self._stopping = False
+
+    def _stop(self) -> None:
+        self._stopping = True
 
     def _fill_batch(self, tokens: Tokens, start: int) -> None:
         batch, count = self._batch, len(tokens)
@@ -197,34 +212,18 @@ class LlamaSession:
 
         An exception cannot cross C, so it is kept for `_decode`; the graph then ends at the next node.
         """
-        if self._failure is not None:
+        if self._stopping:
             return ask
         if self._tap is None:
             return False
-        handler = self._tap.handlers.get(name_at(pointer))
-        if ask or handler is None:
-            return handler is not None
         try:
-            return handler(pointer)
+            if ask:
+                self._handler = self._tap.handler_of(pointer)
+                return self._handler is not None
+            return self._handler is None or self._handler(pointer)
         except BaseException as error:
-            self._failure = error
+            self._failure, self._stopping = error, True
             return False
-
-    @contextmanager
-    def _interrupts_kept(self) -> Iterator[None]:
-        """Turn Ctrl-C into a kept failure: raised inside the callback, ctypes would print and lose it."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def keep(_signal: int, _frame: object) -> None:
-            self._failure = KeyboardInterrupt()
-
-        previous = signal.signal(signal.SIGINT, keep)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
 
 
 def default_threads() -> int:

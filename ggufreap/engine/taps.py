@@ -4,14 +4,14 @@ A tap names the nodes it wants and is called with each of them as soon as it is 
 dead tensors (ggml/src/ggml-alloc.c), so whatever is needed is taken at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ggufreap.architecture.nodes import SELECTION, TOPK, WEIGHTED, RoutedBlock, RoutingNodes
-from ggufreap.engine.native import TensorReader, tensor_at
+from ggufreap.engine.native import TensorReader, name_at, tensor_at
 from ggufreap.engine.protocol import Keep, RoutedBatch
 from ggufreap.errors import EngineError, NumericFailure
 
@@ -23,23 +23,71 @@ PIECE_NBYTES = 512 << 10  # of expert outputs: half of a usual L2 cache
 
 
 class Tap(Protocol):
-    """Node name -> what to do when it is computed."""
+    """Decides node by node."""
 
-    handlers: dict[bytes, NodeHandler]
+    def begin(self) -> None:
+        """A new graph begins; addresses of earlier nodes mean nothing any more."""
+
+    def handler_of(self, pointer: int) -> NodeHandler | None:
+        """What to do with a node once it is computed, or None."""
+
+
+class _NamedTap:
+    """Wants nodes by their names."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[bytes, NodeHandler] = {}
+
+    def begin(self) -> None:
+        pass
+
+    def handler_of(self, pointer: int) -> NodeHandler | None:
+        return self.handlers.get(name_at(pointer))
 
 
 def _node(name: str, block: int) -> bytes:
     return f"{name}-{block}".encode()
 
 
-class RoutingTap:
-    """Collects a RoutedBatch per MoE block and micro-batch."""
+class StopTap(_NamedTap):
+    """Ends the graph at a node."""
 
-    def __init__(self, nodes: RoutingNodes, reader: TensorReader) -> None:
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.handlers[name.encode()] = lambda _pointer: False
+
+
+class Together:
+    """Several taps on one graph, which ends as soon as one of them ends it."""
+
+    def __init__(self, taps: Sequence[Tap]) -> None:
+        self.taps = taps
+
+    def begin(self) -> None:
+        """A new graph begins, for all of them."""
+        for tap in self.taps:
+            tap.begin()
+
+    def handler_of(self, pointer: int) -> NodeHandler | None:
+        """What all of them want to do with a node."""
+        handlers = [handler for tap in self.taps if (handler := tap.handler_of(pointer)) is not None]
+
+        def handle(node: int) -> bool:
+            answers = [handler(node) for handler in handlers]
+            return all(answers)
+
+        return handle if handlers else None
+
+
+class RoutingTap(_NamedTap):
+    """Collects a RoutedBatch per MoE block and micro-batch; with `stop` the graph ends at the last of them."""
+
+    def __init__(self, nodes: RoutingNodes, reader: TensorReader, stop: bool = True) -> None:
+        super().__init__()
         self.batches: list[RoutedBatch] = []
-        self.handlers: dict[bytes, NodeHandler] = {}
         for block in nodes.blocks:
-            watch = _BlockWatch(block, reader, nodes.weighted_input, last=block == nodes.blocks[-1], sink=self.batches)
+            last = stop and block == nodes.blocks[-1]
+            watch = _BlockWatch(block, reader, nodes.weighted_input, last, sink=self.batches)
             self.handlers[_node(TOPK, block.index)] = watch.topk
             self.handlers[_node(WEIGHTED, block.index)] = watch.weighted
             self.handlers |= {_node(name, block.index): watch.output for name in block.outputs}
@@ -121,11 +169,11 @@ def norms_and_peaks(
     return np.sqrt(norms), peaks
 
 
-class MaskTap:
+class MaskTap(_NamedTap):
     """Virtual pruning: -inf for every expert outside `keep`, so that the rest of the graph is the pruned model."""
 
     def __init__(self, nodes: RoutingNodes, keep: Keep, reader: TensorReader) -> None:
-        self.handlers: dict[bytes, NodeHandler] = {}
+        super().__init__()
         for block, kept in keep.items():
             dropped = np.setdiff1d(np.arange(nodes.n_expert), np.asarray(kept))
             for name in SELECTION:

@@ -14,7 +14,7 @@ from ggufreap.container import GgufFile, MetadataEntry, Value, encode
 from ggufreap.errors import UnsupportedModel
 from ggufreap.planning import PruningPlan
 
-STRING, U32 = GGUFValueType.STRING, GGUFValueType.UINT32
+STRING, U32, U64 = GGUFValueType.STRING, GGUFValueType.UINT32, GGUFValueType.UINT64
 LINEAGE = ("author", "organization", "version", "repo_url")
 
 
@@ -87,7 +87,7 @@ def _names(file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_parameters: i
     edits["general.tags"] = encode("general.tags", [*tags, *new_tags], STRING)
     edits["general.base_model.count"] = encode("general.base_model.count", 1, U32)
     if "general.parameter_count" in file.metadata:
-        edits["general.parameter_count"] = _edited(file.metadata["general.parameter_count"], n_parameters)
+        edits["general.parameter_count"] = encode("general.parameter_count", n_parameters, U64)
     return edits
 
 

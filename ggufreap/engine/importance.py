@@ -1,0 +1,56 @@
+"""The importance matrix as it grows: raw sums of squared inputs, as llama-imatrix keeps them. No native library."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass
+class Sums:
+    """Raw sums of squares `[n_mat, n_in]` (F32, as llama-imatrix holds them) and routed rows `[n_count]`.
+
+    `n_mat` counts experts, with a count each, or the matrices of a dense 3-D weight, with one count in all.
+    """
+
+    values: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.int64]
+
+
+@dataclass
+class ImportanceSums:
+    """The sums of all inputs; `input_of` names, for every weight, the weight under whose name its sum is held."""
+
+    sums: dict[str, Sums] = field(default_factory=dict)
+    input_of: dict[str, str] = field(default_factory=dict)
+
+    def named(self) -> dict[str, Sums]:
+        """Weight -> its sums."""
+        return {weight: self.sums[holder] for weight, holder in self.input_of.items()}
+
+    def add(self, other: Self) -> None:
+        """Add the sums of more data, in place: they may take as much memory as a few experts' weights."""
+        self.input_of |= other.input_of
+        for weight, found in other.sums.items():
+            if weight in self.sums:
+                self.sums[weight].values += found.values
+                self.sums[weight].counts += found.counts
+            else:
+                self.sums[weight] = Sums(found.values.copy(), found.counts.copy())
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What a checkpoint keeps."""
+        arrays: dict[str, npt.NDArray[Any]] = {"input_of": np.array(json.dumps(self.input_of))}
+        for weight, found in self.sums.items():
+            arrays |= {f"values {weight}": found.values, f"counts {weight}": found.counts}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """What `to_arrays` gave."""
+        names = [name.removeprefix("values ") for name in arrays if name.startswith("values ")]
+        sums = {name: Sums(arrays[f"values {name}"], arrays[f"counts {name}"]) for name in names}
+        return cls(sums, json.loads(str(arrays["input_of"])))

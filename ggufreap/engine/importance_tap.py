@@ -1,0 +1,107 @@
+"""Collects the importance matrix: the sum of squares of every weight's input, as llama-imatrix does.
+
+Same weights, same counts (tools/imatrix/imatrix.cpp, IMatrixCollector::collect_imatrix). Weights that multiply the very
+same activations (query, key and value; gate and up) share one sum, so it is computed and held once.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from ggufreap.engine.importance import ImportanceSums, Sums
+from ggufreap.engine.native import GgmlTensor, TensorReader, op_at, op_code, tensor_at
+from ggufreap.errors import NumericFailure
+
+MIN_TOKENS = 16  # llama-imatrix leaves smaller products out
+F32 = 0
+
+
+class ImportanceTap:
+    """Adds every chunk that runs through the graph to `totals`."""
+
+    def __init__(self, totals: ImportanceSums, reader: TensorReader) -> None:
+        self.totals, self.reader = totals, reader
+        self._matmul, self._matmul_id = op_code("MUL_MAT"), op_code("MUL_MAT_ID")
+        self._seen: dict[tuple[int, int], str] = {}
+
+    def begin(self) -> None:
+        """Forget the addresses of the previous graph."""
+        self._seen.clear()
+
+    def handler_of(self, pointer: int) -> Callable[[int], bool] | None:
+        """What to do with a node once it is computed; None where nothing is collected, or collected already."""
+        op = op_at(pointer)
+        if op == self._matmul_id:
+            tensor = tensor_at(pointer)
+            return self._once(tensor, (tensor.src[1], tensor.src[2]), self._routed)
+        if op == self._matmul:
+            tensor = tensor_at(pointer)
+            inputs = tensor_at(tensor.src[1])
+            if inputs.ne[1] >= MIN_TOKENS and inputs.type == F32 and _weight(tensor).startswith("blk."):
+                return self._once(tensor, (tensor.src[1], 0), self._dense)
+        return None
+
+    def _once(
+        self, tensor: GgmlTensor, inputs: tuple[int, int], collect: Callable[[int], bool]
+    ) -> Callable[[int], bool] | None:
+        weight = _weight(tensor)
+        holder = self._seen.setdefault(inputs, weight)
+        # A weight with several matrices, or with another number of them, keeps sums of its own.
+        if holder != weight and _n_mat(tensor) != self.totals.sums[holder].values.shape[0]:
+            holder = weight
+        self.totals.input_of.setdefault(weight, holder)
+        return collect if holder == weight else None
+
+    def _routed(self, pointer: int) -> bool:
+        tensor = tensor_at(pointer)
+        experts = self.reader.read(tensor.src[2])[0, 0].copy()  # [n_tokens, n_used], strided
+        inputs = self.reader.read(tensor.src[1])[0]  # [n_tokens, 1 or n_used, n_in]
+        n_used = experts.shape[1]
+        sums = self._sums(tensor, inputs.shape[-1], _n_mat(tensor))
+        order = np.argsort(experts, axis=None, kind="stable")
+        rows = inputs[order // n_used, order % n_used if inputs.shape[1] > 1 else 0]
+        found, starts, counts = np.unique(experts.ravel()[order], return_index=True, return_counts=True)
+        sums.values[found] += np.add.reduceat(np.square(rows), starts, axis=0)
+        sums.counts[found] += counts
+        self._check(tensor, sums.values[found])
+        return True
+
+    def _dense(self, pointer: int) -> bool:
+        tensor = tensor_at(pointer)
+        inputs = self.reader.read(tensor.src[1])  # [ne3, ne2, n_tokens, n_in]
+        n_mat = _n_mat(tensor)
+        sums = self._sums(tensor, inputs.shape[-1], n_mat, n_count=1)
+        squares = np.einsum("abtn,abtn->abn", inputs, inputs).reshape(-1, inputs.shape[-1])
+        np.add.at(sums.values, np.arange(len(squares)) % n_mat, squares)
+        sums.counts += inputs.shape[0] * inputs.shape[1] * inputs.shape[2] // n_mat
+        self._check(tensor, sums.values)
+        return True
+
+    def _sums(self, tensor: GgmlTensor, n_in: int, n_mat: int, n_count: int | None = None) -> Sums:
+        def empty() -> Sums:
+            return Sums(np.zeros((n_mat, n_in), np.float32), np.zeros(n_count or n_mat, np.int64))
+
+        weight = _weight(tensor)
+        if weight not in self.totals.sums:
+            self.totals.sums[weight] = empty()
+        return self.totals.sums[weight]
+
+    @staticmethod
+    def _check(tensor: GgmlTensor, values: npt.NDArray[np.float32]) -> None:
+        if not np.isfinite(values).all():
+            raise NumericFailure(
+                f"the input of {_weight(tensor)} holds NaN or infinite values; the model file is damaged or overflows "
+                "in this precision, try another quantisation of it"
+            )
+
+
+def _weight(tensor: GgmlTensor) -> str:
+    """The weight's own name: a copy on another device is called `CUDA0#blk.0.attn_k.weight#0`."""
+    name: str = tensor_at(tensor.src[0]).name.decode()
+    return name.split("#")[1] if "#" in name else name
+
+
+def _n_mat(tensor: GgmlTensor) -> int:
+    weight = tensor_at(tensor.src[0])
+    return int(weight.ne[2] * weight.ne[3])

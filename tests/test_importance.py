@@ -1,0 +1,83 @@
+"""The importance matrix against its definition, and against what llama-imatrix itself wrote."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_gguf
+import tiny_native
+
+from ggufreap import corpus
+from ggufreap.architecture.layout import bind
+from ggufreap.container import open_gguf
+from ggufreap.engine.importance import ImportanceSums
+from ggufreap.engine.session import EngineSettings, LlamaSession
+
+pytestmark = pytest.mark.native
+
+SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1, n_gpu_layers=0, exact=True)
+
+
+def collected(path: Path, chunks: np.ndarray, settings: EngineSettings = SETTINGS) -> ImportanceSums:
+    file, sums = open_gguf(path), ImportanceSums()
+    with LlamaSession(file.path, bind(file).nodes, settings) as engine:
+        for chunk in chunks:
+            engine.route(chunk, sums)
+    return sums
+
+
+def test_it_equals_what_llama_imatrix_wrote(shared: Path) -> None:
+    model, reference = shared / "models" / "six-domain-moe-f16.gguf", open_gguf(shared / "reference" / "imatrix.gguf")
+    settings = EngineSettings(n_ctx=256, n_ubatch=256)
+    with LlamaSession(model, bind(open_gguf(model)).nodes, settings) as engine:
+        text = corpus.read_text(str(shared / "text" / "mixed.calib.txt"))
+        chunks = corpus.from_text(engine, text, 256, "mixed").chunks[:120]
+    found = collected(model, chunks, settings).named()
+    assert set(found) == {name.removesuffix(".counts") for name in reference.by_name if name.endswith(".counts")}
+    for name, sums in found.items():
+        counts, values = (
+            reference.map(reference.by_name[f"{name}.{part}"]).view("<f4") for part in ("counts", "in_sum2")
+        )
+        assert np.array_equal(sums.counts, counts), name
+        np.testing.assert_allclose(sums.values.ravel(), values, rtol=1e-4, err_msg=name)
+
+
+def test_routed_inputs_are_summed_per_expert(tmp_path: Path) -> None:
+    path = tiny_gguf.qwen3moe(tmp_path / "m.gguf")
+    chunk = np.random.default_rng(0).integers(0, 320, 64).astype(np.int32)
+    found = collected(path, chunk[None]).named()
+    gate, up, router = (found[f"blk.1.ffn_{part}.weight"] for part in ("gate_exps", "up_exps", "gate_inp"))
+    assert gate is up, "one input, one sum"
+    assert gate.counts.sum() == 64 * 4
+    # Every token's input goes to the router once and to four experts.
+    np.testing.assert_allclose(gate.values.sum(axis=0), 4 * router.values[0], rtol=1e-5)
+    file = open_gguf(path)
+    with LlamaSession(file.path, bind(file).nodes, SETTINGS) as engine:
+        counts = np.bincount(engine.route(chunk)[1].experts.ravel(), minlength=16)
+    assert np.array_equal(gate.counts, counts)
+    assert (gate.values[counts == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3moe", "deepseek2", "gpt-oss", "llama4", "qwen35moe", "gemma4", "nemotron_h_moe"]
+)
+def test_sums_of_two_chunks_add_up(tmp_path: Path, name: str) -> None:
+    path = tiny_native.build(name, tmp_path / "m.gguf")
+    chunks = np.random.default_rng(1).integers(0, tiny_native.N_VOCAB, (2, 64)).astype(np.int32)
+    whole, parts = collected(path, chunks), ImportanceSums()
+    for chunk in chunks:
+        parts.add(collected(path, chunk[None]))
+    again = ImportanceSums.from_arrays(parts.to_arrays())
+    assert whole.input_of == again.input_of
+    for weight, sums in whole.named().items():
+        assert np.array_equal(sums.counts, again.named()[weight].counts)
+        np.testing.assert_allclose(again.named()[weight].values, sums.values, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen3moe", "deepseek2", "cohere2moe", "granitehybrid", "lfm2moe"])
+def test_every_expert_weight_and_most_others_are_there(tmp_path: Path, name: str) -> None:
+    path = tiny_native.build(name, tmp_path / "m.gguf")
+    found = collected(path, np.zeros((1, 64), np.int32)).named()
+    expected = {tensor for tensor in bind(open_gguf(path)).per_expert if tensor.endswith("_exps.weight")}
+    assert expected <= set(found)
+    assert any("attn_output" in weight or "shortconv" in weight or "ssm_out" in weight for weight in found)
