@@ -8,15 +8,20 @@ import logging
 import time
 from pathlib import Path
 
+from ggufreap import imatrix
 from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.corpus import Corpus
+from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import MismatchError
 from ggufreap.files import check_output
+from ggufreap.interrupts import held
 from ggufreap.progress import Progress, silent
-from ggufreap.statistics import ExpertStatistics, Provenance, load, save
+from ggufreap.statistics import ExpertStatistics, Provenance, load, load_more, save
 
 CHECKPOINT_SECONDS = 10.0
+# Saving may take this share of the time at most: an importance matrix can be as large as a few experts.
+CHECKPOINT_SHARE = 0.05
 _LOG = logging.getLogger(__name__)
 
 
@@ -32,45 +37,73 @@ def observe(
     provenance: Provenance,
     out: Path,
     *,
+    imatrix_out: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress = silent,
 ) -> ExpertStatistics:
-    """Statistics of `corpus`, saved at `out`.
+    """Statistics of `corpus`, saved at `out`, and the importance matrix of the same pass at `imatrix_out`.
 
-    What is already there of the same model, corpus and settings is used: a finished file as it is, an unfinished run
+    What is already there of the same model, corpus and settings is used: finished files as they are, an unfinished run
     from its last checkpoint.
     Raises MismatchError when either belongs to other work, NumericFailure on NaN or infinite activations.
     """
     check_output(out)
     if out.exists():
-        _LOG.info("using the statistics in %s", out)
-        return _load_same(out, provenance, "holds statistics")
+        statistics = _load_same(out, provenance, "holds statistics")
+        if imatrix_out is None or imatrix_out.exists():
+            _LOG.info("using the statistics in %s", out)
+            return statistics
     checkpoint = checkpoint_path(out)
-    statistics = _resume(checkpoint, nodes, provenance)
-    n_ctx, done = corpus.chunks.shape[1], statistics.n_tokens
-    saved = time.monotonic()
-    with progress("calibrate", corpus.n_tokens, "tokens", done) as bar:
+    statistics, sums = _resume(checkpoint, nodes, provenance, imatrix_out is not None)
+    n_ctx = corpus.chunks.shape[1]
+    next_save = time.monotonic() + checkpoint_seconds
+    with progress("calibrate", corpus.n_tokens, "tokens", statistics.n_tokens) as bar:
         try:
             for chunk in corpus.chunks[statistics.n_chunks :]:
-                statistics = statistics.observe(engine.route(chunk), n_ctx)
+                found = ImportanceSums() if imatrix_out is not None else None
+                batches = engine.route(chunk, found)
+                with held():  # both or neither
+                    statistics = statistics.observe(batches, n_ctx)
+                    if found is not None:
+                        sums.add(found)
                 bar.update(n_ctx)
-                if time.monotonic() - saved >= checkpoint_seconds:
-                    save(checkpoint, statistics, provenance)
-                    saved = time.monotonic()
+                if time.monotonic() >= next_save:
+                    took = _save(checkpoint, statistics, provenance, sums)
+                    pause = max(checkpoint_seconds, took / CHECKPOINT_SHARE) if checkpoint_seconds else 0
+                    next_save = time.monotonic() + pause
         except KeyboardInterrupt:
-            save(checkpoint, statistics, provenance)
+            _save(checkpoint, statistics, provenance, sums)
             raise
     statistics.check()
+    if imatrix_out is not None:
+        imatrix.save(imatrix_out, imatrix.of_sums(sums, corpus.source, statistics.n_chunks, n_ctx))
     save(out, statistics, provenance)
     checkpoint.unlink(missing_ok=True)
     return statistics
 
 
-def _resume(checkpoint: Path, nodes: RoutingNodes, provenance: Provenance) -> ExpertStatistics:
+def _save(path: Path, statistics: ExpertStatistics, provenance: Provenance, sums: ImportanceSums) -> float:
+    """Save a checkpoint; returns the seconds it took."""
+    started = time.monotonic()
+    save(path, statistics, provenance, sums.to_arrays() if sums.sums else {})
+    return time.monotonic() - started
+
+
+def _resume(
+    checkpoint: Path, nodes: RoutingNodes, provenance: Provenance, importance: bool
+) -> tuple[ExpertStatistics, ImportanceSums]:
     if not checkpoint.exists():
         blocks = [block.index for block in nodes.blocks]
-        return ExpertStatistics.empty(blocks, [block.n_used for block in nodes.blocks], nodes.n_expert)
-    return _load_same(checkpoint, provenance, "holds an unfinished calibration")
+        used = [block.n_used for block in nodes.blocks]
+        return ExpertStatistics.empty(blocks, used, nodes.n_expert), ImportanceSums()
+    statistics = _load_same(checkpoint, provenance, "holds an unfinished calibration")
+    more = load_more(checkpoint)
+    if importance and not more and statistics.n_chunks:
+        raise MismatchError(
+            f"{checkpoint} holds an unfinished calibration without importance matrix; "
+            "finish it with --no-imatrix, delete the file, or choose another -o"
+        )
+    return statistics, ImportanceSums.from_arrays(more) if importance and more else ImportanceSums()
 
 
 def _load_same(path: Path, provenance: Provenance, what: str) -> ExpertStatistics:

@@ -2,8 +2,9 @@
 
 import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,10 @@ class Corpus:
     def n_tokens(self) -> int:
         """All tokens."""
         return int(self.chunks.size)
+
+    def head(self, n_chunks: int | None) -> Self:
+        """The first `n_chunks` chunks, or all of them."""
+        return replace(self, chunks=self.chunks[:n_chunks])
 
     @property
     def sha256(self) -> str:

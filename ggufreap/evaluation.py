@@ -18,11 +18,11 @@ class Perplexity:
     n_scored: int
 
 
-def perplexity(engine: Engine, corpus: Corpus, progress: Progress = silent) -> Perplexity:
+def perplexity(engine: Engine, corpus: Corpus, progress: Progress = silent, stage: str = "perplexity") -> Perplexity:
     """Perplexity over the second half of every chunk, as llama-perplexity scores it (tools/perplexity)."""
     n_ctx = corpus.chunks.shape[1]
     losses = []
-    with progress("perplexity", corpus.n_tokens, "tokens") as bar:
+    with progress(stage, corpus.n_tokens, "tokens") as bar:
         for chunk in corpus.chunks:
             # Positions n_ctx/2 .. n_ctx-2 predict the token after them.
             logits = engine.logits(chunk)[n_ctx // 2 : -1].astype(np.float64)

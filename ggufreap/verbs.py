@@ -79,24 +79,30 @@ def calibrate(
     *,
     file: str | None = None,
     tokens: str | Path | None = None,
+    chunks: int | None = None,
+    imatrix_out: str | Path | None = None,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> ExpertStatistics:
     """Run text (`file`, `-` for standard input) or token ids (`tokens`, .npy) and save what the experts did at `out`.
 
-    An interrupted run goes on where it was when it is called again with the same arguments.
+    With `imatrix_out` the same pass gives the importance matrix too, as llama-imatrix would write it. At most `chunks`
+    chunks are run. An interrupted run goes on where it was when it is called again with the same arguments.
     """
     source, layout, identity = _open(model)
-    check_output(Path(out), *source.paths, file, tokens)
+    for path in (out, imatrix_out):
+        if path is not None:
+            check_output(Path(path), *source.paths, file, tokens)
     settings = settings or EngineSettings()
     tokenise = _reader(file, tokens, settings.n_ctx)
     with LlamaSession(source.path, layout.nodes, settings) as engine:
-        corpus = tokenise(engine)
+        corpus = tokenise(engine).head(chunks)
         provenance = _provenance(identity, corpus, settings)
         _LOG.info(
             "calibrating with %s: %s tokens in %s chunks", corpus.source, f"{corpus.n_tokens:,}", len(corpus.chunks)
         )
-        return observe(engine, layout.nodes, corpus, provenance, Path(out), progress=progress)
+        target = Path(imatrix_out) if imatrix_out is not None else None
+        return observe(engine, layout.nodes, corpus, provenance, Path(out), imatrix_out=target, progress=progress)
 
 
 def _reader(file: str | None, tokens: str | Path | None, n_ctx: int) -> Callable[[LlamaSession], Corpus]:
@@ -226,6 +232,7 @@ def prune(
     seed: int = 0,
     file: str | None = None,
     tokens: str | Path | None = None,
+    chunks: int | None = None,
     out: str | Path | None = None,
     dry_run: bool = False,
     verification: bool = True,
@@ -253,13 +260,16 @@ def prune(
         check_target(script.files, *source.paths, file, tokens)
     plan_path = result.with_name(f"{naming.stem_of(result)}.plan.json")
     _LOG.info("%s in each of %d MoE blocks", preview.summary, len(preview.keep))
-    _LOG.info("%s -> %s (%s bytes -> %s)", source.path.name, result, f"{source.nbytes:,}", f"{script.nbytes:,}")
+    first = script.files[0].path
+    _LOG.info("%s -> %s (%s bytes -> %s)", source.path.name, first, f"{source.nbytes:,}", f"{script.nbytes:,}")
     if dry_run:
         return Pruned(script, preview, plan_path, None, None)
     stats_path = None
     if method in saliency.METHODS:
         stats_path = result.with_name(f"{naming.stem_of(source.path)}.stats.npz")
-        calibrate(source.path, stats_path, file=file, tokens=tokens, settings=settings, progress=progress)
+        calibrate(
+            source.path, stats_path, file=file, tokens=tokens, chunks=chunks, settings=settings, progress=progress
+        )
     chosen = plan(
         source.path, stats=stats_path, ratio=ratio, keep=keep, method=method, mtp=mtp, seed=seed, progress=progress
     )
@@ -287,11 +297,11 @@ def demo(
     pruned = prune(DEMO_MODEL, ratio=ratio, file=str(text), out=folder, settings=settings, progress=progress)
     held_out = held_out_text(DEMO_HELD_OUT_BYTES)
     measured, sample = [], ""
-    for path in (DEMO_MODEL, pruned.script.files[0].path):
+    for which, path in (("original", DEMO_MODEL), ("pruned", pruned.script.files[0].path)):
         source, layout, _ = _open(path)
         with LlamaSession(source.path, layout.nodes, settings) as engine:
             corpus = corpora.from_text(engine, held_out, settings.n_ctx, "held-out text")
-            measured.append(perplexity(engine, corpus, progress))
+            measured.append(perplexity(engine, corpus, progress, f"perplexity, {which}"))
             written = continuation(engine, engine.tokenize(DEMO_PROMPT), 60, temperature=0.7, seed=1)
             sample = engine.detokenize(written.tolist())
     return Demonstration(pruned, measured[0], measured[1], DEMO_PROMPT, sample)

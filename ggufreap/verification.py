@@ -188,10 +188,7 @@ def _logits(source: GgufFile, layout: MoeLayout, plan: PruningPlan, pruned: Gguf
     if not np.isfinite(after).all():
         return Check("logits", False, "the pruned model gives NaN or infinite logits")
     error, effect = _error(after, masked), _error(masked, full)
-    detail = (
-        f"pruned = masked original on {N_TOKENS} random tokens: normalised squared error {error:.1e}, "
-        f"masking itself changes {effect:.1e}"
-    )
+    detail = f"error {error:.1e} against the masked original on {N_TOKENS} random tokens (masking itself: {effect:.1e})"
     return Check("logits", error <= max(TOLERANCE, TOLERANCE_OF_EFFECT * effect), detail)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ggufreap.architecture.nodes import EXPERT_OUTPUT, RoutedBlock, RoutingNodes
+from ggufreap.engine.importance import ImportanceSums, Sums
 from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
 
 
@@ -24,8 +25,12 @@ class FakeEngine:
     def tokenize(self, text: str) -> Tokens:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32) % self.n_vocab
 
-    def route(self, tokens: Tokens) -> list[RoutedBatch]:
+    def route(self, tokens: Tokens, importance: ImportanceSums | None = None) -> list[RoutedBatch]:
         self.n_routed += 1
+        if importance is not None:
+            squares = np.bincount(tokens, minlength=self.n_vocab).astype(np.float32)
+            sums = {"blk.0.attn_q.weight": Sums(squares[None] / 3, np.array([len(tokens)]))}
+            importance.add(ImportanceSums(sums, {"blk.0.attn_q.weight": "blk.0.attn_q.weight"}))
         batches = []
         for block in self.nodes.blocks:
             table = np.random.default_rng(block.index)

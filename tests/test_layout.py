@@ -203,6 +203,10 @@ def test_attention_causal_decides(tmp_path: Path, value: bool | None, causal: bo
     assert layout.nodes.causal is causal
 
 
+def test_a_diffusion_model_is_not_causal_whatever_its_file_says(tmp_path: Path) -> None:
+    assert not layout_of(tmp_path, as_architecture("llada-moe"), setting(attention__causal=True)).causal
+
+
 def test_mtp_blocks_are_the_last_and_are_not_watched(tmp_path: Path) -> None:
     layout = layout_of(tmp_path, tiny_layouts.with_mtp)
     assert (layout.n_block, layout.n_trunk) == (3, 2)

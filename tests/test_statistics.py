@@ -10,6 +10,7 @@ from fake_engine import FakeEngine
 
 from ggufreap.calibration import checkpoint_path, observe
 from ggufreap.corpus import Corpus
+from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.protocol import RoutedBatch
 from ggufreap.errors import InputError, MismatchError, OutputError
 from ggufreap.statistics import ACCUMULATORS, ExpertStatistics, Provenance, load, save
@@ -93,10 +94,10 @@ class Interrupted(FakeEngine):
         super().__init__()
         self.at, self.failure = at, failure
 
-    def route(self, tokens: np.ndarray) -> list[RoutedBatch]:
+    def route(self, tokens: np.ndarray, importance: ImportanceSums | None = None) -> list[RoutedBatch]:
         if self.n_routed == self.at:
             raise self.failure
-        return super().route(tokens)
+        return super().route(tokens, importance)
 
 
 class Killed(BaseException):
@@ -106,12 +107,16 @@ class Killed(BaseException):
 @pytest.mark.parametrize(("at", "failure"), list(itertools.product([0, 1, 4, 5], [KeyboardInterrupt, Killed])))
 def test_a_resumed_calibration_ends_bit_identical(tmp_path: Path, at: int, failure: type[BaseException]) -> None:
     engine, out = FakeEngine(), tmp_path / "s.npz"
-    whole = observe(engine, engine.nodes, corpus(), PROVENANCE, tmp_path / "whole.npz")
+    matrices = {"imatrix_out": tmp_path / "s.imatrix.gguf"}
+    whole_matrix = tmp_path / "whole.imatrix.gguf"
+    whole = observe(engine, engine.nodes, corpus(), PROVENANCE, tmp_path / "whole.npz", imatrix_out=whole_matrix)
     with pytest.raises(failure):
-        observe(Interrupted(at, failure), engine.nodes, corpus(), PROVENANCE, out, checkpoint_seconds=0)
+        observe(Interrupted(at, failure), engine.nodes, corpus(), PROVENANCE, out, checkpoint_seconds=0, **matrices)
     assert not out.exists()
+    assert not matrices["imatrix_out"].exists()
     engine.n_routed = 0
-    resumed = observe(engine, engine.nodes, corpus(), PROVENANCE, out)
+    resumed = observe(engine, engine.nodes, corpus(), PROVENANCE, out, **matrices)
+    assert matrices["imatrix_out"].read_bytes() == whole_matrix.read_bytes()
     assert engine.n_routed == 6 - at
     assert same(resumed, whole)
     assert same(load(out)[0], load(tmp_path / "whole.npz")[0])

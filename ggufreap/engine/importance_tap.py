@@ -7,11 +7,10 @@ same activations (query, key and value; gate and up) share one sum, so it is com
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from ggufreap.engine.importance import ImportanceSums, Sums
 from ggufreap.engine.native import GgmlTensor, TensorReader, op_at, op_code, tensor_at
-from ggufreap.errors import NumericFailure
+from ggufreap.engine.taps import not_finite
 
 MIN_TOKENS = 16  # llama-imatrix leaves smaller products out
 F32 = 0
@@ -64,7 +63,9 @@ class ImportanceTap:
         found, starts, counts = np.unique(experts.ravel()[order], return_index=True, return_counts=True)
         sums.values[found] += np.add.reduceat(np.square(rows), starts, axis=0)
         sums.counts[found] += counts
-        self._check(tensor, sums.values[found])
+        broken = found[~np.isfinite(sums.values[found]).all(axis=1)]
+        if broken.size:
+            raise not_finite(f"block {_weight(tensor).split('.')[1]}, expert {broken[0]}")
         return True
 
     def _dense(self, pointer: int) -> bool:
@@ -75,7 +76,8 @@ class ImportanceTap:
         squares = np.einsum("abtn,abtn->abn", inputs, inputs).reshape(-1, inputs.shape[-1])
         np.add.at(sums.values, np.arange(len(squares)) % n_mat, squares)
         sums.counts += inputs.shape[0] * inputs.shape[1] * inputs.shape[2] // n_mat
-        self._check(tensor, sums.values)
+        if not np.isfinite(sums.values).all():
+            raise not_finite(f"the input of {_weight(tensor)}")
         return True
 
     def _sums(self, tensor: GgmlTensor, n_in: int, n_mat: int, n_count: int | None = None) -> Sums:
@@ -86,14 +88,6 @@ class ImportanceTap:
         if weight not in self.totals.sums:
             self.totals.sums[weight] = empty()
         return self.totals.sums[weight]
-
-    @staticmethod
-    def _check(tensor: GgmlTensor, values: npt.NDArray[np.float32]) -> None:
-        if not np.isfinite(values).all():
-            raise NumericFailure(
-                f"the input of {_weight(tensor)} holds NaN or infinite values; the model file is damaged or overflows "
-                "in this precision, try another quantisation of it"
-            )
 
 
 def _weight(tensor: GgmlTensor) -> str:

@@ -7,6 +7,7 @@ library before anything else: tensors that ggml itself made must read back field
 import ctypes
 import importlib.metadata
 import os
+import sys
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -79,6 +80,7 @@ def _base() -> Any:
         ("ggml_nbytes", [pointer], size),
         ("ggml_op_name", [ctypes.c_int], ctypes.c_char_p),
         ("ggml_tensor_overhead", [], size),
+        ("ggml_set_abort_callback", [pointer], pointer),
         ("ggml_backend_buffer_is_host", [pointer], ctypes.c_bool),
         ("ggml_backend_tensor_get", [pointer, pointer, size, size], None),
         ("ggml_backend_tensor_set", [pointer, pointer, size, size], None),
@@ -89,7 +91,18 @@ def _base() -> Any:
             raise _mismatch(f"it has no function {name}") from None
         function.argtypes, function.restype = arguments, result
     _self_check(library)
+    library.ggml_set_abort_callback(_ABORT_CALLBACK)
     return library
+
+
+def _on_abort(message: bytes) -> None:
+    """llama.cpp gave up (GGML_ASSERT); the process ends anyway, so at least with one line and exit code 1."""
+    sys.stderr.write(f"ggufreap: llama.cpp stopped: {message.decode(errors='replace').strip()}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+_ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_on_abort)
 
 
 def _mismatch(fact: str) -> EngineError:

@@ -44,10 +44,8 @@ def _plain(keep: Keep) -> dict[int, list[int]]:
 
 def _last_words(model: Path, result: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-    if result.returncode == 1 and lines:
-        return lines[-1]
-    said = next((line for line in lines if "GGML_ASSERT" in line or "abort" in line), lines[-1] if lines else "nothing")
-    return f"llama.cpp died on {model} (exit {result.returncode}): {said}"
+    said = lines[-1].removeprefix("ggufreap: ") if lines else "it said nothing"
+    return said if str(model) in said else f"llama.cpp died on {model} (exit {result.returncode}): {said}"
 
 
 def _main(request: Path, answer: Path) -> None:

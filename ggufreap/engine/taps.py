@@ -139,14 +139,19 @@ class _BlockWatch:
             raise EngineError(f"block {self.block.index}: routing has shapes {sorted(shapes)}, expected {expected}")
         if not (np.isfinite(self.norms).all() and np.isfinite(self.weights).all()):
             bad = np.argwhere(~(np.isfinite(self.norms) & np.isfinite(self.weights)))[0]
-            raise NumericFailure(
-                f"block {self.block.index}, expert {self.experts[tuple(bad)]}: an activation is NaN or infinite; "
-                "the model file is damaged or overflows in this precision, try another quantisation of it"
-            )
+            raise not_finite(f"block {self.block.index}, expert {self.experts[tuple(bad)]}")
         contributions = self.norms if self.weighted_input else self.weights * self.norms
         self.sink.append(
             RoutedBatch(self.block.index, self.experts, self.weights, self.norms, contributions, self.peaks)
         )
+
+
+def not_finite(where: str) -> NumericFailure:
+    """What is wrong with a model that computes NaN."""
+    return NumericFailure(
+        f"{where}: an activation is NaN or infinite; the model file is damaged or overflows in this precision, "
+        "try another quantisation of it"
+    )
 
 
 def norms_and_peaks(

@@ -1,0 +1,66 @@
+"""The command line: one sub-command per verb, flags named as llama.cpp names them.
+
+Exit codes: 0 done, 1 a foreseeable failure, 2 wrong usage, 3 verification failed, 130 interrupted.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from ggufreap import __version__
+from ggufreap.cli.commands import VERBS
+from ggufreap.cli.flags import general
+from ggufreap.errors import GgufReapError
+
+EPILOG = """\
+example:
+  ggufreap inspect model.gguf
+  ggufreap prune model.gguf --ratio 0.2 -f calibration.txt
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    # `kill` and `timeout` stop as Ctrl-C does: nothing half-written stays behind.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        from ggufreap import console
+
+        console.listen(options.verbose)
+        result, code = options.run(options)
+        console.show(result, options.json)
+        return int(code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing is lost, the same command goes on from here", 130)
+    except BrokenPipeError:  # `ggufreap inspect … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (GgufReapError, OSError, MemoryError) as error:
+        if options.traceback:
+            raise
+        return _fail(str(error), getattr(error, "exit_code", 1))
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"ggufreap: {message}\n")
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ggufreap",
+        description="Prune experts out of mixture-of-experts models directly in GGUF.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ggufreap {__version__}")
+    commands = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for name, (run, summary, groups) in VERBS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        for add in (*groups, general):
+            add(command)
+        command.set_defaults(run=run)
+    return parser

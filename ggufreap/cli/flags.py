@@ -1,0 +1,103 @@
+"""Groups of flags that verbs share, named as llama.cpp names them."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+AddFlags = Callable[[argparse.ArgumentParser], None]
+
+
+def general(command: argparse.ArgumentParser) -> None:
+    """What every verb takes."""
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.add_argument("-v", "--verbose", action="count", default=0, help="show what llama.cpp says")
+    command.add_argument("--traceback", action="store_true", help="show where a failure comes from")
+
+
+def model(command: argparse.ArgumentParser) -> None:
+    """The model, always first."""
+    command.add_argument("model", metavar="MODEL", help="a GGUF file, or any shard of a split one")
+
+
+def engine(command: argparse.ArgumentParser) -> None:
+    """How llama.cpp runs."""
+    group = command.add_argument_group("llama.cpp")
+    group.add_argument("-c", "--ctx-size", type=at_least(1), default=512, metavar="N", help="tokens per chunk (512)")
+    group.add_argument("-ub", "--ubatch-size", type=at_least(1), default=512, metavar="N", help="tokens at once (512)")
+    device(group)
+
+
+def device(group: Any) -> None:
+    """Where llama.cpp runs."""
+    group.add_argument("-t", "--threads", type=at_least(1), default=0, metavar="N", help="CPU threads (all cores)")
+    group.add_argument(
+        "-ngl", "--n-gpu-layers", type=at_least(-1), default=-1, metavar="N", help="layers on the GPU (as many as fit)"
+    )
+
+
+def text(command: argparse.ArgumentParser) -> None:
+    """What the model is calibrated on."""
+    group = command.add_argument_group("calibration").add_mutually_exclusive_group()
+    group.add_argument("-f", "--file", metavar="FILE", help="UTF-8 text; - is standard input")
+    group.add_argument("--tokens", metavar="IDS.npy", help="token ids, [n] or [n_chunks, n_ctx]")
+    command.add_argument("--chunks", type=at_least(1), metavar="N", help="run at most this many chunks")
+
+
+def imatrix(command: argparse.ArgumentParser) -> None:
+    """Where the importance matrix goes."""
+    group = command.add_argument_group("importance matrix").add_mutually_exclusive_group()
+    group.add_argument("--imatrix-out", metavar="FILE", help="where it goes (beside the statistics, S.imatrix.gguf)")
+    group.add_argument("--no-imatrix", action="store_true", help="do not collect it")
+
+
+def target(command: argparse.ArgumentParser) -> None:
+    """How many experts go, and which."""
+    group = command.add_argument_group("target")
+    size = group.add_mutually_exclusive_group(required=True)
+    size.add_argument("--ratio", metavar="R", help="fraction of the experts to remove from every block, such as 0.2")
+    size.add_argument("--keep", type=int, metavar="N", help="experts to keep in every block")
+    group.add_argument(
+        "--method", default="reap", metavar="NAME", help="saliency: reap (default), frequency, ... (see README)"
+    )
+    group.add_argument(
+        "--mtp", choices=("mirror", "drop"), default="mirror", help="MTP blocks: as the last block (default), or out"
+    )
+    group.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="for --method random (0)")
+
+
+def files(command: argparse.ArgumentParser) -> None:
+    """How the result is cut into files."""
+    group = command.add_argument_group("output")
+    split = group.add_mutually_exclusive_group()
+    split.add_argument("--split-max-size", metavar="N(M|G)", help="shards of at most this size")
+    split.add_argument("--keep-split", action="store_true", help="as many shards as the model has")
+    group.add_argument("--dry-run", action="store_true", help="print what would be written, to the byte")
+
+
+def out(meaning: str, required: bool = True) -> AddFlags:
+    """The output."""
+
+    def add(command: argparse.ArgumentParser) -> None:
+        command.add_argument("-o", "--output", required=required, metavar="OUT", help=meaning)
+
+    return add
+
+
+def argument(*names: str, **settings: Any) -> AddFlags:
+    """A flag of one verb alone."""
+
+    def add(command: argparse.ArgumentParser) -> None:
+        command.add_argument(*names, **settings)
+
+    return add
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """A whole number that fits llama.cpp."""
+
+    def number(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or not minimum <= int(text) < 2**31:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {minimum} to 2147483647")
+        return int(text)
+
+    return number

@@ -1,0 +1,29 @@
+"""Importance matrices: what llama-imatrix collects and llama-quantize weighs errors with, as values and as files."""
+
+from ggufreap.imatrix.collected import of_sums
+from ggufreap.imatrix.gaps import Filled, filled
+from ggufreap.imatrix.matrix import Imatrix, ImatrixEntry, in_tokens, means, merged
+from ggufreap.imatrix.model import Coverage, ExpertSums, check, expert_statistics, sliced
+from ggufreap.imatrix.storage import load, save
+from ggufreap.imatrix.summary import EntrySummary, ImatrixSummary, describe
+
+__all__ = [
+    "Coverage",
+    "EntrySummary",
+    "ExpertSums",
+    "Filled",
+    "Imatrix",
+    "ImatrixEntry",
+    "ImatrixSummary",
+    "check",
+    "describe",
+    "expert_statistics",
+    "filled",
+    "in_tokens",
+    "load",
+    "means",
+    "merged",
+    "of_sums",
+    "save",
+    "sliced",
+]
