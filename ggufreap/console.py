@@ -16,6 +16,7 @@ from ggufreap.demonstration import Demonstration
 from ggufreap.inspection import Inspection
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Bar
+from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
 from ggufreap.statistics import ExpertStatistics
 from ggufreap.verbs import Pruned
@@ -106,6 +107,8 @@ def _plain(result: Any) -> Any:
                 "plan": result.plan_path,
                 "statistics": result.statistics_path,
                 "verification": _plain(result.verification) if result.verification else None,
+                "imatrix": result.imatrix_path,
+                "quantized": [asdict(made) for made in result.quantized],
             }
         case Demonstration():
             return asdict(result) | {"pruned": _plain(result.pruned)}
@@ -214,15 +217,34 @@ def _verification(verification: Verification) -> None:
         _print(mark, f" {check.name}: {check.detail}")
 
 
+def _quantized(made: Quantized) -> None:
+    for warning in made.warnings:
+        _print(f"note: {warning}")
+    if made.fallbacks:
+        first = made.fallbacks[0]
+        _print(
+            f"note: tensors whose rows do not fit their type: {len(made.fallbacks)}, first {first.name} with rows of "
+            f"{first.width}: {first.given} for {first.wanted}"
+        )
+    rows = [(kind, size(nbytes)) for kind, nbytes in made.type_nbytes.items()]
+    _table("Tensor data by type", ("type", "bytes"), rows)
+    for path in made.paths:
+        _print(str(path))
+    _print(f"{made.nbytes:,} bytes")
+
+
 def _pruned(pruned: Pruned) -> None:
     if pruned.verification:
         _verification(pruned.verification)
     before, after = pruned.script.source_nbytes, pruned.script.nbytes
     _print(_styled(f"{pruned.plan.summary}:", "bold"), f"{size(before)} -> {size(after)} ({after / before:.0%})")
     for file in pruned.script.files:
-        _print(str(file.path))
+        gone = "  (removed once it was quantised)" if pruned.quantized and not file.path.exists() else ""
+        _print(f"{file.path}{gone}")
     if pruned.verification is None:
         _print("not verified")
+    for made in pruned.quantized:
+        _quantized(made)
 
 
 def _demonstration(demo: Demonstration) -> None:
@@ -245,6 +267,7 @@ _DRAWERS: Mapping[type, Callable[[Any], None]] = {
     RewriteScript: _script,
     DryRun: _dry_run,
     Verification: _verification,
+    Quantized: _quantized,
     Pruned: _pruned,
     Demonstration: _demonstration,
 }

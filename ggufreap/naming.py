@@ -14,13 +14,12 @@ def stem_of(model: Path) -> str:
     return match["prefix"] if match else model.name.removesuffix(".gguf")
 
 
-def pruned_name(model: Path, label: str) -> str:
-    """`Model-Q8_0.gguf` pruned with label `REAP-0.20` is `Model-REAP-0.20-Q8_0.gguf`."""
+def pruned_name(model: Path, label: str, encoding: str | None = None) -> str:
+    """`Model-Q8_0.gguf` pruned with label `REAP-0.20` is `Model-REAP-0.20-Q8_0.gguf`, or of another `encoding`."""
     stem = stem_of(model)
     match = ENCODING.search(stem)
-    if match is None:
-        return f"{stem}-{label}.gguf"
-    return f"{stem[: match.start()]}-{label}-{match['encoding']}.gguf"
+    base = stem[: match.start()] if match else stem
+    return "-".join(filter(None, (base, label, encoding or (match and match["encoding"])))) + ".gguf"
 
 
 def target(model: Path, out: Path | None, label: str) -> Path:

@@ -28,6 +28,7 @@ from ggufreap.container import open_gguf
 from ggufreap.engine.session import EngineSettings
 from ggufreap.saliency import METHOD_NAMES, METHODS
 from ggufreap.statistics import load
+from ggufreap.verbs import stages, whole
 
 pytestmark = pytest.mark.native
 
@@ -324,8 +325,8 @@ def test_apply_verify_and_prune_in_json(made: Made, tmp_path: Path, run: Run) ->
 
 
 def test_demo_in_json(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbs, "DEMO_CALIBRATION_BYTES", 20_000)
-    monkeypatch.setattr(verbs, "DEMO_HELD_OUT_BYTES", 4_000)
+    monkeypatch.setattr(whole, "DEMO_CALIBRATION_BYTES", 20_000)
+    monkeypatch.setattr(whole, "DEMO_HELD_OUT_BYTES", 4_000)
     ran = run("demo", "-o", tmp_path / "a" / "b", "-t", 1, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["pruned"]["verification"]["ok"] is True
@@ -345,7 +346,7 @@ def test_llama_cpp_speaks_only_when_asked(made: Made, tmp_path: Path, run: Run) 
 
 
 def test_without_text_prune_warns_loudly(made: Made, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbs, "TRYING_OUT_BYTES", 4_000)
+    monkeypatch.setattr(stages, "TRYING_OUT_BYTES", 4_000)
     ran = run("prune", made.model, "--ratio", "0.25", "-o", tmp_path, *FLAGS, "--no-verify")
     assert ran.code == 0
     assert re.search("^WARNING: no calibration text given.*ONLY FOR TRYING OUT", ran.err, re.MULTILINE)
@@ -836,8 +837,9 @@ def read_or_end(screen: int) -> bytes:
 CHECKPOINT_AFTER_EVERY_CHUNK = """
 import sys
 from functools import partial
-from ggufreap import calibration, cli, verbs
-verbs.observe = partial(calibration.observe, checkpoint_seconds=0)
+from ggufreap import calibration, cli
+from ggufreap.verbs import stages
+stages.observe = partial(calibration.observe, checkpoint_seconds=0)
 sys.exit(cli.main())
 """
 

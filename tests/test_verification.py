@@ -24,6 +24,7 @@ from ggufreap.errors import EngineError, InputError, VerificationFailed
 from ggufreap.planning import PruningPlan, save_plan
 from ggufreap.progress import silent
 from ggufreap.rewriting import script as rewriting_script
+from ggufreap.verbs.stages import open_model
 from ggufreap.verification import N_TOKENS, Verification, verify_file
 
 SMALL = {"n_embd": 64, "n_ff": 32, "types": Kind.Q8_0}
@@ -53,7 +54,7 @@ def pruned(source: Path, plan: PruningPlan, tmp_path: Path) -> Path:
 
 def proof(source: Path, plan: PruningPlan, pruned: Path, logits: Callable[..., Logits] | None = None) -> Verification:
     """All checks, or with no `logits` those that need no llama.cpp."""
-    file, layout, _ = verbs._open(source)
+    file, layout, _ = open_model(source)
     return verify_file(file, layout, plan, pruned, logits or equal_logits, silent)
 
 

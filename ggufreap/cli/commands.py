@@ -5,7 +5,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufreap.cli.flags import AddFlags, argument, at_least, device, engine, files, imatrix, model, out, target, text
+from ggufreap.cli.flags import (
+    AddFlags,
+    argument,
+    at_least,
+    device,
+    engine,
+    files,
+    imatrix,
+    model,
+    out,
+    quantiser,
+    target,
+    text,
+    variants,
+)
 
 if TYPE_CHECKING:
     from ggufreap.verbs import Pruned
@@ -82,6 +96,28 @@ def _run_apply(options: argparse.Namespace) -> Result:
     return console.DryRun(script) if options.dry_run else script, 0
 
 
+def _run_quantize(options: argparse.Namespace) -> Result:
+    from ggufreap import verbs
+    from ggufreap.quantization import parse_tensor_type
+
+    made = verbs.quantize(
+        options.model,
+        options.output,
+        options.type,
+        imatrix=options.imatrix,
+        tensor_types=[parse_tensor_type(text) for text in options.tensor_type],
+        token_embedding_type=options.token_embedding_type,
+        output_tensor_type=options.output_tensor_type,
+        pure=options.pure,
+        keep_split=options.keep_split,
+        allow_requantize=options.allow_requantize,
+        threads=options.threads,
+        dry_run=options.dry_run,
+        progress=_progress(),
+    )
+    return made, 0
+
+
 def _run_verify(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
@@ -99,6 +135,10 @@ def _run_prune(options: argparse.Namespace) -> Result:
         tokens=options.tokens,
         chunks=options.chunks,
         out=options.output,
+        quant=options.quant or ("keep",),
+        imatrix=options.imatrix,
+        keep_intermediate=options.keep_intermediate,
+        allow_requantize=options.allow_requantize,
         **_splitting(options),
         verification=not options.no_verify,
         settings=_settings(options),
@@ -158,6 +198,11 @@ VERBS: dict[str, tuple[Callable[[argparse.Namespace], Result], str, Groups]] = {
             device,
         ),
     ),
+    "quantize": (
+        _run_quantize,
+        "requantise a model with llama.cpp's own quantiser",
+        (model, out("GGUF file"), quantiser),
+    ),
     "prune": (
         _run_prune,
         "the whole job: calibrate, plan, apply, verify",
@@ -168,6 +213,7 @@ VERBS: dict[str, tuple[Callable[[argparse.Namespace], Result], str, Groups]] = {
             text,
             engine,
             files,
+            variants,
             argument("--no-verify", action="store_true", help="do not prove the result"),
         ),
     ),

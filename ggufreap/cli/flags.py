@@ -74,6 +74,30 @@ def files(command: argparse.ArgumentParser) -> None:
     group.add_argument("--dry-run", action="store_true", help="print what would be written, to the byte")
 
 
+def quantiser(command: argparse.ArgumentParser) -> None:
+    """What llama-quantize takes."""
+    add = command.add_argument_group("llama-quantize").add_argument
+    add("--type", required=True, metavar="TYPE", help="Q4_K_M, IQ4_XS, Q8_0, ...")
+    add("--imatrix", metavar="FILE", help="importance matrix of this model, GGUF or .dat")
+    add("--tensor-type", action="append", default=[], metavar="REGEX=TYPE", help="type of some tensors; repeatable")
+    add("--token-embedding-type", metavar="TYPE", help="type of the token embedding")
+    add("--output-tensor-type", metavar="TYPE", help="type of the output tensor")
+    add("--pure", action="store_true", help="the same type for all tensors")
+    add("--allow-requantize", action="store_true", help="also from tensors that are quantised already")
+    add("--keep-split", action="store_true", help="as many shards as the model has")
+    add("--dry-run", action="store_true", help="print types and the exact size, write nothing")
+    add("-t", "--threads", type=at_least(1), default=0, metavar="N", help="CPU threads (all cores)")
+
+
+def variants(command: argparse.ArgumentParser) -> None:
+    """What to make of the pruned file."""
+    add = command.add_argument_group("quantisation").add_argument
+    add("--quant", action="append", metavar="TYPE", help="a type such as Q4_K_M, or keep (default); repeatable")
+    add("--imatrix", metavar="FILE", help="importance matrix of the whole model, instead of collecting it")
+    add("--keep-intermediate", action="store_true", help="do not remove the byte-exact file that was quantised")
+    add("--allow-requantize", action="store_true", help="also from tensors that are quantised already")
+
+
 def out(meaning: str, required: bool = True) -> AddFlags:
     """The output."""
 

@@ -14,6 +14,7 @@ from ggufreap.container import GgufFile, MetadataEntry, Value, encode
 from ggufreap.errors import UnsupportedModel
 from ggufreap.planning import PruningPlan
 
+EXPERTS_BEFORE = "ggufreap.source.expert_count"
 STRING, U32, U64 = GGUFValueType.STRING, GGUFValueType.UINT32, GGUFValueType.UINT64
 LINEAGE = ("author", "organization", "version", "repo_url")
 
@@ -111,5 +112,5 @@ def _provenance(plan: PruningPlan, layout: MoeLayout, version: str) -> dict[str,
         ("corpus.sha256", plan.corpus),
     )
     entries = [encode(f"ggufreap.{key}", text, STRING) for key, text in texts if text]
-    entries.append(encode("ggufreap.source.expert_count", layout.n_expert, U32))
+    entries.append(encode(EXPERTS_BEFORE, layout.n_expert, U32))
     return {entry.key: entry for entry in entries}

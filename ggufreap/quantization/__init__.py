@@ -1,0 +1,15 @@
+"""Quantises models with llama.cpp's own quantiser: same types, same bytes as llama-quantize."""
+
+from ggufreap.quantization.forecast import Fallback
+from ggufreap.quantization.job import Quantized, quantize_file
+from ggufreap.quantization.request import QuantRequest, file_type_name, imatrix_metadata, parse_tensor_type
+
+__all__ = [
+    "Fallback",
+    "QuantRequest",
+    "Quantized",
+    "file_type_name",
+    "imatrix_metadata",
+    "parse_tensor_type",
+    "quantize_file",
+]

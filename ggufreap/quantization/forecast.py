@@ -1,0 +1,142 @@
+"""What a quantisation will make of a model, before it makes it: every tensor's type and every file's size."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gguf.constants import GGUFValueType
+
+from ggufreap.container import GgufFile, MetadataEntry, TensorRecord, encode, nbytes_of, type_name
+from ggufreap.container.gguf_file import SPLIT_KEYS
+from ggufreap.container.header import pad
+from ggufreap.container.values import U64
+from ggufreap.engine.quantizer import Quantizer, QuantizerCall
+from ggufreap.errors import EngineError
+from ggufreap.quantization.request import TENSOR_TYPES
+
+ALIGNMENT = 32  # llama.cpp writes no other: src/llama-quant.cpp, llama_model_quantize_impl
+
+# The lines of llama_model_quantize_impl and tensor_type_fallback, src/llama-quant.cpp.
+TENSOR_LINE = re.compile(r"\[ *\d+/ *\d+\] (?P<name>.+?) +- \[.*\], type = *\w+,( .*\((?P<new>\w+)\)$)?")
+_FALLBACK_LINE = re.compile(
+    r"warning: (?P<name>.+?) +- ncols +(?P<width>\d+) not divisible by +\d+ \(required for type +(?P<wanted>\w+)\)"
+    r".*falling back to +(?P<given>\w+)"
+)
+_SPECIAL = re.compile(r"([\\^$.|?*+()\[\]{}])")  # what ECMAScript escapes in a regex
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A tensor whose rows of `width` weights are no multiple of what type `wanted` packs, so that it is `given`."""
+
+    name: str
+    width: int
+    wanted: str
+    given: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The ggml type of every tensor, and the tensors `pinned` to the type that the original's mix gave them."""
+
+    types: dict[str, int]
+    fallbacks: tuple[Fallback, ...]
+    pinned: tuple[tuple[str, int], ...]
+
+    @property
+    def pins(self) -> tuple[tuple[str, int], ...]:
+        """The pinned tensors as (regex, type)."""
+        return tuple((f"^{_escape(name)}$", kind) for name, kind in self.pinned)
+
+
+def _escape(name: str) -> str:
+    return _SPECIAL.sub(r"\\\1", name)
+
+
+def forecast(source: GgufFile, call: QuantizerCall, n_expert_before: int | None, quantizer: Quantizer) -> Forecast:
+    """Let llama.cpp itself choose every type, in a dry run of `call`; raises EngineError when it refuses.
+
+    llama.cpp's mix depends on the number of experts (== 8, >= 4, > 1: src/llama-quant.cpp,
+    llama_tensor_get_type_impl). For a pruned model the dry run is told the number before, which reaches the
+    hyperparameters only; then every tensor whose type would differ is pinned. A pinned tensor no longer counts in the
+    "first so many" rules of its neighbours, so this goes on until the types are those of the original.
+    """
+    key = f"{source.get('general.architecture')}.expert_count"
+    if n_expert_before is None or n_expert_before == source.get(key):
+        return _dry_run(source, call, quantizer)
+    wanted = _dry_run(source, replace(call, metadata={**(call.metadata or {}), key: n_expert_before}), quantizer)
+    while True:
+        found = _dry_run(source, replace(call, tensor_types=call.tensor_types + wanted.pins), quantizer)
+        missed = tuple((name, kind) for name, kind in wanted.types.items() if found.types[name] != kind)
+        if not missed:
+            return wanted
+        if set(missed) & set(wanted.pinned):
+            name, kind = missed[0]
+            raise EngineError(f"llama.cpp does not make {name} {type_name(kind)} when told to; report this")
+        wanted = replace(wanted, pinned=wanted.pinned + missed)
+
+
+def _dry_run(source: GgufFile, call: QuantizerCall, quantizer: Quantizer) -> Forecast:
+    lines: list[str] = []
+    quantizer.run(replace(call, dry_run=True), lines.append)
+    tensors = [match for match in map(TENSOR_LINE.match, lines) if match]
+    types = {match["name"]: TENSOR_TYPES.get((match["new"] or "").upper(), -1) for match in tensors}
+    for match in tensors:
+        if match["new"] is None:
+            types[match["name"]] = source.by_name[match["name"]].type
+    if set(types) != set(source.by_name) or -1 in types.values():
+        raise EngineError(
+            f"llama.cpp's dry run names {len(types)} tensors, {source.path} has {len(source.by_name)}; "
+            "this llama.cpp does not match this ggufreap, pip install 'llama-cpp-python==0.3.36'"
+        )
+    found = [match for match in map(_FALLBACK_LINE.match, lines) if match]
+    fallbacks = [
+        Fallback(match["name"], int(match["width"]), match["wanted"].upper(), match["given"].upper()) for match in found
+    ]
+    return Forecast(types, tuple(fallbacks), ())
+
+
+def file_sizes(
+    source: GgufFile, types: Mapping[str, int], metadata: Mapping[str, str | int], keep_split: bool
+) -> list[int]:
+    """The exact bytes of every file that llama.cpp will write (src/llama-quant.cpp, ggml/src/gguf.cpp)."""
+    new = {"general.quantization_version": 0, "general.file_type": 0} | dict(metadata)
+    kept = [entry for key, entry in source.metadata.items() if key not in SPLIT_KEYS and key not in new]
+    entries = sum(len(entry.raw) - sum(lost_after_nul(entry)) for entry in kept)
+    entries += sum(_entry_nbytes(key, value) for key, value in new.items())
+    if not keep_split:
+        return [_file_nbytes(entries, source.tensors, types)]
+    split = sum(len(key) + size for key, size in zip(SPLIT_KEYS, (14, 14, 16), strict=True))  # u16, u16, i32
+    shards = [header.tensors for header in source.headers]
+    return [_file_nbytes(split + entries * (not i), tensors, types) for i, tensors in enumerate(shards)]
+
+
+def lost_after_nul(entry: MetadataEntry) -> list[int]:
+    """How many bytes llama.cpp drops from each string of an entry: it copies them as C strings, up to a NUL."""
+    if entry.item_type != GGUFValueType.STRING:
+        return []
+    position, lost = entry.value_start, []
+    for _ in range(entry.count):
+        (length,) = U64.unpack_from(entry.raw, position)
+        end = position + 8 + length
+        nul = entry.raw.find(0, position + 8, end)
+        if nul >= 0:
+            lost.append(end - nul)
+        position = end
+    return lost
+
+
+def _entry_nbytes(key: str, value: str | int) -> int:
+    return len(encode(key, value, GGUFValueType.STRING if isinstance(value, str) else GGUFValueType.UINT32).raw)
+
+
+def _file_nbytes(entries: int, tensors: Sequence[TensorRecord], types: Mapping[str, int]) -> int:
+    infos = sum(24 + len(record.name.encode()) + 8 * _n_dims(record.shape) for record in tensors)
+    data = sum(pad(nbytes_of(record.shape, types[record.name]), ALIGNMENT) for record in tensors)
+    return pad(24 + entries + infos, ALIGNMENT) + data
+
+
+def _n_dims(shape: tuple[int, ...]) -> int:
+    """The dimensions that ggml writes: those of size one at the far end fall away, down to a single one."""
+    leading = next((axis for axis, length in enumerate(shape) if length != 1), len(shape))
+    return max(1, len(shape) - leading)

@@ -1,0 +1,209 @@
+"""Runs a quantisation: everything known and checked before it starts, every file in its place only when it is whole."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggufreap.container import GgufFile, nbytes_of, open_gguf, type_name
+from ggufreap.container.gguf_file import split_path
+from ggufreap.engine.quantizer import Importance, Quantizer, QuantizerCall
+from ggufreap.errors import EngineError, GgufReapError, InputError, OutputError
+from ggufreap.files import PARTIAL, check_output
+from ggufreap.interrupts import held
+from ggufreap.progress import Progress, silent
+from ggufreap.quantization.checks import check_importance, check_requantizing, check_rows, other_warnings
+from ggufreap.quantization.forecast import ALIGNMENT, TENSOR_LINE, Fallback, Forecast, file_sizes, forecast
+from ggufreap.quantization.request import FILE_TYPES, QuantRequest, file_type_name, tensor_type
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a quantisation made, or with a dry run will make.
+
+    `nbytes`: on disk, all files together; `types`: tensor -> type; `type_nbytes`: type -> bytes of tensor data;
+    `fallbacks`: tensors whose rows do not fit the type they should have had; `pinned`: tensors kept at the type that
+    llama.cpp gives them in the model before pruning.
+    """
+
+    paths: tuple[Path, ...]
+    nbytes: int
+    types: dict[str, str]
+    type_nbytes: dict[str, int]
+    fallbacks: tuple[Fallback, ...]
+    pinned: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def quantize_file(
+    source: GgufFile,
+    out: Path,
+    request: QuantRequest,
+    *,
+    imatrix: Importance | None = None,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> Quantized:
+    """Quantise `source` to `out`, or with `dry_run` only tell exactly what it would be.
+
+    `imatrix`: tensor -> mean squares of its inputs `[n_mat * n_in]`, per expert, as llama-quantize hands them over.
+    With `keep_split` a split set becomes a split set named after `out`, anything else one file.
+    """
+    call = _call(source, request, weighted=imatrix is not None)
+    targets = _targets(source, out, call.keep_split)
+    if not dry_run:
+        for target in targets:
+            check_output(target, *source.paths)
+    with Quantizer() as quantizer:
+        expected = forecast(source, call, request.n_expert_before, quantizer)
+        check_rows(source, expected.types)
+        warnings = check_requantizing(source, expected.types, request)
+        warnings += check_importance(source, expected.types, file_type_name(request.type), imatrix)
+        warnings += other_warnings(source, request)
+        sizes = file_sizes(source, expected.types, call.metadata or {}, call.keep_split)
+        if not dry_run:
+            call = replace(call, tensor_types=call.tensor_types + expected.pins)
+            _write(source, call, targets, sizes, expected, quantizer, imatrix, progress)
+    return _result(source, targets, sum(sizes), expected, warnings)
+
+
+def _call(source: GgufFile, request: QuantRequest, weighted: bool) -> QuantizerCall:
+    request.check()
+    metadata = dict(request.metadata)
+    if source.alignment != ALIGNMENT:  # else llama.cpp copies the key, but not the alignment
+        metadata["general.alignment"] = ALIGNMENT
+    embedding, output = request.token_embedding_type, request.output_tensor_type
+    return QuantizerCall(
+        model=str(source.path),
+        out="",
+        file_type=FILE_TYPES[file_type_name(request.type)],
+        tensor_types=tuple((pattern, tensor_type(name)) for pattern, name in request.tensor_types),
+        token_embedding_type=None if embedding is None else tensor_type(embedding),
+        output_tensor_type=None if output is None else tensor_type(output),
+        pure=request.pure,
+        keep_split=request.keep_split and len(source.headers) > 1,
+        weighted=weighted,
+        n_threads=request.n_threads,
+        max_buf_size=request.max_buf_size,
+        metadata=metadata,
+    )
+
+
+def _targets(source: GgufFile, out: Path, keep_split: bool) -> list[Path]:
+    if not keep_split:
+        return [out]
+    empty = [header.path.name for header in source.headers[1:] if not header.tensors]
+    if empty:
+        raise InputError(f"{empty[0]} holds no tensors; llama.cpp cannot keep such a split, write one file instead")
+    count = len(source.headers)
+    return [split_path(out.with_name(out.name.removesuffix(".gguf")), index, count) for index in range(count)]
+
+
+def _write(
+    source: GgufFile,
+    call: QuantizerCall,
+    targets: Sequence[Path],
+    sizes: Sequence[int],
+    expected: Forecast,
+    quantizer: Quantizer,
+    imatrix: Importance | None,
+    progress: Progress,
+) -> None:
+    """Let llama.cpp write beside the targets; rename when all of it is there, as expected, and on disk."""
+    folder = targets[0].parent
+    if call.keep_split:  # llama.cpp numbers the shards itself
+        prefix = targets[0].with_name(targets[0].name.split("-00001-of-")[0] + PARTIAL)
+        partial = [split_path(prefix, index, len(targets)) for index in range(len(targets))]
+    else:
+        prefix = targets[0].with_name(targets[0].name + PARTIAL)
+        partial = [prefix]
+    try:
+        for path in partial:
+            path.unlink(missing_ok=True)  # of a run that was killed
+        needed, free = sum(sizes), shutil.disk_usage(folder).free
+        if needed > free:
+            raise OutputError(
+                f"the output needs {needed:,} bytes and {folder} has {free:,} free; free some or choose another -o"
+            )
+        _run(source, replace(call, out=str(prefix)), quantizer, imatrix, progress)
+        _check_written(partial, sizes, expected)
+        for path in partial:
+            _sync(path)
+        with held():
+            for path, target in reversed(list(zip(partial, targets, strict=True))):  # the first shard opens the set
+                path.replace(target)
+        _sync(folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {targets[0]}: {error.strerror}; nothing was left behind") from None
+    finally:
+        quantizer.stop()
+        for path in partial:
+            path.unlink(missing_ok=True)
+
+
+def _run(
+    source: GgufFile, call: QuantizerCall, quantizer: Quantizer, imatrix: Importance | None, progress: Progress
+) -> None:
+    with progress("quantize", sum(record.nbytes for record in source.tensors), "B") as bar:
+
+        def on_line(line: str) -> None:
+            if match := TENSOR_LINE.match(line):
+                bar.update(source.by_name[match["name"]].nbytes)
+
+        try:
+            quantizer.run(call, on_line, imatrix)
+        except EngineError as error:
+            raise _explained(error, call) from None
+
+
+def _explained(error: EngineError, call: QuantizerCall) -> GgufReapError:
+    """The failures of a running job that have nothing to do with llama.cpp."""
+    if "iostream error" in str(error):  # all that the C++ library says of a failed write
+        free = shutil.disk_usage(Path(call.out).parent).free
+        return OutputError(
+            f"llama.cpp could not write {call.out} to the end, {free:,} bytes are free there; "
+            "free some or choose another -o"
+        )
+    if "has invalid data" in str(error):  # src/llama-model-loader.cpp, load_data_range
+        return InputError(f"{error}: NaN, infinity or a damaged block; download or convert the model again")
+    return error
+
+
+def _check_written(paths: Sequence[Path], sizes: Sequence[int], expected: Forecast) -> None:
+    found = [path.stat().st_size for path in paths]
+    types = {record.name: record.type for record in open_gguf(paths[0]).tensors}
+    if found != list(sizes) or types != expected.types:
+        raise EngineError(
+            f"llama.cpp wrote {sum(found):,} bytes where {sum(sizes):,} were expected, or other types; "
+            "nothing was kept, report this with the model's name"
+        )
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":  # a rename is durable once its folder is, but not every system opens one
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _result(
+    source: GgufFile, targets: Sequence[Path], nbytes: int, expected: Forecast, warnings: Sequence[str]
+) -> Quantized:
+    per_type: Counter[str] = Counter()
+    for record in source.tensors:
+        kind = expected.types[record.name]
+        per_type[type_name(kind)] += nbytes_of(record.shape, kind)
+    return Quantized(
+        paths=tuple(targets),
+        nbytes=nbytes,
+        types={record.name: type_name(expected.types[record.name]) for record in source.tensors},
+        type_nbytes=dict(per_type.most_common()),
+        fallbacks=expected.fallbacks,
+        pinned=tuple(name for name, _ in expected.pinned),
+        warnings=tuple(warnings),
+    )
