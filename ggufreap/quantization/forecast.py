@@ -80,10 +80,13 @@ def _dry_run(source: GgufFile, call: QuantizerCall, quantizer: Quantizer) -> For
     lines: list[str] = []
     quantizer.run(replace(call, dry_run=True), lines.append)
     tensors = [match for match in map(TENSOR_LINE.match, lines) if match]
-    types = {match["name"]: TENSOR_TYPES.get((match["new"] or "").upper(), -1) for match in tensors}
-    for match in tensors:
-        if match["new"] is None:
-            types[match["name"]] = source.by_name[match["name"]].type
+    kept = {record.name: record.type for record in source.tensors}
+    types = {
+        match["name"]: kept.get(match["name"], -1)
+        if match["new"] is None
+        else TENSOR_TYPES.get(match["new"].upper(), -1)
+        for match in tensors
+    }
     if set(types) != set(source.by_name) or -1 in types.values():
         raise EngineError(
             f"llama.cpp's dry run names {len(types)} tensors, {source.path} has {len(source.by_name)}; "
