@@ -81,6 +81,28 @@ def test_a_given_matrix_takes_the_place_of_a_collected_one(model: Path, tokens: 
         assert np.array_equal(files[0].map(record), files[1].map(files[1].by_name[record.name])), record.name
 
 
+def test_auto_quantises_what_has_8_bits_and_keeps_the_rest(model: Path, tokens: Path, tmp_path: Path) -> None:
+    made = prune(model, ratio="0.25", tokens=tokens, quant=["auto"], out=tmp_path / "a", settings=SETTINGS)
+    assert [variant.paths[0].name for variant in made.quantized] == [
+        "Toy-REAP-0.25-Q4_K_M.gguf",
+        "Toy-REAP-0.25-IQ4_XS.gguf",
+    ]
+    low = tiny_gguf.qwen3moe(tmp_path / "Toy-Q4_K.gguf", types=Kind.Q4_K)
+    kept = prune(low, ratio="0.25", tokens=tokens, quant=["auto"], out=tmp_path / "b", settings=SETTINGS)
+    assert not kept.quantized
+    assert kept.script.files[0].path.exists()
+
+
+def test_quantising_twice_is_refused_before_the_work(tokens: Path, tmp_path: Path) -> None:
+    low = tiny_gguf.qwen3moe(tmp_path / "Toy-Q4_K.gguf", types=Kind.Q4_K)
+    options = {"ratio": "0.25", "tokens": tokens, "quant": ["IQ4_XS"], "out": tmp_path / "a", "settings": SETTINGS}
+    with pytest.raises(InputError, match="experts are Q4_K already"):
+        prune(low, **options)
+    assert not (tmp_path / "a").exists()
+    made = prune(low, **options, allow_requantize=True)
+    assert any("second time" in warning for warning in made.quantized[0].warnings)
+
+
 def test_the_byte_exact_file_stays_where_it_is_wanted(model: Path, tokens: Path, tmp_path: Path) -> None:
     for name, options in {
         "asked": {"quant": ["keep", "Q4_K_M"]},

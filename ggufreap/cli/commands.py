@@ -16,6 +16,7 @@ from ggufreap.cli.flags import (
     model,
     out,
     quantiser,
+    source,
     target,
     text,
     variants,
@@ -149,6 +150,22 @@ def _run_prune(options: argparse.Namespace) -> Result:
     return pruned, _proven(pruned)
 
 
+def _run_recipe(options: argparse.Namespace) -> Result:
+    from ggufreap import console, verbs
+
+    pruned = verbs.run(
+        options.recipe,
+        options.model,
+        file=options.file,
+        tokens=options.tokens,
+        out=options.output,
+        settings=_settings(options),
+        dry_run=options.dry_run,
+        progress=_progress(),
+    )
+    return (console.DryRun(pruned.script), 0) if options.dry_run else (pruned, _proven(pruned))
+
+
 def _run_demo(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
@@ -215,6 +232,18 @@ VERBS: dict[str, tuple[Callable[[argparse.Namespace], Result], str, Groups]] = {
             files,
             variants,
             argument("--no-verify", action="store_true", help="do not prove the result"),
+        ),
+    ),
+    "run": (
+        _run_recipe,
+        "the whole job as a recipe tells it: prune, and quantise in several ways",
+        (
+            argument("recipe", metavar="RECIPE", help="a name such as q4_k_m (see README), or a .toml file"),
+            model,
+            out("file or folder (beside the model)", required=False),
+            source,
+            device,
+            argument("--dry-run", action="store_true", help="print what would be written, to the byte"),
         ),
     ),
     "demo": (

@@ -35,11 +35,16 @@ def device(group: Any) -> None:
     )
 
 
-def text(command: argparse.ArgumentParser) -> None:
-    """What the model is calibrated on."""
+def source(command: argparse.ArgumentParser) -> None:
+    """The text that is calibrated on."""
     group = command.add_argument_group("calibration").add_mutually_exclusive_group()
     group.add_argument("-f", "--file", metavar="FILE", help="UTF-8 text; - is standard input")
     group.add_argument("--tokens", metavar="IDS.npy", help="token ids, [n] or [n_chunks, n_ctx]")
+
+
+def text(command: argparse.ArgumentParser) -> None:
+    """What the model is calibrated on, and how much of it."""
+    source(command)
     command.add_argument("--chunks", type=at_least(1), metavar="N", help="run at most this many chunks")
 
 
@@ -92,7 +97,7 @@ def quantiser(command: argparse.ArgumentParser) -> None:
 def variants(command: argparse.ArgumentParser) -> None:
     """What to make of the pruned file."""
     add = command.add_argument_group("quantisation").add_argument
-    add("--quant", action="append", metavar="TYPE", help="a type such as Q4_K_M, or keep (default); repeatable")
+    add("--quant", action="append", metavar="TYPE", help="keep (default), auto, or a type such as Q4_K_M; repeatable")
     add("--imatrix", metavar="FILE", help="importance matrix of the whole model, instead of collecting it")
     add("--keep-intermediate", action="store_true", help="do not remove the byte-exact file that was quantised")
     add("--allow-requantize", action="store_true", help="also from tensors that are quantised already")

@@ -10,11 +10,12 @@ from ggufreap import corpus as corpora
 from ggufreap import imatrix as matrices
 from ggufreap import naming, saliency
 from ggufreap.architecture.layout import MoeLayout
-from ggufreap.container import check_target
+from ggufreap.container import GgufFile, check_target, type_name
 from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.demonstration import Demonstration
 from ggufreap.demonstration.text import calibration_text, held_out_text
 from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.errors import InputError
 from ggufreap.evaluation import continuation, perplexity
 from ggufreap.files import make_folder, replacing
 from ggufreap.imatrix import Imatrix
@@ -24,14 +25,17 @@ from ggufreap.planning import (
     save_plan,
 )
 from ggufreap.progress import Progress, silent
-from ggufreap.quantization import Quantized, file_type_name
+from ggufreap.quantization import Quantized
+from ggufreap.recipe import Variant
 from ggufreap.rewriting import RewriteScript, execute, lower
 from ggufreap.verbs.requantize import gap_note, quantize
 from ggufreap.verbs.stages import calibrate, check_choice, open_model, plan, verify
 from ggufreap.verification import Verification
 
 _LOG = logging.getLogger(__name__)
-KEEP = "keep"
+KEEP, AUTO = "keep", "auto"
+AUTO_TYPES = ("Q4_K_M", "IQ4_XS")
+LOSSLESS = {"F32", "F16", "BF16", "Q8_0"}  # 8 bits per weight or more: a good start for a quantiser
 DEMO_CALIBRATION_BYTES, DEMO_HELD_OUT_BYTES = 150_000, 60_000
 DEMO_PROMPT = "def read_header(path):\n"
 
@@ -65,7 +69,7 @@ def prune(
     tokens: str | Path | None = None,
     chunks: int | None = None,
     out: str | Path | None = None,
-    quant: Sequence[str] = (KEEP,),
+    quant: Sequence[str | Variant] = (KEEP,),
     imatrix: str | Path | None = None,
     keep_intermediate: bool = False,
     allow_requantize: bool = False,
@@ -78,16 +82,20 @@ def prune(
 ) -> Pruned:
     """The whole job: calibrate, plan, apply, verify. `out` is a file or a folder; statistics and plan lie beside it.
 
-    `quant` names what to make of the pruned file: `keep` it byte-exact, or a type such as Q4_K_M; for types alone the
-    byte-exact file is removed at the end unless `keep_intermediate`. They are guided by the importance matrix of the
-    same calibration, or by `imatrix`, sliced to the experts that stay.
+    `quant` names what to make of the pruned file: `keep` it byte-exact, a type such as Q4_K_M, a recipe's variant, or
+    `auto`: Q4_K_M and IQ4_XS of a model in 8 bits or more, `keep` for any other. Without `keep` the byte-exact file is
+    removed at the end unless `keep_intermediate`. The variants are guided by the importance matrix of the same
+    calibration, or by `imatrix`, sliced to the experts that stay.
 
     Whatever could fail for want of space or of experts fails before the calibration. Statistics that are already
     there for the same model, text and settings are used again.
     """
     check_choice(method, mtp)
-    types = [file_type_name(name) for name in quant if name != KEEP]
     source, layout, identity = open_model(model)
+    quant = _resolved(quant, source, layout)
+    variants = [item if isinstance(item, Variant) else Variant(item) for item in quant if item != KEEP]
+    if variants and not allow_requantize:
+        _check_source(source, layout)
     rewrite = partial(lower, split_max_size=split_max_size, keep_split=keep_split)
     # Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
@@ -95,6 +103,12 @@ def prune(
     preview = make_plan(layout, identity, scores, method=method, ratio=ratio, keep=keep, mtp=mtp, corpus=corpus)
     result = naming.target(source.path, Path(out) if out is not None else None, preview.label)
     script = rewrite(source, layout, preview, result)
+    for variant in variants:
+        if script.files[0].path.name == naming.pruned_name(source.path, preview.label, variant.suffix):
+            raise InputError(
+                f"{variant.suffix} would be written over {script.files[0].path.name}, the pruned file it is made from; "
+                "leave it out, or start from a model of another type"
+            )
     if not dry_run:
         make_folder(result.parent)
         check_target(script.files, *source.paths, file, tokens)
@@ -110,7 +124,7 @@ def prune(
     stats_path = collected = None
     if method in saliency.METHODS:
         stats_path = result.with_name(f"{naming.stem_of(source.path)}.stats.npz")
-        if types and given is None:
+        if variants and given is None:
             collected = result.with_name(f"{naming.stem_of(source.path)}.imatrix.gguf")
         calibrate(
             source.path,
@@ -134,14 +148,38 @@ def prune(
         else None
     )
     pruned = Pruned(script, chosen, plan_path, stats_path, proof)
-    if not types or (proof and not proof.ok):
+    if not variants or (proof and not proof.ok):
         return pruned
     matrix = given or (matrices.load(collected) if collected else None)
-    pruned = _quantized(pruned, matrix, layout, source.path, types, allow_requantize, settings, progress)
+    pruned = _quantized(pruned, matrix, layout, source.path, variants, allow_requantize, settings, progress)
     if KEEP not in quant and not keep_intermediate:
         for written in script.files:
             written.path.unlink()
     return pruned
+
+
+def _expert_types(source: GgufFile, layout: MoeLayout) -> set[str]:
+    """The types of the expert weights that a quantiser would start from."""
+    return {type_name(source.by_name[name].type) for name in layout.per_expert if name.endswith("_exps.weight")}
+
+
+def _resolved(quant: Sequence[str | Variant], source: GgufFile, layout: MoeLayout) -> Sequence[str | Variant]:
+    """What `auto` stands for: two 4-bit variants of a model in 8 bits or more, the same bytes of any other."""
+    if AUTO not in quant:
+        return quant
+    low = sorted(_expert_types(source, layout) - LOSSLESS)
+    if low:
+        _LOG.info("the experts are %s already: their bytes are kept, quantising twice loses twice", ", ".join(low))
+    return (KEEP,) if low else AUTO_TYPES
+
+
+def _check_source(source: GgufFile, layout: MoeLayout) -> None:
+    low = sorted(_expert_types(source, layout) - LOSSLESS)
+    if low:
+        raise InputError(
+            f"{source.path}: its experts are {', '.join(low)} already, and quantising twice loses twice; start from "
+            "the F16, BF16 or Q8_0 file, keep the types with --quant keep, or allow it with --allow-requantize"
+        )
 
 
 def _quantized(
@@ -149,7 +187,7 @@ def _quantized(
     matrix: Imatrix | None,
     layout: MoeLayout,
     original: Path,
-    types: Sequence[str],
+    variants: Sequence[Variant],
     allow_requantize: bool,
     settings: EngineSettings | None,
     progress: Progress,
@@ -167,14 +205,18 @@ def _quantized(
     made = [
         quantize(
             exact,
-            folder / naming.pruned_name(original, pruned.plan.label, name),
-            name,
+            folder / naming.pruned_name(original, pruned.plan.label, variant.suffix),
+            variant.type,
             imatrix=sliced,
+            tensor_types=variant.tensor_types,
+            token_embedding_type=variant.token_embedding_type,
+            output_tensor_type=variant.output_tensor_type,
+            pure=variant.pure,
             allow_requantize=allow_requantize,
             threads=threads,
             progress=progress,
         )
-        for name in types
+        for variant in (each.of(layout.n_trunk) for each in variants)
     ]
     return replace(pruned, quantized=tuple(made), imatrix_path=sliced)
 

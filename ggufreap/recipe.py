@@ -1,0 +1,250 @@
+"""Recipes: the whole job, from calibration to the quantised variants, as one TOML file.
+
+A recipe is a name that comes with ggufreap (`recipes/*.toml`) or the path of a file. Every key has one type and most
+have a default; what is unknown is refused, with the key that was probably meant.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Self
+
+from ggufreap.errors import InputError
+from ggufreap.planning import MTP_MODES, as_fraction
+from ggufreap.quantization import QuantRequest, file_type_name, parse_tensor_type
+from ggufreap.quantization.request import tensor_type
+from ggufreap.saliency import METHOD_NAMES
+
+_PLACEHOLDER = re.compile(r"\{(first|last)([1-9]\d{0,2})?\}")
+_UNKNOWN_PLACEHOLDER = re.compile(r"\{[^\d}][^}]*\}")
+_SUFFIX = re.compile(r"[\w.-]+")
+_MOST = 2**31 - 1
+
+_NUMBER, _TEXT, _FLAG = "a whole number from {} to 2147483647", "a string", "true or false"
+_TEXTS, _TABLES, _RATIO = "a list of strings", "a list of tables", "a number"
+_LEAST = {"seed": 0}
+_KINDS = {
+    "calibration": {"datasets": _TEXTS, "ctx_size": _NUMBER, "chunks": _NUMBER, "seed": _NUMBER},
+    "target": {"ratio": _RATIO, "keep": _NUMBER, "method": _TEXT, "mtp": _TEXT},
+    "quantization": {"variants": _TABLES, "keep": _FLAG, "keep_imatrix": _FLAG},
+}
+_VARIANT = {
+    "type": _TEXT,
+    "name": _TEXT,
+    "tensor_types": _TEXTS,
+    "token_embedding_type": _TEXT,
+    "output_tensor_type": _TEXT,
+    "pure": _FLAG,
+}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What text the model reads: `datasets` as NAME[CONFIG]:COUNT or NAME split, in chunks of `ctx_size` tokens.
+
+    At most `chunks` chunks are run. `seed` draws samples, and experts for the method `random`.
+    """
+
+    datasets: tuple[str, ...] = ()
+    ctx_size: int = 512
+    chunks: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Target:
+    """How many experts go, a `ratio` or all but `keep` of every block, and which."""
+
+    ratio: str | None = None
+    keep: int | None = None
+    method: str = "reap"
+    mtp: str = "mirror"
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.keep is None):
+            raise InputError("ratio and keep are both given or both missing; give one of them")
+        if self.ratio is not None:
+            as_fraction(self.ratio)
+        _known(self.method, "method", METHOD_NAMES)
+        _known(self.mtp, "mtp", MTP_MODES)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One quantised file. `name` is the end of its file name, the type itself where it is empty.
+
+    `tensor_types`: (regex searched in a tensor's name, type), the first match wins. In a regex `{first}` and `{last}`
+    are the first and the last block that decoding runs, `{first4}` and `{last4}` the first and the last four.
+    """
+
+    type: str
+    name: str = ""
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    token_embedding_type: str | None = None
+    output_tensor_type: str | None = None
+    pure: bool = False
+
+    def __post_init__(self) -> None:
+        if not _SUFFIX.fullmatch(self.suffix):
+            raise InputError(f"name {self.name!r} cannot end a file name; use letters, digits, '.', '_' and '-'")
+        for pattern, kind in self.tensor_types:
+            if wrong := _UNKNOWN_PLACEHOLDER.search(_PLACEHOLDER.sub("", pattern)):
+                raise InputError(f"tensor type {pattern!r} holds {wrong[0]}; the placeholders are {{first}}, {{last4}}")
+            parse_tensor_type(f"{_expanded(pattern, 1)}={kind}")
+        for chosen in filter(None, (self.token_embedding_type, self.output_tensor_type)):
+            tensor_type(chosen)
+        QuantRequest(self.type, tuple((_expanded(pattern, 1), kind) for pattern, kind in self.tensor_types)).check()
+
+    @property
+    def suffix(self) -> str:
+        """What the file name ends with."""
+        kind = file_type_name(self.type)
+        return self.name or kind
+
+    def of(self, n_block: int) -> Self:
+        """The same for a model whose decoding runs `n_block` blocks: no placeholders are left."""
+        return replace(self, tensor_types=tuple((_expanded(regex, n_block), kind) for regex, kind in self.tensor_types))
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What is made of the pruned file: `variants`, and with `keep` the byte-exact one stays as well.
+
+    With `keep_imatrix` the importance matrix of the pruned model stays beside them.
+    """
+
+    variants: tuple[Variant, ...] = ()
+    keep: bool = False
+    keep_imatrix: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.variants and not self.keep:
+            raise InputError("there are no variants and keep is false: nothing would stay; give one of them")
+        names = [variant.suffix.lower() for variant in self.variants]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{names.count(name)} variants are named {name}; every variant is a file, name them")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole job; `name` is the recipe's file name without `.toml`."""
+
+    name: str
+    calibration: Calibration
+    target: Target
+    quantization: Quantization
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The recipes that come with ggufreap."""
+    return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """A recipe that comes with ggufreap, by its name, or one in a file; raises InputError, naming the file and key."""
+    path = _resolved(name_or_path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; known recipes: {', '.join(recipe_names())}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}; correct it") from None
+    for name, table in tables.items():
+        _known(name, f"{path}: table" if isinstance(table, dict) else f"{path}: key", _KINDS)
+    checked = {name: _checked(path, name, tables.get(name, {}), kinds) for name, kinds in _KINDS.items()}
+    variants = checked["quantization"].get("variants", ())
+    checked["quantization"]["variants"] = tuple(
+        _variant(path, f"quantization.variants[{index}]", table) for index, table in enumerate(variants)
+    )
+    return Recipe(
+        path.name.removesuffix(".toml"),
+        _made(path, "calibration", Calibration, checked["calibration"]),
+        _made(path, "target", Target, checked["target"]),
+        _made(path, "quantization", Quantization, checked["quantization"]),
+    )
+
+
+def _folder() -> Path:
+    """In a wheel the recipes lie inside the package, in a checkout beside it."""
+    installed = Path(__file__).with_name("recipes")
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def _resolved(name_or_path: str | Path) -> Path:
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(".toml") or Path(text).name != text:
+        return Path(text)
+    _known(text, "recipe", recipe_names(), "; a file of your own ends in .toml")
+    return _folder() / f"{text}.toml"
+
+
+def _variant(path: Path, where: str, table: Any) -> Variant:
+    values = _checked(path, where, table, _VARIANT)
+    if "tensor_types" in values:
+        pairs = [text.rpartition("=") for text in values["tensor_types"]]
+        values["tensor_types"] = tuple((pattern, kind) for pattern, _, kind in pairs)
+    made: Variant = _made(path, where, Variant, values)
+    return made
+
+
+def _checked(path: Path, where: str, table: Any, kinds: Mapping[str, str]) -> dict[str, Any]:
+    """The values of a table, lists as tuples, each of the type that its key has."""
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: {where} is {table!r}; it must be a table, write it as [{where}]")
+    values = {}
+    for key, value in table.items():
+        _known(key, f"{path}: key {where}.", kinds)
+        if not _fits(key, value, kinds[key]):
+            rule = kinds[key].format(_LEAST.get(key, 1))
+            raise InputError(f"{path}: {where}.{key} is {value!r}; it must be {rule}, correct it")
+        ratio = kinds[key] == _RATIO
+        values[key] = str(value) if ratio else tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def _fits(key: str, value: Any, kind: str) -> bool:
+    match kind:
+        case "true or false":
+            return isinstance(value, bool)
+        case "a string":
+            return isinstance(value, str)
+        case "a number":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "a list of strings":
+            return isinstance(value, list) and all(isinstance(item, str) for item in value)
+        case "a list of tables":
+            return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    return isinstance(value, int) and not isinstance(value, bool) and _LEAST.get(key, 1) <= value <= _MOST
+
+
+def _made(path: Path, where: str, kind: Any, values: Mapping[str, Any]) -> Any:
+    for field in fields(kind):
+        if field.default is MISSING and field.name not in values:
+            raise InputError(f"{path}: {where}.{field.name} is missing; every such table has one, add it")
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{path}: {where}: {error}") from None
+
+
+def _known(name: str, what: str, known: Iterable[str], more: str = "") -> None:
+    """Raise InputError unless `name` is known; `what` ends in a dot where the name goes on from it."""
+    if name in (names := list(known)):
+        return
+    shown = f"{what}{name}" if what.endswith(".") else f"{what} {name!r}"
+    close = get_close_matches(name, names, 1)
+    guess = f"did you mean {close[0]}? Known: " if close else "choose one of "
+    raise InputError(f"{shown} is not known; {guess}{', '.join(names)}{more}")
+
+
+def _expanded(pattern: str, n_block: int) -> str:
+    def blocks(match: re.Match[str]) -> str:
+        count = min(int(match[2] or 1), n_block)
+        start = 0 if match[1] == "first" else n_block - count
+        return f"(?:{'|'.join(map(str, range(start, start + count)))})"
+
+    return _PLACEHOLDER.sub(blocks, pattern)

@@ -1,0 +1,287 @@
+"""Recipes: what the shipped ones say, what is refused, and one of them from end to end."""
+
+import math
+import re
+import tomllib
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from gguf import GGMLQuantizationType as Kind
+from tiny_gguf import qwen3moe
+
+from ggufreap.container import open_gguf, type_name
+from ggufreap.errors import InputError
+from ggufreap.quantization import parse_tensor_type
+from ggufreap.recipe import Recipe, Variant, load_recipe, recipe_names
+from ggufreap.verbs.recipes import run
+from ggufreap.verbs.whole import Pruned, prune
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+GENERAL = ("q4_k_m", "iq4_xs", "iq3_xxs-experts", "q4_k_m-q8_0-critical", "edges-high", "tiny")
+PUBLISHED = tuple(f"reap-qwen3.5-35b-a3b-{percent}" for percent in (15, 20, 32))
+KEEPING = "[target]\nkeep = 12\n[quantization]\nkeep = true\n"
+RECIPES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str) -> Path:
+        path = tmp_path / "mine.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def refusal(path: Path | str) -> str:
+    with pytest.raises(InputError) as caught:
+        load_recipe(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- the shipped recipes ---------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_recipes_are_found_by_name() -> None:
+    assert recipe_names() == RECIPES == tuple(sorted((*GENERAL, *PUBLISHED)))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_shipped_recipe_says_what_its_file_says(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe == load_recipe(FOLDER / f"{name}.toml") == load_recipe(str(FOLDER / f"{name}.toml"))
+    said = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    variants = said["quantization"].pop("variants", [])
+    for table, keys in said.items():
+        for key, value in keys.items():
+            found = getattr(getattr(recipe, table), key)
+            assert found == (str(value) if key == "ratio" else tuple(value) if isinstance(value, list) else value)
+    assert len(variants) == len(recipe.quantization.variants)
+    for keys, variant in zip(variants, recipe.quantization.variants, strict=True):
+        rules = tuple("=".join(pair) for pair in variant.tensor_types)
+        assert rules == tuple(keys.pop("tensor_types", ()))
+        assert {key: getattr(variant, key) for key in keys} == keys
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_value_in_a_shipped_recipe_has_its_reason(name: str) -> None:
+    lines = (FOLDER / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    for before, line in zip(["", *lines], lines, strict=False):
+        if re.match(r"\w+ = ", line):
+            assert before.startswith("# "), f"{name}: {line}"
+
+
+def removed(recipe: Recipe) -> int:
+    return math.floor(256 * Decimal(recipe.target.ratio)) if recipe.target.ratio else 256 - (recipe.target.keep or 0)
+
+
+def test_the_published_builds() -> None:
+    fifteen, twenty, thirty_two = map(load_recipe, PUBLISHED)
+    assert [256 - removed(recipe) for recipe in (fifteen, twenty, thirty_two)] == [218, 205, 175]
+    assert fifteen.calibration.datasets == ("NeelNanda/pile-10k train[:256]",)
+    assert fifteen.quantization.variants == (Variant("Q8_0"),)
+    thoughts = (f"open-r1/Mixture-of-Thoughts[{domain}]:250" for domain in ("code", "math", "science"))
+    assert twenty.calibration.datasets == ("theblackcat102/evol-codealpaca-v1:250", *thoughts)
+    assert (twenty.calibration.ctx_size, twenty.calibration.seed) == (4096, 42)
+    assert twenty.quantization.keep
+    assert thirty_two.quantization.variants == (
+        *load_recipe("q4_k_m-q8_0-critical").quantization.variants,
+        Variant("IQ4_XS"),
+        Variant("Q4_K_M"),
+    )
+    assert thirty_two.quantization.keep_imatrix
+    assert not thirty_two.calibration.datasets
+
+
+# What decides on types in Qwen3.5-35B-A3B, by the names that its converter writes, and the type each shall have.
+@pytest.mark.parametrize(
+    ("recipe", "tensor", "kind"),
+    [
+        ("q4_k_m-q8_0-critical", "blk.3.attn_q.weight", "Q8_0"),
+        ("q4_k_m-q8_0-critical", "blk.3.attn_qkv.weight", "Q8_0"),
+        ("q4_k_m-q8_0-critical", "blk.3.ssm_out.weight", "Q8_0"),
+        ("q4_k_m-q8_0-critical", "blk.3.ffn_down_shexp.weight", "Q8_0"),
+        ("q4_k_m-q8_0-critical", "blk.3.ffn_down_exps.weight", "Q5_K"),
+        ("q4_k_m-q8_0-critical", "blk.3.ffn_up_exps.weight", None),
+        ("iq3_xxs-experts", "blk.3.ffn_gate_up_exps.weight", "IQ3_XXS"),
+        ("iq3_xxs-experts", "blk.3.ffn_down_shexp.weight", "Q8_0"),
+        ("edges-high", "blk.1.ffn_up_exps.weight", "Q6_K"),
+        ("edges-high", "blk.38.ffn_up_exps.weight", "Q6_K"),
+        ("edges-high", "blk.39.attn_q.weight", "Q8_0"),
+        ("edges-high", "blk.3.attn_q.weight", None),
+        ("edges-high", "blk.10.ffn_up_exps.weight", None),
+        ("edges-high", "blk.40.ffn_up_exps.weight", None),
+    ],
+)
+def test_the_rules_of_the_shipped_variants(recipe: str, tensor: str, kind: str | None) -> None:
+    variant = load_recipe(recipe).quantization.variants[0].of(40)
+    assert next((named for pattern, named in variant.tensor_types if re.search(pattern, tensor)), None) == kind
+
+
+# --- placeholders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "n_block", "expanded"),
+    [
+        ("{first}", 40, "(?:0)"),
+        ("{last}", 40, "(?:39)"),
+        ("{first3}", 40, "(?:0|1|2)"),
+        ("{last3}", 40, "(?:37|38|39)"),
+        ("{last3}", 2, "(?:0|1)"),
+        ("a{2}", 40, "a{2}"),
+    ],
+)
+def test_placeholders_are_block_numbers(pattern: str, n_block: int, expanded: str) -> None:
+    variant = Variant("Q4_K_M", tensor_types=((pattern, "Q6_K"),)).of(n_block)
+    assert variant.tensor_types == ((expanded, "Q6_K"),)
+    assert parse_tensor_type(f"{expanded}=Q6_K")
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[target]\nratoi = 0.2\n", ["target.ratoi is not known", "did you mean ratio?"]),
+        ("[targt]\nratio = 0.2\n", ["table 'targt' is not known", "did you mean target?"]),
+        ("[evaluation]\nppl = true\n", ["table 'evaluation' is not known"]),
+        ("ratio = 0.2\n", ["key 'ratio' is not known"]),
+        ("target = 3\n", ["target is 3", "must be a table"]),
+        ("[target]\nratio = '0.2'\n", ["target.ratio is '0.2'", "must be a number"]),
+        ("[target]\nratio = true\n", ["target.ratio is True", "must be a number"]),
+        ("[target]\nratio = 1.5\n", ["target: ratio 1.5 is not in [0, 1)"]),
+        ("[target]\nratio = nan\n", ["target: ratio nan"]),
+        ("[target]\nkeep = 12.0\n", ["target.keep is 12.0", "a whole number from 1"]),
+        ("[target]\nkeep = 0\n", ["target.keep is 0", "a whole number from 1"]),
+        ("[target]\nkeep = 12\nratio = 0.2\n", ["ratio and keep are both given"]),
+        ("", ["both missing"]),
+        ("[target]\nkeep = 12\nmethod = 'repa'\n", ["method 'repa' is not known", "did you mean reap?"]),
+        ("[target]\nkeep = 12\nmtp = 'mirrored'\n", ["mtp 'mirrored'", "did you mean mirror?"]),
+        (KEEPING + "[calibration]\nctx_size = '64'\n", ["calibration.ctx_size is '64'"]),
+        (KEEPING + "[calibration]\nseed = -1\n", ["calibration.seed is -1", "from 0"]),
+        (KEEPING + "[calibration]\ndatasets = 'a'\n", ["calibration.datasets is 'a'", "a list of strings"]),
+        (KEEPING + "keep_imatrix = 1\n", ["quantization.keep_imatrix is 1", "true or false"]),
+        (KEEPING + "variants = ['Q4_K_M']\n", ["quantization.variants is ['Q4_K_M']", "a list of tables"]),
+        ("[target]\nkeep = 12\n", ["quantization: there are no variants and keep is false"]),
+        (KEEPING + "[[quantization.variants]]\n", ["quantization.variants[0].type is missing"]),
+        (KEEPING + "[[quantization.variants]]\ntyp = 'Q8_0'\n", ["variants[0].typ is not known", "did you mean type?"]),
+        (KEEPING + "[[quantization.variants]]\ntype = 'Q4_K_N'\n", ["variants[0]: quantisation 'Q4_K_N'", "did you"]),
+        (KEEPING + "[[quantization.variants]]\ntype = 'Q8_0'\nname = 'a/b'\n", ["name 'a/b' cannot end a file name"]),
+        (KEEPING + "[[quantization.variants]]\ntype = 'Q8_0'\ntensor_types = ['a']\n", ["has no pattern"]),
+        (KEEPING + "[[quantization.variants]]\ntype = 'Q8_0'\ntensor_types = ['a=Q9']\n", ["tensor type 'Q9'"]),
+        (KEEPING + "[[quantization.variants]]\ntype = 'Q8_0'\ntensor_types = ['{fist}=Q8_0']\n", ["holds {fist}"]),
+        (KEEPING + "[[quantization.variants]]\ntype = 'Q8_0'\noutput_tensor_type = 'Q9'\n", ["tensor type 'Q9'"]),
+        (KEEPING + "[[quantization.variants]]\ntype = 'q8_0'\n" "[[quantization.variants]]\ntype = 'Q8_0'\n",
+         ["2 variants are named q8_0"]),
+        ("[target\n", ["is not TOML"]),
+    ],
+)  # fmt: skip
+def test_what_a_recipe_cannot_say(write: Write, text: str, parts: list[str]) -> None:
+    message = refusal(write(text))
+    for part in ["mine.toml", *parts]:
+        assert part in message
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    message = refusal("q4_k_s")
+    assert "did you mean q4_k_m?" in message
+    assert all(name in message for name in RECIPES)
+    assert "cannot read" in refusal(tmp_path / "none.toml")
+
+
+def test_what_is_left_out_has_a_default(write: Write) -> None:
+    recipe = load_recipe(write(KEEPING))
+    assert (recipe.name, recipe.target.method, recipe.target.mtp) == ("mine", "reap", "mirror")
+    assert (recipe.calibration.ctx_size, recipe.calibration.chunks, recipe.quantization.variants) == (512, None, ())
+
+
+def test_datasets_are_refused_until_text_is_given(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"calibration\.datasets is not supported yet; give text with -f"):
+        run("reap-qwen3.5-35b-a3b-20", tmp_path / "none.gguf")
+
+
+# --- from end to end -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipes") / "Tiny-Q8_0.gguf"
+    qwen3moe(path, n_embd=256, n_ff=256, types=Kind.Q8_0)
+    path.with_name("text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(model: Path) -> Pruned:
+    return run("tiny", model, file=str(model.with_name("text.txt")), out=model.with_name("out"))
+
+
+@pytest.mark.native
+def test_tiny_makes_what_it_says(made: Pruned) -> None:
+    names = {path.name for path in made.plan_path.parent.iterdir()}
+    stem = "Tiny-REAP-0.25"
+    files = {f"{stem}-{end}.gguf" for end in ("Q8_0", "IQ4_XS", "Q4_K_M-mixed")}
+    beside = {f"{stem}-Q8_0.plan.json", f"{stem}-Q8_0.imatrix.gguf", "Tiny-Q8_0.stats.npz", "Tiny-Q8_0.imatrix.gguf"}
+    assert names == files | beside
+    assert made.verification
+    assert made.verification.ok
+    assert made.plan.n_keep == 12
+
+
+@pytest.mark.native
+def test_the_variants_have_the_types_that_were_asked_for(made: Pruned) -> None:
+    plain, mixed = (
+        {t.name: type_name(t.type) for t in open_gguf(made_of.paths[0]).tensors} for made_of in made.quantized
+    )
+    assert plain["blk.0.ffn_up_exps.weight"] == plain["blk.1.ffn_gate_exps.weight"] == "IQ4_XS"
+    assert mixed["blk.0.ffn_up_exps.weight"] == "Q4_K"
+    assert mixed["blk.1.ffn_down_exps.weight"] == "Q6_K"
+    assert mixed["blk.0.attn_q.weight"] == mixed["blk.1.attn_v.weight"] == "Q8_0"
+    assert mixed["token_embd.weight"] == "Q8_0"
+    assert mixed["output.weight"] == "Q5_K"
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", GENERAL[2:5])
+def test_a_general_recipe_runs_on_a_small_model(model: Path, tmp_path: Path, name: str) -> None:
+    recipe = load_recipe(name)
+    made = run(recipe, model, file=str(model.with_name("text.txt")), out=tmp_path / "out")
+    (variant,) = recipe.quantization.variants
+    assert [path.name for path in made.quantized[0].paths] == [f"Tiny-REAP-0.20-{variant.suffix}.gguf"]
+    assert not made.script.files[0].path.exists()
+    types = made.quantized[0].types
+    for tensor, kind in types.items():
+        asked = [to for regex, to in variant.of(2).tensor_types if re.search(regex, tensor)]
+        if asked and tensor.startswith("blk.") and "norm" not in tensor and "gate_inp" not in tensor:
+            assert kind == asked[0], tensor
+    assert types["token_embd.weight"] == "Q8_0"
+    assert types["output.weight"] == "Q6_K"
+
+
+@pytest.mark.native
+def test_the_importance_matrix_goes_when_it_is_not_wanted(model: Path, tmp_path: Path, write: Write) -> None:
+    text = (FOLDER / "tiny.toml").read_text(encoding="utf-8").replace("keep_imatrix = true", "keep_imatrix = false")
+    made = run(write(text), model, file=str(model.with_name("text.txt")), out=tmp_path / "out")
+    assert made.imatrix_path is None
+    assert not list((tmp_path / "out").glob("*REAP*imatrix*"))
+
+
+def test_a_dry_run_reads_no_text_and_writes_nothing(model: Path, tmp_path: Path) -> None:
+    foreseen = run("q4_k_m", model, out=tmp_path / "out", dry_run=True)
+    assert foreseen.plan.n_keep == 13
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_variant_never_overwrites_the_file_it_is_made_from(model: Path, tmp_path: Path) -> None:
+    for keep in ((), ("keep",)):
+        with pytest.raises(InputError, match=r"Q8_0 would be written over Tiny-REAP-0\.25-Q8_0\.gguf"):
+            prune(model, ratio=0.25, quant=("Q8_0", *keep), out=tmp_path, dry_run=True)
