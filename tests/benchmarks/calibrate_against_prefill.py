@@ -1,0 +1,106 @@
+"""How much slower REAP calibration is than plain prefill of the same tokens by the same llama.cpp.
+
+Plain prefill is llama_decode without an eval callback, once with the logits of the last token only (as llama-bench
+measures pp), once with the logits of all tokens (as perplexity needs them). The former skips the experts of the last
+block for all tokens but one, which calibration cannot, so the fewer blocks the more it is favoured: --blocks says how
+many there are. "the same graph" ends where calibration ends and looks at nothing: what is above it is observation.
+"""
+
+import ctypes
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from bench import Sizes, arguments, report, take_turns, timed, write_moe
+from gguf import GGMLQuantizationType as Kind
+
+from ggufreap.architecture.layout import bind
+from ggufreap.architecture.nodes import WEIGHTED
+from ggufreap.container import open_gguf
+from ggufreap.engine.importance import ImportanceSums
+from ggufreap.engine.native import bindings
+from ggufreap.engine.protocol import Tokens
+from ggufreap.engine.session import EngineSettings, LlamaSession, default_threads
+from ggufreap.engine.taps import StopTap
+from ggufreap.statistics import ExpertStatistics
+
+
+class PlainPrefill:
+    """llama_decode of one chunk without an eval callback, in a second context of the session's loaded model."""
+
+    def __init__(self, engine: LlamaSession, settings: EngineSettings) -> None:
+        self.llama: Any = bindings()
+        parameters = self.llama.llama_context_default_params()
+        parameters.n_ctx = parameters.n_batch = settings.n_ctx
+        parameters.n_ubatch = settings.n_ubatch
+        parameters.n_threads = parameters.n_threads_batch = settings.n_threads
+        self.context = self.llama.llama_init_from_model(engine._model, parameters)
+
+    def run(self, tokens: Tokens, all_logits: bool) -> None:
+        llama, count = self.llama, len(tokens)
+        llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
+        batch = llama.llama_batch_get_one(tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), count)
+        wanted = np.ones(count, np.int8)
+        if all_logits:  # without the array llama.cpp takes the last token alone
+            batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        assert llama.llama_decode(self.context, batch) == 0
+        llama.llama_synchronize(self.context)
+
+    def close(self) -> None:
+        self.llama.llama_free(self.context)
+
+
+def measure(path: Path, settings: EngineSettings, rounds: int) -> dict[str, list[float]]:
+    layout = bind(open_gguf(path))
+    blocks, used = [block.index for block in layout.trunk], [block.n_used for block in layout.trunk]
+    statistics, sums = ExpertStatistics.empty(blocks, used, layout.n_expert), ImportanceSums()
+    with LlamaSession(path, layout.nodes, settings) as engine:
+        plain = PlainPrefill(engine, settings)
+        chunk = np.random.default_rng(0).integers(0, engine.n_vocab, settings.n_ctx).astype(np.int32)
+
+        def calibrate(importance: ImportanceSums | None) -> None:
+            nonlocal statistics
+            statistics = statistics.observe(engine.route(chunk, importance), len(chunk))
+
+        end = StopTap(f"{WEIGHTED}-{blocks[-1]}")
+        contestants = {
+            "plain prefill, last logits": lambda: timed(lambda: plain.run(chunk, all_logits=False)),
+            "plain prefill, all logits": lambda: timed(lambda: plain.run(chunk, all_logits=True)),
+            "the same graph": lambda: timed(lambda: list(engine._decode(chunk, end))),
+            "calibrate": lambda: timed(lambda: calibrate(None)),
+            "calibrate with imatrix": lambda: timed(lambda: calibrate(sums)),
+        }
+        take_turns(contestants, 1)  # the first touch of every page belongs to nobody
+        seconds = take_turns(contestants, rounds)
+        plain.close()
+    statistics.check()
+    return seconds
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=7)
+    parser.add_argument("--model", type=Path, help="an existing MoE model instead of a random one")
+    parser.add_argument("--blocks", type=int, default=24, help="of the random model (24)")
+    parser.add_argument("--experts", type=int, default=64, help="of the random model (64)")
+    parser.add_argument("--type", choices=("Q8_0", "Q4_K"), default="Q4_K", help="of its gate and up experts (Q4_K)")
+    parser.add_argument("-c", type=int, default=512, help="tokens per chunk (512)")
+    parser.add_argument("-ub", type=int, default=512, help="tokens at once (512)")
+    parser.add_argument("-t", type=int, default=default_threads(), help="threads (all cores)")
+    options = parser.parse_args()
+    settings = EngineSettings(options.c, options.ub, options.t, n_gpu_layers=0)
+    with tempfile.TemporaryDirectory(dir=options.dir) as folder:
+        path = options.model
+        if path is None:
+            path = Path(folder, "model.gguf")
+            write_moe(path, Sizes(options.blocks, options.experts, n_ff=768), (Kind[options.type], Kind.Q8_0))
+        seconds = measure(path, settings, options.rounds)
+    last, every, same, calibrate, importance = map(median, seconds.values())
+    ratios = {"last logits": calibrate / last, "all logits": calibrate / every, "the same graph": calibrate / same}
+    figures = {f"calibrate / {name}": ratio for name, ratio in ratios.items()}
+    report(seconds, {**figures, "calibrate with imatrix / last logits": importance / last})
+
+
+if __name__ == "__main__":
+    main()
