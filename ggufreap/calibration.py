@@ -76,7 +76,8 @@ def observe(
             raise
     statistics.check()
     if imatrix_out is not None:
-        imatrix.save(imatrix_out, imatrix.of_sums(sums, corpus.source, statistics.n_chunks, n_ctx))
+        collected = imatrix.of_sums(sums, corpus.source, statistics.n_chunks, n_ctx)
+        imatrix.save(imatrix_out, collected, legacy=imatrix_out.suffix == ".dat")
     save(out, statistics, provenance)
     checkpoint.unlink(missing_ok=True)
     return statistics

@@ -27,6 +27,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Put a file, or the renames in a folder, on disk."""
+    if path.is_dir() and os.name != "posix":  # a rename is durable once its folder is, but not every system opens one
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def make_folder(path: Path, parents: bool = False) -> None:
     """Make a folder that may be there already; raises OutputError."""
     try:

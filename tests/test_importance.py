@@ -7,7 +7,7 @@ import pytest
 import tiny_gguf
 import tiny_native
 
-from ggufreap import corpus
+from ggufreap import calibrate, corpus, imatrix
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.importance import ImportanceSums
@@ -40,6 +40,19 @@ def test_it_equals_what_llama_imatrix_wrote(shared: Path) -> None:
         )
         assert np.array_equal(sums.counts, counts), name
         np.testing.assert_allclose(sums.values.ravel(), values, rtol=1e-4, err_msg=name)
+
+
+def test_the_legacy_format_is_written_on_request(tmp_path: Path) -> None:
+    path = tiny_gguf.qwen3moe(tmp_path / "m.gguf")
+    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 320, 256))
+    for suffix in ("gguf", "dat"):
+        out = tmp_path / f"{suffix}.npz"
+        calibrate(path, out, tokens=tmp_path / "ids.npy", imatrix_out=tmp_path / f"imatrix.{suffix}", settings=SETTINGS)
+    new, old = (imatrix.load(tmp_path / f"imatrix.{suffix}") for suffix in ("gguf", "dat"))
+    assert old.per_chunk
+    assert not new.per_chunk
+    for name, entry in new.entries.items():
+        np.testing.assert_allclose(imatrix.means(old.entries[name]), imatrix.means(entry), rtol=1e-6, err_msg=name)
 
 
 def test_routed_inputs_are_summed_per_expert(tmp_path: Path) -> None:

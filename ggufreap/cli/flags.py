@@ -51,7 +51,11 @@ def text(command: argparse.ArgumentParser) -> None:
 def imatrix(command: argparse.ArgumentParser) -> None:
     """Where the importance matrix goes."""
     group = command.add_argument_group("importance matrix").add_mutually_exclusive_group()
-    group.add_argument("--imatrix-out", metavar="FILE", help="where it goes (beside the statistics, S.imatrix.gguf)")
+    group.add_argument(
+        "--imatrix-out",
+        metavar="FILE",
+        help="where it goes (S.imatrix.gguf beside the statistics); .dat for the legacy format",
+    )
     group.add_argument("--no-imatrix", action="store_true", help="do not collect it")
 
 

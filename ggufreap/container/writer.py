@@ -20,7 +20,7 @@ from ggufreap.container.gguf_file import SPLIT_KEYS, split_path
 from ggufreap.container.header import MAGIC, pad
 from ggufreap.container.values import U32, U64, MetadataEntry, encode
 from ggufreap.errors import OutputError
-from ggufreap.files import PARTIAL, check_output
+from ggufreap.files import PARTIAL, check_output, sync
 from ggufreap.progress import Bar
 
 # Read and written in large pieces, with the next ones announced to the kernel: the slabs of kept experts lie scattered,
@@ -144,7 +144,7 @@ def write(files: Sequence[OutputFile], bar: Bar) -> None:
     finally:
         for path in partial:
             path.unlink(missing_ok=True)
-    _sync(files[0].path.parent)
+    sync(files[0].path.parent)
 
 
 def _write_one(file: OutputFile, path: Path, bar: Bar) -> None:
@@ -214,12 +214,3 @@ def _write_all(target: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(target, view) :]
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "posix":  # a rename is durable once its folder is
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,6 +1,5 @@
 """Runs a quantisation: everything known and checked before it starts, every file in its place only when it is whole."""
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from ggufreap.container import GgufFile, nbytes_of, open_gguf, type_name
 from ggufreap.container.gguf_file import split_path
 from ggufreap.engine.quantizer import Importance, Quantizer, QuantizerCall
 from ggufreap.errors import EngineError, GgufReapError, InputError, OutputError
-from ggufreap.files import PARTIAL, check_output
+from ggufreap.files import PARTIAL, check_output, sync
 from ggufreap.interrupts import held
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization.checks import check_importance, check_requantizing, check_rows, other_warnings
@@ -130,11 +129,11 @@ def _write(
         _run(source, replace(call, out=str(prefix)), quantizer, imatrix, progress)
         _check_written(partial, sizes, expected)
         for path in partial:
-            _sync(path)
+            sync(path)
         with held():
             for path, target in reversed(list(zip(partial, targets, strict=True))):  # the first shard opens the set
                 path.replace(target)
-        _sync(folder)
+        sync(folder)
     except OSError as error:
         raise OutputError(f"cannot write {targets[0]}: {error.strerror}; nothing was left behind") from None
     finally:
@@ -179,16 +178,6 @@ def _check_written(paths: Sequence[Path], sizes: Sequence[int], expected: Foreca
             f"llama.cpp wrote {sum(found):,} bytes where {sum(sizes):,} were expected, or other types; "
             "nothing was kept, report this with the model's name"
         )
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name != "posix":  # a rename is durable once its folder is, but not every system opens one
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _result(
