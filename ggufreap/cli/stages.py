@@ -1,0 +1,124 @@
+"""What the verbs of single stages do with their flags."""
+
+import argparse
+from pathlib import Path
+
+from ggufreap.cli.common import Result, Verbs, choice, progress, settings, splitting
+from ggufreap.cli.flags import argument, device, engine, files, imatrix, model, out, quantiser, target, text
+
+
+def _run_inspect(options: argparse.Namespace) -> Result:
+    from ggufreap import verbs
+
+    return verbs.inspect(options.model), 0
+
+
+def _run_calibrate(options: argparse.Namespace) -> Result:
+    from ggufreap import verbs
+
+    beside = f"{options.output.removesuffix('.npz')}.imatrix.gguf"
+    statistics = verbs.calibrate(
+        options.model,
+        options.output,
+        file=options.file,
+        tokens=options.tokens,
+        chunks=options.chunks,
+        imatrix_out=None if options.no_imatrix else options.imatrix_out or beside,
+        settings=settings(options),
+        progress=progress(),
+    )
+    return statistics, 0
+
+
+def _run_plan(options: argparse.Namespace) -> Result:
+
+    from ggufreap import verbs
+    from ggufreap.files import check_output
+    from ggufreap.planning import save_plan
+
+    plan_path = Path(options.output)
+    check_output(plan_path, options.model, options.stats)
+    plan = verbs.plan(options.model, stats=options.stats, **choice(options), progress=progress())
+    save_plan(plan_path, plan)
+    return plan, 0
+
+
+def _run_apply(options: argparse.Namespace) -> Result:
+    from ggufreap import console, verbs
+
+    script = verbs.apply(options.model, options.plan, options.output, **splitting(options), progress=progress())
+    return console.DryRun(script) if options.dry_run else script, 0
+
+
+def _run_quantize(options: argparse.Namespace) -> Result:
+    from ggufreap import verbs
+    from ggufreap.quantization import parse_tensor_type
+
+    made = verbs.quantize(
+        options.model,
+        options.output,
+        options.type,
+        imatrix=options.imatrix,
+        tensor_types=[parse_tensor_type(text) for text in options.tensor_type],
+        token_embedding_type=options.token_embedding_type,
+        output_tensor_type=options.output_tensor_type,
+        pure=options.pure,
+        keep_split=options.keep_split,
+        allow_requantize=options.allow_requantize,
+        threads=options.threads,
+        dry_run=options.dry_run,
+        progress=progress(),
+    )
+    return made, 0
+
+
+def _run_verify(options: argparse.Namespace) -> Result:
+    from ggufreap import verbs
+
+    proof = verbs.verify(options.model, options.out, options.plan, settings=settings(options), progress=progress())
+    return proof, 0 if proof.ok else 3
+
+
+VERBS: Verbs = {
+    "inspect": (_run_inspect, "show a model's experts and what pruning would leave", (model,)),
+    "calibrate": (
+        _run_calibrate,
+        "run text through the model and record what every expert does",
+        (model, out("statistics file, S.npz"), text, imatrix, engine),
+    ),
+    "plan": (
+        _run_plan,
+        "choose which experts stay",
+        (
+            model,
+            argument("--stats", metavar="S.npz", help="what calibrate saved"),
+            out("plan file, P.json"),
+            target,
+        ),
+    ),
+    "apply": (
+        _run_apply,
+        "write the pruned file that a plan asks for",
+        (
+            model,
+            argument("--plan", required=True, metavar="P.json", help="what plan saved"),
+            out("GGUF file"),
+            files,
+        ),
+    ),
+    "verify": (
+        _run_verify,
+        "prove that a pruned file is the model without the dropped experts",
+        (
+            model,
+            argument("out", metavar="PRUNED", help="the pruned GGUF file"),
+            argument("--plan", required=True, metavar="P.json", help="the plan it was made with"),
+            device,
+        ),
+    ),
+    "quantize": (
+        _run_quantize,
+        "requantise a model with llama.cpp's own quantiser",
+        (model, out("GGUF file"), quantiser),
+    ),
+}

@@ -1,0 +1,102 @@
+"""What the verbs of the whole job do with their flags."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ggufreap.cli.common import Result, Verbs, choice, progress, settings, splitting
+from ggufreap.cli.flags import argument, at_least, device, engine, files, model, out, source, target, text, variants
+
+if TYPE_CHECKING:
+    from ggufreap.verbs import Pruned
+
+
+def _run_prune(options: argparse.Namespace) -> Result:
+    from ggufreap import console, verbs
+
+    pruned = verbs.prune(
+        options.model,
+        **choice(options),
+        file=options.file,
+        tokens=options.tokens,
+        chunks=options.chunks,
+        out=options.output,
+        quant=options.quant or ("keep",),
+        imatrix=options.imatrix,
+        keep_intermediate=options.keep_intermediate,
+        allow_requantize=options.allow_requantize,
+        **splitting(options),
+        verification=not options.no_verify,
+        settings=settings(options),
+        progress=progress(),
+    )
+    if options.dry_run:
+        return console.DryRun(pruned.script), 0
+    return pruned, _proven(pruned)
+
+
+def _run_recipe(options: argparse.Namespace) -> Result:
+    from ggufreap import console, verbs
+
+    pruned = verbs.run(
+        options.recipe,
+        options.model,
+        file=options.file,
+        tokens=options.tokens,
+        out=options.output,
+        settings=settings(options),
+        dry_run=options.dry_run,
+        progress=progress(),
+    )
+    return (console.DryRun(pruned.script), 0) if options.dry_run else (pruned, _proven(pruned))
+
+
+def _run_demo(options: argparse.Namespace) -> Result:
+    from ggufreap import verbs
+
+    demonstration = verbs.demo(options.output, ratio=options.ratio, threads=options.threads, progress=progress())
+    return demonstration, _proven(demonstration.pruned)
+
+
+def _proven(pruned: "Pruned") -> int:
+    return 3 if pruned.verification and not pruned.verification.ok else 0
+
+
+VERBS: Verbs = {
+    "prune": (
+        _run_prune,
+        "the whole job: calibrate, plan, apply, verify",
+        (
+            model,
+            out("file or folder (beside the model)", required=False),
+            target,
+            text,
+            engine,
+            files,
+            variants,
+            argument("--no-verify", action="store_true", help="do not prove the result"),
+        ),
+    ),
+    "run": (
+        _run_recipe,
+        "the whole job as a recipe tells it: prune, and quantise in several ways",
+        (
+            argument("recipe", metavar="RECIPE", help="a name such as q4_k_m (see README), or a .toml file"),
+            model,
+            out("file or folder (beside the model)", required=False),
+            source,
+            device,
+            argument("--dry-run", action="store_true", help="print what would be written, to the byte"),
+        ),
+    ),
+    "demo": (
+        _run_demo,
+        "the whole job on a small model that comes with ggufreap",
+        (
+            argument(
+                "-o", "--output", default="ggufreap-demo", metavar="DIR", help="folder for the files (ggufreap-demo)"
+            ),
+            argument("--ratio", default="0.25", metavar="R", help="fraction of the experts to remove (0.25)"),
+            argument("-t", "--threads", type=at_least(1), default=0, metavar="N", help="CPU threads (all cores)"),
+        ),
+    ),
+}

@@ -1,0 +1,61 @@
+"""The only room that draws: rich for tables, tqdm for progress, JSON for machines. Results go to standard output,
+everything else to standard error.
+
+Every module of the room draws some of the results; a result of a new type takes a row in its DRAWERS, and one in PLAIN
+where its JSON is not simply its fields.
+"""
+
+import io
+import json
+import logging
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any
+
+from ggufreap.console import stages, whole
+from ggufreap.console.draw import Drawers, Plain, size
+from ggufreap.console.stages import DryRun
+from ggufreap.progress import Bar
+
+__all__ = ["DryRun", "listen", "progress", "show", "size"]
+_DRAWERS: Drawers = {**stages.DRAWERS, **whole.DRAWERS}
+_PLAIN: Plain = {**stages.PLAIN, **whole.PLAIN}
+
+
+def progress(stage: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
+    """A tqdm bar with rate and time left; silent where standard error is not a terminal."""
+    from tqdm import tqdm
+
+    bar: AbstractContextManager[Bar] = tqdm(
+        desc=stage, total=total, initial=done, unit=unit, unit_scale=True, dynamic_ncols=True, disable=None
+    )
+    return bar
+
+
+def listen(verbosity: int) -> None:
+    """Show the library's notes on standard error; with `-v` also what llama.cpp says."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Notes())
+    logger = logging.getLogger("ggufreap")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.DEBUG if verbosity else logging.INFO)
+
+
+class _Notes(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        mark = "WARNING: " if record.levelno >= logging.WARNING else ""
+        return mark + record.getMessage()
+
+
+def show(result: Any, as_json: bool) -> None:
+    """Draw a verb's result as tables, or as one JSON object."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text, nor terminals know every letter
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if as_json:
+        sys.stdout.write(
+            json.dumps(_PLAIN.get(type(result), asdict)(result), indent=2, ensure_ascii=False, default=str) + "\n"
+        )
+    else:
+        _DRAWERS[type(result)](result)
+    sys.stdout.flush()

@@ -1,0 +1,43 @@
+"""Text and tables, as every drawer uses them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Drawers = Mapping[type, Callable[[Any], None]]
+Plain = Mapping[type, Callable[[Any], Any]]  # what JSON shows of a result
+
+
+def size(nbytes: float) -> str:
+    """Bytes as people read them, in the decimal units that disks are sold in."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(nbytes) < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} TB"
+
+
+def say(*things: Any, style: str | None = None) -> None:
+    """Draw; what stands in names, paths and samples is never taken for markup."""
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=True, markup=False, emoji=False).print(*things, style=style)
+
+
+def styled(text: str, style: str) -> Any:
+    """A piece of text in a style."""
+    from rich.text import Text
+
+    return Text(text, style)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table; its first column is text, the others are numbers."""
+    from rich.table import Table
+
+    grid = Table(box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    say(title, style="italic")  # not the table's own title, which would be folded to the table's width
+    say(grid)

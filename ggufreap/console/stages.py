@@ -1,0 +1,161 @@
+"""The results of single stages."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
+from ggufreap.container import OutputFile, type_name
+from ggufreap.inspection import Inspection
+from ggufreap.planning import PruningPlan
+from ggufreap.quantization import Quantized
+from ggufreap.rewriting import RewriteScript
+from ggufreap.statistics import ExpertStatistics
+from ggufreap.verification import Verification
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A script that was not executed: every tensor is listed, instead of the files alone."""
+
+    script: RewriteScript
+
+
+def _inspection(found: Inspection) -> None:
+    shards = f" in {found.n_shards} shards" if found.n_shards > 1 else ""
+    groups = f", in {found.n_group} groups of which {found.n_group_used} are used" if found.n_group > 1 else ""
+    mtp = f", and {found.n_mtp_block} MTP" if found.n_mtp_block else ""
+    rest = found.nbytes - found.expert_nbytes
+    say(styled(found.name, "bold"), f" {found.architecture}, {size(found.nbytes)}{shards}")
+    say(f"blocks   {found.n_block}, {found.n_moe_block} with routed experts{mtp}")
+    say(f"experts  {found.n_expert}, {found.n_used} used per token, {found.n_shared} shared{groups}")
+    say(f"bytes    {size(found.expert_nbytes)} in experts and routers, {size(rest)} in the rest")
+    say(f"types    experts: {_types(found.expert_types)}\n         rest: {_types(found.other_types)}\n")
+    rows = [
+        (
+            row.ratio,
+            f"{found.n_expert - row.n_keep} of {found.n_expert}",
+            str(row.n_keep),
+            size(row.nbytes),
+            f"{row.nbytes / found.nbytes:.0%}",
+        )
+        for row in found.outlook
+        if not row.refused
+    ]
+    table("What pruning would leave", ("ratio", "removes", "keeps", "file", "of now"), rows)
+    for row in found.outlook:
+        if row.refused:
+            say(f"{row.ratio}   {row.refused}")
+
+
+def _types(types: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size(nbytes)}" for name, nbytes in types.items())
+
+
+def _statistics(statistics: ExpertStatistics) -> None:
+    counts = statistics.values["count"]
+    idle, median = int((counts == 0).sum()), int(sorted(counts.ravel())[counts.size // 2])
+    say(f"tokens   {statistics.n_tokens:,} in {statistics.n_chunks} chunks")
+    say(f"experts  {statistics.n_expert} in each of {len(statistics.blocks)} MoE blocks, {idle} never routed to")
+    say(f"routed   {median:,} tokens per expert (median), {int(counts.min()):,} at least")
+
+
+def _plan(plan: PruningPlan) -> None:
+    say(f"{plan.summary} ({plan.method}, ratio {plan.ratio})")
+    rows = [(str(block), f"{why['retained']:.1%}") for block, why in plan.why.items() if "retained" in why]
+    table("Share of the score that stays", ("block", "retained"), rows)
+
+
+def draw_script(script: RewriteScript) -> None:
+    """The files and what they save."""
+    for file in script.files:
+        say(f"{file.path}  {file.nbytes:,} bytes")
+    say(f"{size(script.source_nbytes)} -> {size(script.nbytes)} ({script.nbytes / script.source_nbytes:.0%})")
+
+
+def _dry_run(run: DryRun) -> None:
+    for file in run.script.files:
+        rows = [
+            (tensor.name, "x".join(map(str, reversed(tensor.shape))), type_name(tensor.type), f"{tensor.nbytes:,}")
+            for tensor in file.tensors
+        ]
+        table(str(file.path), ("tensor", "shape", "type", "bytes"), rows)
+        say(f"header {len(file.header):,} bytes\n")
+    draw_script(run.script)
+
+
+def draw_verification(verification: Verification) -> None:
+    """What holds and what does not."""
+    for check in verification.checks:
+        mark = styled("holds", "green") if check.ok else styled("FAILS", "red")
+        say(mark, f" {check.name}: {check.detail}")
+
+
+def draw_quantized(made: Quantized) -> None:
+    """One quantised file, with what deserves a note."""
+    for warning in made.warnings:
+        say(f"note: {warning}")
+    if made.fallbacks:
+        first = made.fallbacks[0]
+        say(
+            f"note: tensors whose rows do not fit their type: {len(made.fallbacks)}, first {first.name} with rows of "
+            f"{first.width}: {first.given} for {first.wanted}"
+        )
+    rows = [(kind, size(nbytes)) for kind, nbytes in made.type_nbytes.items()]
+    table("Tensor data by type", ("type", "bytes"), rows)
+    for path in made.paths:
+        say(str(path))
+    say(f"{made.nbytes:,} bytes")
+
+
+def _plain_statistics(statistics: ExpertStatistics) -> dict[str, Any]:
+    return {
+        "n_tokens": statistics.n_tokens,
+        "n_chunks": statistics.n_chunks,
+        "blocks": {
+            block: {name: values[row].tolist() for name, values in statistics.values.items()}
+            for row, block in enumerate(statistics.blocks)
+        },
+    }
+
+
+def _plain_script(script: RewriteScript) -> dict[str, Any]:
+    return {
+        "nbytes": script.nbytes,
+        "source_nbytes": script.source_nbytes,
+        "n_parameters": script.n_parameters,
+        "files": [_plain_file(file) for file in script.files],
+    }
+
+
+def plain_verification(verification: Verification) -> dict[str, Any]:
+    """The proof as JSON has it."""
+    return {"ok": verification.ok, "checks": [asdict(check) for check in verification.checks]}
+
+
+def _plain_file(file: OutputFile) -> dict[str, Any]:
+    offset, tensors = len(file.header), []
+    for tensor in file.tensors:
+        record = {"name": tensor.name, "shape": tensor.shape, "type": type_name(tensor.type)}
+        tensors.append(record | {"offset": offset, "nbytes": tensor.nbytes})
+        offset += tensor.padded(file.alignment)
+    return {"path": str(file.path), "nbytes": file.nbytes, "header_nbytes": len(file.header), "tensors": tensors}
+
+
+DRAWERS: Drawers = {
+    Inspection: _inspection,
+    ExpertStatistics: _statistics,
+    PruningPlan: _plan,
+    RewriteScript: draw_script,
+    DryRun: _dry_run,
+    Verification: draw_verification,
+    Quantized: draw_quantized,
+}
+PLAIN: Plain = {
+    ExpertStatistics: _plain_statistics,
+    PruningPlan: lambda plan: json.loads(plan.to_json()),
+    RewriteScript: _plain_script,
+    DryRun: lambda run: _plain_script(run.script),
+    Verification: plain_verification,
+}

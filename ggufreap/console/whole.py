@@ -1,0 +1,56 @@
+"""The results of the whole job."""
+
+from dataclasses import asdict
+from typing import Any
+
+from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
+from ggufreap.console.stages import draw_quantized, draw_verification, plain_verification
+from ggufreap.demonstration import Demonstration
+from ggufreap.verbs import Pruned
+
+
+def _pruned(pruned: Pruned) -> None:
+    if pruned.verification:
+        draw_verification(pruned.verification)
+    before, after = pruned.script.source_nbytes, pruned.script.nbytes
+    say(styled(f"{pruned.plan.summary}:", "bold"), f"{size(before)} -> {size(after)} ({after / before:.0%})")
+    for file in pruned.script.files:
+        gone = "  (removed once it was quantised)" if pruned.quantized and not file.path.exists() else ""
+        say(f"{file.path}{gone}")
+    if pruned.verification is None:
+        say("not verified")
+    for made in pruned.quantized:
+        draw_quantized(made)
+
+
+def _demonstration(demo: Demonstration) -> None:
+    _pruned(demo.pruned)
+    before, after = demo.before, demo.after
+    rows = [
+        ("size", size(demo.pruned.script.source_nbytes), size(demo.pruned.script.nbytes)),
+        ("held-out perplexity", f"{before.value:.2f} ± {before.stderr:.2f}", f"{after.value:.2f} ± {after.stderr:.2f}"),
+    ]
+    say()
+    table("What was lost", ("", "original", "pruned"), rows)
+    say(styled("\nThe pruned model continues", "bold"), f"{demo.prompt!r}:")
+    say(demo.sample)
+
+
+def _plain_pruned(pruned: Pruned) -> dict[str, Any]:
+    return {
+        "files": [{"path": str(file.path), "nbytes": file.nbytes} for file in pruned.script.files],
+        "source_nbytes": pruned.script.source_nbytes,
+        "summary": pruned.plan.summary,
+        "plan": pruned.plan_path,
+        "statistics": pruned.statistics_path,
+        "verification": plain_verification(pruned.verification) if pruned.verification else None,
+        "imatrix": pruned.imatrix_path,
+        "quantized": [asdict(made) for made in pruned.quantized],
+    }
+
+
+DRAWERS: Drawers = {Pruned: _pruned, Demonstration: _demonstration}
+PLAIN: Plain = {
+    Pruned: _plain_pruned,
+    Demonstration: lambda demo: asdict(demo) | {"pruned": _plain_pruned(demo.pruned)},
+}
