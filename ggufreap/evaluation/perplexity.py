@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ggufreap.corpus import Corpus
-from ggufreap.engine.protocol import Engine, Tokens
+from ggufreap.engine.protocol import Engine
 from ggufreap.progress import Progress, silent
 
 
@@ -34,14 +34,3 @@ def perplexity(engine: Engine, corpus: Corpus, progress: Progress = silent, stag
     scored = np.concatenate(losses)
     value = float(np.exp(scored.mean()))
     return Perplexity(value, float(value * scored.std() / np.sqrt(len(scored) - 1)), len(scored))
-
-
-def continuation(engine: Engine, prompt: Tokens, n_tokens: int, temperature: float, seed: int) -> Tokens:
-    """Sample `n_tokens` after `prompt`; runs the whole text for every token, so it is for short samples only."""
-    random = np.random.default_rng(seed)
-    tokens = prompt
-    for _ in range(n_tokens):
-        logits = engine.logits(tokens)[-1].astype(np.float64) / temperature
-        weights = np.exp(logits - logits.max())
-        tokens = np.append(tokens, np.int32(random.choice(len(weights), p=weights / weights.sum()))).astype(np.int32)
-    return tokens[len(prompt) :]
