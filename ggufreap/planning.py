@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ggufreap.architecture.layout import MoeLayout
+from ggufreap.corpus.record import SourceRecord
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
 from ggufreap.files import replacing
 from ggufreap.statistics import Floats
@@ -34,8 +35,8 @@ class PruningPlan:
     """The experts that stay: block -> their ids in the original, in the order they are written.
 
     `keep` names every MoE block but dropped MTP blocks. `why` holds, per trunk block, what the method knew: the share
-    of the block's score that stays (`retained`). `corpus` is the SHA-256 of the calibration tokens, empty where none
-    were used.
+    of the block's score that stays (`retained`). `corpus` identifies the calibration data, empty where none were used;
+    `datasets` tells what was read of them.
     """
 
     model: ModelIdentity
@@ -47,6 +48,7 @@ class PruningPlan:
     keep: Mapping[int, tuple[int, ...]]
     why: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     corpus: str = ""
+    datasets: tuple[SourceRecord, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -73,6 +75,7 @@ class PruningPlan:
             "n_keep": self.n_keep,
             "mtp": self.mtp,
             "corpus": self.corpus,
+            "datasets": [vars(record) for record in self.datasets],
         }
         lines = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
         return f'{{\n{lines}  "layers": {{\n    {layers}\n  }}\n}}\n'
@@ -145,6 +148,7 @@ def make_plan(
     keep: int | None = None,
     mtp: str = "mirror",
     corpus: str = "",
+    datasets: Sequence[SourceRecord] = (),
 ) -> PruningPlan:
     """Plan from scores `[n_trunk_blocks, n_expert]`, row by row of `layout.trunk`.
 
@@ -161,7 +165,7 @@ def make_plan(
         for block, row, ids in zip(layout.trunk, scores, chosen, strict=True)
     }
     label = ratio_label(layout.n_expert, n_keep, ratio)
-    return PruningPlan(model, method, label, layout.n_expert, n_keep, mtp, kept, why, corpus)
+    return PruningPlan(model, method, label, layout.n_expert, n_keep, mtp, kept, why, corpus, tuple(datasets))
 
 
 def _share(scores: Floats, kept: tuple[int, ...]) -> float:
@@ -221,6 +225,7 @@ def load_plan(path: Path) -> PruningPlan:
             {block: tuple(int(expert) for expert in layer.pop("keep")) for block, layer in layers.items()},
             {block: layer for block, layer in layers.items() if layer},
             data.get("corpus", ""),
+            tuple(SourceRecord(**record) for record in data.get("datasets", ())),
         )
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None

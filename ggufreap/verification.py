@@ -28,7 +28,7 @@ N_TOKENS = 64
 COMPARE_BYTES = 16 << 20
 # What a pruned file says of itself.
 FREE = (
-    *(f"general.{key}" for key in ("name", "finetune", "tags", "size_label", "parameter_count", "base_model.")),
+    *(f"general.{key}" for key in ("name", "finetune", "tags", "size_label", "parameter_count", "base_model.", "dataset.")),
     "split.",
     "ggufreap.",
 )

@@ -22,7 +22,7 @@ class FakeEngine:
         self.bos = bos
         self.n_routed = 0
 
-    def tokenize(self, text: str) -> Tokens:
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32) % self.n_vocab
 
     def route(self, tokens: Tokens, importance: ImportanceSums | None = None) -> list[RoutedBatch]:

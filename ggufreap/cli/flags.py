@@ -22,7 +22,15 @@ def model(command: argparse.ArgumentParser) -> None:
 def engine(command: argparse.ArgumentParser) -> None:
     """How llama.cpp runs."""
     group = command.add_argument_group("llama.cpp")
-    group.add_argument("-c", "--ctx-size", type=at_least(1), default=512, metavar="N", help="tokens per chunk (512)")
+    group.add_argument(
+        "-c",
+        "--ctx-size",
+        "--max-seq-len",
+        type=at_least(1),
+        default=0,
+        metavar="N",
+        help="tokens per chunk (512 for text, 2048 for data sets and rows)",
+    )
     group.add_argument("-ub", "--ubatch-size", type=at_least(1), default=512, metavar="N", help="tokens at once (512)")
     device(group)
 
@@ -36,16 +44,26 @@ def device(group: Any) -> None:
 
 
 def source(command: argparse.ArgumentParser) -> None:
-    """The text that is calibrated on."""
-    group = command.add_argument_group("calibration").add_mutually_exclusive_group()
-    group.add_argument("-f", "--file", metavar="FILE", help="UTF-8 text; - is standard input")
-    group.add_argument("--tokens", metavar="IDS.npy", help="token ids, [n] or [n_chunks, n_ctx]")
+    """The data that is calibrated on, and how it is read."""
+    add = command.add_argument_group("calibration data").add_argument
+    add("-f", "--file", action="append", default=[], metavar="FILE", help=_FILE_HELP)
+    add("--dataset", action="append", default=[], metavar="SPEC", help=_DATASET_HELP)
+    add("--domain", action="append", default=[], metavar="NAME=SPEC", help="a data set or file of the domain NAME")
+    add("--tokens", metavar="IDS.npy", help="token ids, [n] or [n_chunks, n_ctx], instead of text")
+    add("--chunks", type=at_least(1), metavar="N", help="run at most this many chunks")
+    add("--count", choices=("all", "assistant"), default="all", help="which tokens count for the statistics (all)")
+    add("--text-field", metavar="NAME", help="the column of rows that holds the text (found by its usual names)")
+    add("--no-chat-template", action="store_true", help="join messages as plain text")
+    add("--parse-special", action="store_true", help="read special tokens in plain text too")
+    add("--no-packing", action="store_true", help="a chunk per sample, cut there, instead of full chunks")
+    add("--offline-default", action="store_true", help="try out with the text that every Python has")
 
 
-def text(command: argparse.ArgumentParser) -> None:
-    """What the model is calibrated on, and how much of it."""
-    source(command)
-    command.add_argument("--chunks", type=at_least(1), metavar="N", help="run at most this many chunks")
+_FILE_HELP = (
+    "text (.txt .md), rows (.jsonl .json .csv .parquet), also .gz and .zst, a folder or a glob; repeatable; "
+    "- is standard input"
+)
+_DATASET_HELP = "NAME[subset](split):N, N samples of a data set on the hub or in a file; repeatable, or comma list"
 
 
 def imatrix(command: argparse.ArgumentParser) -> None:

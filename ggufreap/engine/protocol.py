@@ -35,8 +35,12 @@ class Engine(Protocol):
     n_vocab: int
     bos: int | None  # the token that opens every chunk, where the model wants one
 
-    def tokenize(self, text: str) -> Tokens:
-        """The model's own tokens of `text`; raises EngineError when it has no tokenizer."""
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
+        """The model's own tokens of `text`; raises EngineError when it has no tokenizer.
+
+        `add_special`: with the tokens that open and end a text, where the model wants them; `parse_special`: special
+        tokens in the text, such as `<|im_start|>`, are what they look like.
+        """
 
     def route(self, tokens: Tokens, importance: ImportanceSums | None = None) -> Sequence[RoutedBatch]:
         """Run one chunk from an empty memory and tell what every MoE block did.

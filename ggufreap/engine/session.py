@@ -114,15 +114,17 @@ class LlamaSession:
                 free(handle)
         self._batch = self._context = self._model = None
 
-    def tokenize(self, text: str) -> Tokens:
-        """Tokens of `text` as llama-imatrix makes them: special tokens added, none parsed."""
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
+        """Tokens of `text`, by default as llama-imatrix makes them: special tokens added, none parsed."""
         llama = self._llama
         if llama.llama_vocab_type(self._vocab) == llama.LLAMA_VOCAB_TYPE_NONE or self.n_vocab == 0:
             raise EngineError("this model has no tokenizer; give token ids with --tokens IDS.npy")
         data = text.encode()
         tokens = np.empty(len(data) + 8, np.int32)
         pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        count = llama.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), True, False)
+        count = llama.llama_tokenize(
+            self._vocab, data, len(data), pointer, len(tokens), add_special, parse_special
+        )
         if count < 0:
             raise EngineError("llama.cpp cannot tokenise the text with this model's vocabulary; use --tokens IDS.npy")
         return tokens[:count].copy()

@@ -29,7 +29,7 @@ def pruned_metadata(
     edits = _counts(file, layout, plan, n_block) | _names(file, layout, plan, n_parameters)
     if n_block < layout.n_block:
         edits |= _shorter_arrays(file, layout, n_block)
-    edits |= _provenance(plan, layout, version)
+    edits |= _provenance(plan, layout, version) | _datasets(file, plan)
     entries = []
     for key, entry in file.metadata.items():
         if key in edits:
@@ -113,4 +113,22 @@ def _provenance(plan: PruningPlan, layout: MoeLayout, version: str) -> dict[str,
     )
     entries = [encode(f"ggufreap.{key}", text, STRING) for key, text in texts if text]
     entries.append(encode(EXPERTS_BEFORE, layout.n_expert, U32))
+    return {entry.key: entry for entry in entries}
+
+
+def _datasets(file: GgufFile, plan: PruningPlan) -> dict[str, MetadataEntry]:
+    """The calibration data behind the data sets that the model itself names."""
+    if not plan.datasets:
+        return {}
+    before = file.get("general.dataset.count", 0)
+    first = before if isinstance(before, int) else 0
+    entries = [encode("general.dataset.count", first + len(plan.datasets), U32)]
+    for index, record in enumerate(plan.datasets):
+        organization, _, name = record.name.rpartition("/") if record.is_hub else ("", "", record.name)
+        standard = (("name", name), ("organization", organization), ("version", record.revision))
+        entries += [encode(f"general.dataset.{first + index}.{key}", text, STRING) for key, text in standard if text]
+        own = (("domain", record.domain), ("subset", record.subset), ("split", record.split), ("sha256", record.sha256))
+        entries += [encode(f"ggufreap.dataset.{index}.{key}", text, STRING) for key, text in own if text]
+        entries.append(encode(f"ggufreap.dataset.{index}.samples", record.samples, U64))
+        entries.append(encode(f"ggufreap.dataset.{index}.tokens", record.tokens, U64))
     return {entry.key: entry for entry in entries}

@@ -1,0 +1,21 @@
+"""Where calibration data came from, as it is told on: in statistics, plans, the pruned file and its card."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """One source and what was taken of it; `sha256` identifies the token ids, `revision` is a commit where known.
+
+    `is_hub`: `name` is a data set on the Hugging Face hub, `organization/name`, and not a file.
+    """
+
+    name: str
+    domain: str
+    is_hub: bool = False
+    revision: str = ""
+    subset: str = ""
+    split: str = ""
+    samples: int = 0
+    tokens: int = 0
+    sha256: str = ""
