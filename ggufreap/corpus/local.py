@@ -1,0 +1,211 @@
+"""Local files as entries: texts, JSON, CSV and Parquet, plain or compressed; folders and globs of them in sorted order.
+
+Whatever a file holds, memory stays bounded: a row has 16 MiB at most, a long text comes in pieces.
+"""
+
+import csv
+import glob
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from ggufreap.corpus import quiet
+from ggufreap.corpus.rows import EMPTY
+from ggufreap.corpus.samples import Entry, Unusable
+from ggufreap.corpus.spec import COMPRESSED, SUFFIXES, suffix_of
+from ggufreap.corpus.streams import LONGEST, elements, lines, opened, pieces
+from ggufreap.errors import InputError
+
+NOT_UTF8 = "a row is not UTF-8"
+NOT_JSON = "a row is not JSON"
+NOT_OBJECT = "a row is no JSON object"
+NOT_CSV = "a row is not CSV"
+PARQUET_ROWS = 32  # as many are held at once
+
+_CARD = re.compile(r"---\s*\n(?:(?!---).*\n)*?(configs|dataset_info):")
+_CARD_SIZE = 1 << 20
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files in the order in which they are read; `base` is the folder that holds them all."""
+
+    base: Path
+    paths: tuple[Path, ...]
+
+    @classmethod
+    def find(cls, name: str) -> Self:
+        """The file of that name, whatever its suffix, or all files of a folder or glob; raises InputError.
+
+        Of a folder those files are taken whose suffix is known, at any depth, but none that is hidden.
+        """
+        path = Path(name).expanduser()
+        if path.is_dir():
+            found = tuple(file for file in cls.all_of(path).paths if suffix_of(file.name)[0])
+            if not found:
+                kinds = " ".join(SUFFIXES)
+                raise InputError(f"the folder {name} holds no file that is read ({kinds}, also {' '.join(COMPRESSED)})")
+            return cls(path, found)
+        if path.exists():
+            if not path.is_file():
+                raise InputError(f"{name} is no file on disk, and data is read more than once; save it in a file")
+            return cls(path.parent, (path,))
+        matches = sorted(glob.glob(str(path), recursive=True))
+        found = tuple(Path(match) for match in matches if os.path.isfile(match))
+        if not found:
+            raise InputError(f"there is no file {name}; correct the path")
+        return cls(Path(os.path.commonpath([file.parent for file in found])), found)
+
+    @classmethod
+    def all_of(cls, folder: Path) -> Self:
+        """All files of a folder at any depth, but none that is hidden."""
+        inside = ((file, file.relative_to(folder).parts) for file in sorted(folder.rglob("*")) if file.is_file())
+        return cls(folder, tuple(file for file, parts in inside if not any(part.startswith(".") for part in parts)))
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all files."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 over the names, seen from `base`, the sizes and the bytes of all files."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(
+                f"{path.relative_to(self.base).as_posix()}\0{path.stat().st_size}\0".encode(errors="surrogateescape")
+            )
+            try:
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise InputError(f"cannot read {path}: {error.strerror}") from None
+        return digest.hexdigest()
+
+    def entries(self) -> Iterator[Entry]:
+        """What all files hold, one after the other; positions are bytes of the files as they lie on disk."""
+        before = 0
+        for path in self.paths:
+            name = path.relative_to(self.base).as_posix()
+            kind, compression = suffix_of(path.name)
+            if kind == ".parquet" and compression:
+                raise InputError(f"{path} is compressed twice; unpack it to {path.stem}")
+            for number, position, value in READERS.get(kind, _texts)(path):
+                yield Entry(f"{name}:{number}", before + position, value)
+            before += path.stat().st_size
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether a folder is laid out as a data set on the hub: its README.md says which files are which subset."""
+    try:
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+            return _CARD.match(file.read(_CARD_SIZE)) is not None
+    except OSError:
+        return False
+
+
+# What a reader yields: the number of the row, the bytes read by then, and the value of an Entry.
+_Found = Iterator[tuple[int, int, Any]]
+
+
+def _texts(path: Path) -> _Found:
+    with opened(path) as (file, position):
+        first = True
+        for piece in pieces(file, path):
+            empty = first and not piece.continues and not piece.text.strip()
+            yield 1, position(), Unusable(EMPTY) if empty else piece
+            first = False
+
+
+def _json_lines(path: Path) -> _Found:
+    with opened(path) as (file, position):
+        for number, line in enumerate(lines(file), 1):
+            if not isinstance(line, bytes) or line.strip():
+                yield number, position(), _parsed(line)
+
+
+def _json(path: Path) -> _Found:
+    """An array, or JSON lines under another name."""
+    with opened(path) as (file, position):
+        array = file.peek(1).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        if array:
+            for number, element in enumerate(elements(file), 1):
+                yield number, position(), _parsed(element)
+    if not array:
+        yield from _json_lines(path)
+
+
+def _parsed(row: bytes | Unusable) -> Any:
+    if isinstance(row, Unusable):
+        return row
+    try:
+        value = json.loads(row.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return Unusable(NOT_UTF8)
+    except (ValueError, RecursionError):
+        return Unusable(NOT_JSON)
+    if isinstance(value, str):
+        return {"text": value}
+    return value if isinstance(value, dict) else Unusable(NOT_OBJECT)
+
+
+def _csv(path: Path) -> _Found:
+    """Rows under the names in the first line; every value is text, as it stands."""
+    csv.field_size_limit(LONGEST)
+    with opened(path) as (file, position):
+        too_long: list[Unusable] = []
+
+        def decoded() -> Iterator[str]:
+            for line in lines(file):
+                if isinstance(line, Unusable):
+                    too_long.append(line)
+                else:
+                    yield line.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+
+        rows = csv.DictReader(decoded(), restkey="")
+        number, more = 0, True
+        while more:
+            value: Any = None
+            try:
+                value = next(rows)
+            except StopIteration:
+                more = False
+            except csv.Error:
+                value = Unusable(NOT_CSV)
+            for found in (*too_long, value):
+                if found is not None:
+                    number += 1
+                    yield number, position(), found
+            too_long.clear()
+
+
+def _parquet(path: Path) -> _Found:
+    datasets = quiet.datasets()
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    try:
+        n_rows, size = read_metadata(path).num_rows, path.stat().st_size
+        rows = datasets.load_dataset(
+            "parquet", data_files=glob.escape(str(path)), split="train", streaming=True, batch_size=PARQUET_ROWS
+        )
+        for number, row in enumerate(rows.decode(False), 1):
+            yield number, size * number // n_rows, row
+    except (ArrowException, OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} as Parquet: {str(error).splitlines()[0]}; download it again") from None
+
+
+READERS: dict[str, Callable[[Path], _Found]] = {
+    ".txt": _texts,
+    ".md": _texts,
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

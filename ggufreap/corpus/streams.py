@@ -1,0 +1,125 @@
+"""Bytes of local files cut into lines, array elements and pieces of text, in memory that no file can exceed."""
+
+import codecs
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ggufreap.corpus.samples import Text, Unusable
+from ggufreap.corpus.spec import suffix_of
+from ggufreap.errors import InputError
+
+LONGEST = 16 << 20
+PIECE = 1 << 20
+TOO_LONG = f"a row is larger than {LONGEST >> 20} MiB"
+
+_BLOCK = 1 << 16
+_OUTSIDE = re.compile(rb'["\[\]{},]')
+_INSIDE = re.compile(rb'\\.|"', re.DOTALL)
+_BREAK = re.compile(r"\n(?=\S)")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[io.BufferedReader, Callable[[], int]]]:
+    """The content of a file, uncompressed, and how many bytes of the file itself have been read.
+
+    Raises InputError where the file cannot be read or what compresses it is damaged.
+    """
+    try:
+        with ExitStack() as stack:
+            raw = stack.enter_context(path.open("rb"))
+            yield stack.enter_context(_uncompressed(raw, suffix_of(path.name)[1])), raw.tell
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"cannot unpack {path}: {error}; compress it again") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _uncompressed(raw: io.BufferedReader, suffix: str) -> io.BufferedReader:
+    if suffix == ".gz":
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), PIECE)
+    if suffix == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"), PIECE)
+    return raw
+
+
+def lines(file: io.BufferedReader) -> Iterator[bytes | Unusable]:
+    """The lines of a file; of one that is too long nothing is kept."""
+    while line := file.readline(LONGEST + 1):
+        if len(line) <= LONGEST:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(LONGEST)
+        yield Unusable(TOO_LONG)
+
+
+def elements(file: io.BufferedReader) -> Iterator[bytes | Unusable]:
+    """The elements of a JSON array as they stand; an array that ends too early ends with what there is of its last."""
+    depth, quoted, too_long, held = 0, False, False, bytearray()
+    while block := file.read(_BLOCK):
+        if (len(block) - len(block.rstrip(b"\\"))) % 2:  # the escape goes on in the next block
+            block += file.read(1)
+        start = at = 0
+        while match := (_INSIDE if quoted else _OUTSIDE).search(block, at):
+            at, mark = match.end(), match[0]
+            if mark == b'"':
+                quoted = not quoted
+                continue
+            if quoted or (mark == b"," and depth > 1):
+                continue
+            depth += (mark in b"[{") - (mark in b"]}")
+            if depth == 1 and mark == b"[":
+                start = at
+            elif depth == 0 or mark == b",":
+                held += block[start : match.start()]
+                if too_long or held.strip() or mark == b",":
+                    yield Unusable(TOO_LONG) if too_long or len(held) > LONGEST else bytes(held)
+                start, too_long, held = at, False, bytearray()
+                if depth == 0:
+                    return
+        held += block[start:]
+        if len(held) > LONGEST:
+            too_long, held = True, bytearray()
+    if too_long or held.strip():
+        yield Unusable(TOO_LONG) if too_long else bytes(held)
+
+
+def pieces(file: io.BufferedReader, path: Path) -> Iterator[Text]:
+    """A UTF-8 text in pieces of at least 1 MiB, each cut after a newline before a character that is no white space.
+
+    There no tokeniser has a word or a run of newlines that reaches over the cut. A text without such a place is cut
+    before a space, or anywhere, once 16 MiB are held. Raises InputError, with the offset, for what is not UTF-8.
+    """
+    decoder, held, offset = codecs.getincrementaldecoder("utf-8")(), "", 0
+    try:
+        while block := file.read(PIECE):
+            pending = len(decoder.getstate()[0])
+            held += decoder.decode(block)
+            offset += len(block)
+            while len(held) > PIECE and (cut := _cut(held)):
+                yield Text(held[:cut], continues=True)
+                held = held[cut:]
+        pending = len(decoder.getstate()[0])
+        yield Text(held + decoder.decode(b"", final=True))
+    except UnicodeDecodeError as error:
+        place = offset - pending + error.start
+        raise InputError(
+            f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} at offset {place:,}; "
+            "convert it, for example with iconv -t UTF-8"
+        ) from None
+
+
+def _cut(text: str) -> int:
+    """Where the first piece of at least 1 MiB ends, 0 where no place is known yet."""
+    if match := _BREAK.search(text, PIECE - 1):
+        return match.end()
+    if len(text) < LONGEST:
+        return 0
+    return max(text.rfind(" ", PIECE), 0) or len(text) - 1  # the last piece is never empty
