@@ -4,24 +4,33 @@ A chunk counts whole or not at all, and chunks are added in order, so a resumed 
 never stopped.
 """
 
+import hashlib
 import logging
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
 
 from ggufreap import imatrix
 from ggufreap.architecture.nodes import RoutingNodes
-from ggufreap.corpus import Corpus
+from ggufreap.corpus import Chunk, Chunks
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.protocol import Engine
-from ggufreap.errors import MismatchError
+from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import check_output
 from ggufreap.interrupts import held
 from ggufreap.progress import Progress, silent
-from ggufreap.statistics import ExpertStatistics, Provenance, load, load_more, save
+from ggufreap.statistics import DomainStatistics, Provenance, load, load_more, save
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 CHECKPOINT_SECONDS = 10.0
 # Saving may take this share of the time at most: an importance matrix can be as large as a few experts.
 CHECKPOINT_SHARE = 0.05
+_DIGEST = "chunks sha256"
 _LOG = logging.getLogger(__name__)
 
 
@@ -30,18 +39,47 @@ def checkpoint_path(out: Path) -> Path:
     return out.with_name(out.name + ".checkpoint")
 
 
+@dataclass(frozen=True)
+class Shard:
+    """The `index`-th of `count` parts of a corpus: of every `count` chunks one."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`2/3` is the second of three; raises InputError."""
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+            raise InputError(f"shard {text!r} is not understood; write i/n, such as 1/3, 2/3 and 3/3 for three parts")
+        return cls(int(index), int(count))
+
+    def holds(self, position: int) -> bool:
+        """Whether the chunk at `position` of the corpus belongs to it."""
+        return position % self.count == self.index - 1
+
+
+@dataclass
+class _Run:
+    """What was observed so far; `digest` is of its chunks, in order."""
+
+    statistics: DomainStatistics
+    sums: ImportanceSums
+    digest: "_Hash"
+
+
 def observe(
     engine: Engine,
     nodes: RoutingNodes,
-    corpus: Corpus,
+    chunks: Chunks,
     provenance: Provenance,
     out: Path,
     *,
     imatrix_out: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress = silent,
-) -> ExpertStatistics:
-    """Statistics of `corpus`, saved at `out`, and the importance matrix of the same pass at `imatrix_out`.
+) -> DomainStatistics:
+    """Statistics of the shard `provenance.shard` of `chunks`, saved at `out`, and its importance matrix.
 
     What is already there of the same model, corpus and settings is used: finished files as they are, an unfinished run
     from its last checkpoint.
@@ -53,61 +91,84 @@ def observe(
         if imatrix_out is None or imatrix_out.exists():
             _LOG.info("using the statistics in %s", out)
             return statistics
-    checkpoint = checkpoint_path(out)
-    statistics, sums = _resume(checkpoint, nodes, provenance, imatrix_out is not None)
-    n_ctx = corpus.chunks.shape[1]
-    next_save = time.monotonic() + checkpoint_seconds
-    with progress("calibrate", corpus.n_tokens, "tokens", statistics.n_tokens) as bar:
+    checkpoint, shard = checkpoint_path(out), Shard.parse(provenance.shard)
+    run, resumed_sha256 = _resume(checkpoint, nodes, chunks, provenance, imatrix_out is not None)
+    n_done, next_save = run.statistics.n_chunks, time.monotonic() + checkpoint_seconds
+    estimate = None if chunks.estimate is None else chunks.estimate // shard.count
+    with progress("calibrate", estimate, "tokens", run.statistics.n_tokens) as bar:
         try:
-            for chunk in corpus.chunks[statistics.n_chunks :]:
-                found = ImportanceSums() if imatrix_out is not None else None
-                batches = engine.route(chunk, found)
-                with held():  # both or neither
-                    statistics = statistics.observe(batches, n_ctx)
-                    if found is not None:
-                        sums.add(found)
-                bar.update(n_ctx)
+            mine = (chunk for position, chunk in enumerate(chunks) if shard.holds(position))
+            for number, chunk in enumerate(mine, 1):
+                if number <= n_done:  # read again, since every chunk depends on what was read before it
+                    run.digest.update(_bytes(chunk))
+                    if number == n_done and run.digest.hexdigest() != resumed_sha256:
+                        raise MismatchError(f"{checkpoint} was made of other text; delete the file, or give that text")
+                    continue
+                _fold(engine, chunk, run, imatrix_out is not None)
+                bar.update(len(chunk.tokens))
                 if time.monotonic() >= next_save:
-                    took = _save(checkpoint, statistics, provenance, sums)
+                    took = _save(checkpoint, run, provenance)
                     pause = max(checkpoint_seconds, took / CHECKPOINT_SHARE) if checkpoint_seconds else 0
                     next_save = time.monotonic() + pause
         except KeyboardInterrupt:
-            _save(checkpoint, statistics, provenance, sums)
+            if run.statistics.n_chunks > n_done:
+                _save(checkpoint, run, provenance)
             raise
-    statistics.check()
+    run.statistics.check()
+    for note in chunks.notes():
+        _LOG.info("%s", note)
     if imatrix_out is not None:
-        collected = imatrix.of_sums(sums, corpus.source, statistics.n_chunks, n_ctx)
+        names = ", ".join(record.name for record in chunks.records())
+        collected = imatrix.of_sums(run.sums, names, run.statistics.n_chunks, provenance.n_ctx)
         imatrix.save(imatrix_out, collected, legacy=imatrix_out.suffix == ".dat")
-    save(out, statistics, provenance)
+    save(out, run.statistics, replace(provenance, sources=chunks.records()))
     checkpoint.unlink(missing_ok=True)
-    return statistics
+    return run.statistics
 
 
-def _save(path: Path, statistics: ExpertStatistics, provenance: Provenance, sums: ImportanceSums) -> float:
+def _fold(engine: Engine, chunk: Chunk, run: _Run, importance: bool) -> None:
+    found = ImportanceSums() if importance else None
+    batches = engine.route(chunk.tokens, found)
+    with held():  # all or nothing
+        run.statistics = run.statistics.observe(chunk.domain, chunk.number, batches, len(chunk.tokens), chunk.counted)
+        run.digest.update(_bytes(chunk))
+        if found is not None:
+            run.sums.add(found)
+
+
+def _bytes(chunk: Chunk) -> bytes:
+    return np.ascontiguousarray(chunk.tokens, "<i4").tobytes()
+
+
+def _save(path: Path, run: _Run, provenance: Provenance) -> float:
     """Save a checkpoint; returns the seconds it took."""
     started = time.monotonic()
-    save(path, statistics, provenance, sums.to_arrays() if sums.sums else {})
+    more = run.sums.to_arrays() if run.sums.sums else {}
+    save(path, run.statistics, provenance, {**more, _DIGEST: np.array(run.digest.hexdigest())})
     return time.monotonic() - started
 
 
 def _resume(
-    checkpoint: Path, nodes: RoutingNodes, provenance: Provenance, importance: bool
-) -> tuple[ExpertStatistics, ImportanceSums]:
+    checkpoint: Path, nodes: RoutingNodes, chunks: Chunks, provenance: Provenance, importance: bool
+) -> tuple[_Run, str]:
     if not checkpoint.exists():
         blocks = [block.index for block in nodes.blocks]
         used = [block.n_used for block in nodes.blocks]
-        return ExpertStatistics.empty(blocks, used, nodes.n_expert), ImportanceSums()
+        empty = DomainStatistics.empty(blocks, used, nodes.n_expert, chunks.domains)
+        return _Run(empty, ImportanceSums(), hashlib.sha256()), ""
     statistics = _load_same(checkpoint, provenance, "holds an unfinished calibration")
     more = load_more(checkpoint)
+    sha256 = str(more.pop(_DIGEST, ""))
     if importance and not more and statistics.n_chunks:
         raise MismatchError(
             f"{checkpoint} holds an unfinished calibration without importance matrix; "
             "finish it with --no-imatrix, delete the file, or choose another -o"
         )
-    return statistics, ImportanceSums.from_arrays(more) if importance and more else ImportanceSums()
+    sums = ImportanceSums.from_arrays(more) if importance and more else ImportanceSums()
+    return _Run(statistics, sums, hashlib.sha256()), sha256
 
 
-def _load_same(path: Path, provenance: Provenance, what: str) -> ExpertStatistics:
+def _load_same(path: Path, provenance: Provenance, what: str) -> DomainStatistics:
     statistics, found = load(path)
     differing = provenance.differences(found)
     if differing:

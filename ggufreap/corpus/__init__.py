@@ -1,5 +1,16 @@
 """Calibration and held-out data, from where people have it to chunks of tokens."""
 
-from ggufreap.corpus.chunks import Corpus, from_text, from_tokens, read_text, read_tokens
+from ggufreap.corpus.chunks import Chunk, Chunks, Corpus, Reading, from_text, from_tokens, read_text, read_tokens
+from ggufreap.corpus.record import SourceRecord
 
-__all__ = ["Corpus", "from_text", "from_tokens", "read_text", "read_tokens"]
+__all__ = [
+    "Chunk",
+    "Chunks",
+    "Corpus",
+    "Reading",
+    "SourceRecord",
+    "from_text",
+    "from_tokens",
+    "read_text",
+    "read_tokens",
+]

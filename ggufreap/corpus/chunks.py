@@ -2,20 +2,70 @@
 
 import hashlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap.corpus.packing import Mask
+from ggufreap.corpus.record import SourceRecord
 from ggufreap.engine.protocol import Engine, Tokens
 from ggufreap.errors import InputError
+
+COUNTS = ("all", "assistant")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How samples become chunks.
+
+    `count`: which tokens count for the statistics, `all` or what the `assistant` says; with `packing` samples follow
+    each other in full chunks, without it each opens a chunk of its own and is cut there; `parse_special`: also read
+    special tokens in plain text; `n_chunks`: at most so many chunks in all.
+    """
+
+    count: str = "all"
+    packing: bool = True
+    parse_special: bool = False
+    n_chunks: int | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`tokens` `[n]`, the `number`-th chunk of its domain; `counted` `[n]` marks the tokens that count, None: all."""
+
+    tokens: Tokens
+    domain: str
+    number: int
+    counted: Mask | None = None
+
+
+class Chunks(Protocol):
+    """Chunks in a fixed order; `records` and `notes` tell of what was read so far."""
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """All domains, in order."""
+
+    @property
+    def estimate(self) -> int | None:
+        """About how many tokens there are in all, None where that is unknown."""
+
+    def __iter__(self) -> Iterator[Chunk]: ...
+
+    def records(self) -> tuple[SourceRecord, ...]:
+        """What was taken from every source."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What was left out and why."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Chunks `[n_chunks, n_ctx]` of token ids; `sha256` identifies the ids, `source` says where they came from."""
+    """Chunks `[n_chunks, n_ctx]` of token ids, all there at once, of one domain: `source`, where they came from."""
 
     chunks: Tokens
     source: str
@@ -28,6 +78,28 @@ class Corpus:
     def head(self, n_chunks: int | None) -> Self:
         """The first `n_chunks` chunks, or all of them."""
         return replace(self, chunks=self.chunks[:n_chunks])
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The one domain."""
+        return (self.source,)
+
+    @property
+    def estimate(self) -> int:
+        """All tokens."""
+        return self.n_tokens
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for number, tokens in enumerate(self.chunks):
+            yield Chunk(tokens, self.source, number)
+
+    def records(self) -> tuple[SourceRecord, ...]:
+        """The one source."""
+        return (SourceRecord(self.source, self.source, samples=1, tokens=self.n_tokens, sha256=self.sha256),)
+
+    def notes(self) -> tuple[str, ...]:
+        """Nothing was left out."""
+        return ()
 
     @property
     def sha256(self) -> str:

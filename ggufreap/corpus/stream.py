@@ -4,59 +4,44 @@ The same sources, settings and vocabulary give the same chunks in the same order
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ggufreap.corpus.chat import Rendered
+from ggufreap.corpus.chunks import Chunk, Reading
 from ggufreap.corpus.duplicates import Seen
+from ggufreap.corpus.packing import Filled, Mask, Piece, packed, unpacked
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.corpus.samples import Conversation, Sample, Text, Unusable
-from ggufreap.corpus.sources import Source
+from ggufreap.corpus.sources import Skipped
 from ggufreap.engine.protocol import Engine, Tokens
 from ggufreap.errors import InputError
 
-COUNTS = ("all", "assistant")
-Mask = npt.NDArray[np.bool_]
+
+class Samples(Protocol):
+    """What can be read: ggufreap.corpus.sources.Source, or a text that is there already."""
+
+    position: int  # bytes or rows read so far
+    skipped: Mapping[str, Skipped]
+
+    @property
+    def nbytes(self) -> int | None:
+        """What `position` ends with, where that is known."""
+
+    def __iter__(self) -> Iterator[Sample]: ...
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How samples become chunks.
+class NamedSource:
+    """A source, the domain that it is read for, and what is known of it before."""
 
-    `n_ctx`: tokens per chunk; `count`: which tokens count for the statistics, `all` or what the `assistant` says;
-    with `packing` samples follow each other in full chunks, without it each opens a chunk of its own and is cut there;
-    `parse_special`: also read special tokens in plain text; `n_chunks`: at most so many chunks in all.
-    """
-
-    n_ctx: int = 512
-    count: str = "all"
-    packing: bool = True
-    parse_special: bool = False
-    n_chunks: int | None = None
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """`tokens` `[n]`, the `number`-th chunk of its domain; `counted` `[n]` marks the tokens that count, None: all."""
-
-    tokens: Tokens
     domain: str
-    number: int
-    counted: Mask | None = None
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """The tokens of a sample, or of a part of a long text."""
-
-    tokens: Tokens
-    counted: Mask
-    source: int
-    opens: bool  # a new sample begins
+    source: Samples
+    record: SourceRecord
 
 
 class Stream:
@@ -69,18 +54,19 @@ class Stream:
     def __init__(
         self,
         engine: Engine,
-        sources: Sequence[Source],
+        sources: Sequence[NamedSource],
+        n_ctx: int,
         reading: Reading,
         render: Callable[[Conversation], Rendered],
     ) -> None:
-        self._engine, self._sources, self._reading, self._render = engine, sources, reading, render
+        self._engine, self._sources, self._n_ctx, self._reading, self._render = engine, sources, n_ctx, reading, render
         self._seen = Seen()
         self._newline = engine.tokenize("\n", add_special=False)
         self._tokens = [0] * len(sources)
         self._samples = [0] * len(sources)
         self._hashes = [hashlib.sha256() for _ in sources]
-        self.skipped: list[dict[str, int]] = [{} for _ in sources]
-        self.domains = tuple(dict.fromkeys(source.domain for source in sources))
+        self._unusable: list[Counter[str]] = [Counter() for _ in sources]
+        self.domains = tuple(dict.fromkeys(named.domain for named in sources))
         self._read = dict.fromkeys(self.domains, 0)
         self._ready = {domain: self._chunks_of(domain) for domain in self.domains}
         self._next = {domain: self._first(domain) for domain in self.domains}
@@ -90,13 +76,13 @@ class Stream:
         """About how many tokens there are in all, from the size of the sources; None where that is unknown."""
         total = 0.0
         for domain in self.domains:
-            members = [source for source in self._sources if source.domain == domain]
+            members = [named.source for named in self._sources if named.domain == domain]
             done = sum(source.position for source in members)
             if not done or any(source.nbytes is None for source in members):
                 return None
             total += self._read[domain] * sum(source.nbytes or 0 for source in members) / done
         limit = self._reading.n_chunks
-        return int(total) if limit is None else min(int(total), limit * self._reading.n_ctx)
+        return int(total) if limit is None else min(int(total), limit * self._n_ctx)
 
     def __iter__(self) -> Iterator[Chunk]:
         taken, numbers = dict.fromkeys(self.domains, 0), dict.fromkeys(self.domains, 0)
@@ -115,26 +101,30 @@ class Stream:
     def records(self) -> tuple[SourceRecord, ...]:
         """What was taken from every source so far."""
         return tuple(
-            SourceRecord(
-                name=source.name,
-                revision=source.revision,
-                subset=source.subset,
-                split=source.split,
-                domain=source.domain,
+            replace(
+                named.record,
                 samples=self._samples[index],
                 tokens=self._tokens[index],
                 sha256=self._hashes[index].hexdigest(),
             )
-            for index, source in enumerate(self._sources)
+            for index, named in enumerate(self._sources)
         )
 
-    def _first(self, domain: str) -> "_Filled":
+    def notes(self) -> tuple[str, ...]:
+        """What was left out so far and why, a line for each source and reason."""
+        return tuple(
+            f"{named.record.name}: skipped {count:,}: {reason}"
+            for index, named in enumerate(self._sources)
+            for reason, count in (*_counts(named.source), *self._unusable[index].items())
+        )
+
+    def _first(self, domain: str) -> Filled:
         first = next(self._ready[domain], None)
         if first is None:
-            names = ", ".join(source.name for source in self._sources if source.domain == domain)
+            names = ", ".join(named.record.name for named in self._sources if named.domain == domain)
             raise InputError(
-                f"{names} has {self._read[domain]:,} tokens, one chunk of -c {self._reading.n_ctx} needs "
-                f"{self._reading.n_ctx:,}; give more text or a smaller -c"
+                f"{names} has {self._read[domain]:,} tokens, one chunk of -c {self._n_ctx} needs "
+                f"{self._n_ctx:,}; give more text or a smaller -c" + "".join(f"; {note}" for note in self.notes())
             )
         return first
 
@@ -147,29 +137,29 @@ class Stream:
             self._hashes[source].update(tokens[start : start + count].astype("<i4").tobytes())
             start += count
 
-    def _chunks_of(self, domain: str) -> Iterator["_Filled"]:
+    def _chunks_of(self, domain: str) -> Iterator[Filled]:
         bos, reading = self._engine.bos, self._reading
-        filled = _packed if reading.packing else _unpacked
-        for tokens, counted, owners in filled(self._pieces(domain), reading.n_ctx):
+        filled = packed if reading.packing else unpacked
+        for tokens, counted, owners in filled(self._pieces(domain), self._n_ctx):
             if bos is not None:
                 tokens[0] = bos  # as llama-imatrix opens every chunk (tools/imatrix/imatrix.cpp, compute_imatrix)
             if counted.any():
                 yield tokens, counted, owners
 
-    def _pieces(self, domain: str) -> Iterator[_Piece]:
-        for index, source in enumerate(self._sources):
-            if source.domain != domain:
+    def _pieces(self, domain: str) -> Iterator[Piece]:
+        for index, named in enumerate(self._sources):
+            if named.domain != domain:
                 continue
             inside = False  # a text that the piece before began
-            for sample in source:
+            for sample in named.source:
                 opens, inside = not inside, isinstance(sample, Text) and sample.continues
                 try:
                     tokens, counted = self._tokenised(sample, opens)
                 except Unusable as reason:
-                    self.skipped[index][str(reason)] = self.skipped[index].get(str(reason), 0) + 1
+                    self._unusable[index][str(reason)] += 1
                     continue
                 self._read[domain] += len(tokens)
-                yield _Piece(tokens, counted, index, opens)
+                yield Piece(tokens, counted, index, opens)
 
     def _tokenised(self, sample: Sample, opens: bool) -> tuple[Tokens, Mask]:
         only_assistant = self._reading.count == "assistant"
@@ -192,7 +182,7 @@ class Stream:
         return tokens, np.ones(len(tokens), np.bool_)
 
     def _rendered(self, rendered: Rendered, only_assistant: bool) -> tuple[Tokens, Mask]:
-        """Tokens of what a chat template wrote, which is special tokens too; cut where the assistant begins and ends."""
+        """Tokens of what a template wrote, special ones too; cut where the assistant begins and ends."""
         if not only_assistant:
             spans = [(0, len(rendered.text), True)]
         elif not rendered.assistant:
@@ -216,37 +206,5 @@ class Stream:
             raise Unusable("duplicate")
 
 
-_Filled = tuple[Tokens, Mask, list[tuple[int, int, bool]]]
-
-
-def _packed(pieces: Iterator[_Piece], n_ctx: int) -> Iterator[_Filled]:
-    """Full chunks, one piece behind the other; what fills no chunk at the end is left out."""
-    waiting: deque[_Piece] = deque()
-    length = 0
-    for piece in pieces:
-        waiting.append(piece)
-        length += len(piece.tokens)
-        while length >= n_ctx:
-            yield _cut_off(waiting, n_ctx)
-            length -= n_ctx
-
-
-def _cut_off(waiting: deque[_Piece], n_ctx: int) -> _Filled:
-    tokens, counted, owners, missing = [], [], [], n_ctx
-    while missing:
-        piece = waiting.popleft()
-        tokens.append(piece.tokens[:missing])
-        counted.append(piece.counted[:missing])
-        owners.append((piece.source, len(tokens[-1]), piece.opens))
-        if len(piece.tokens) > missing:
-            waiting.appendleft(_Piece(piece.tokens[missing:], piece.counted[missing:], piece.source, opens=False))
-        missing -= len(tokens[-1])
-    return np.concatenate(tokens), np.concatenate(counted), owners
-
-
-def _unpacked(pieces: Iterator[_Piece], n_ctx: int) -> Iterator[_Filled]:
-    """A chunk per sample, which is cut where the chunk is full."""
-    for piece in pieces:
-        if piece.opens and len(piece.tokens):
-            tokens = piece.tokens[:n_ctx].copy()
-            yield tokens, piece.counted[:n_ctx], [(piece.source, len(tokens), True)]
+def _counts(source: Samples) -> list[tuple[str, int]]:
+    return [(f"{reason}, first {skipped.first}", skipped.count) for reason, skipped in source.skipped.items()]
