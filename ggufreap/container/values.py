@@ -64,16 +64,26 @@ class MetadataEntry:
             items = list(struct.unpack_from(f"<{self.count}{code}", self.raw, self.value_start))
         return items if self.is_array else items[0]
 
+    def string(self, index: int) -> str:
+        """One item of an array of strings; raises FormatError when it is not UTF-8, decodes no other."""
+        position, unpack = self.value_start, U64.unpack_from
+        for _ in range(index):
+            position += 8 + unpack(self.raw, position)[0]
+        return self._text(position, unpack(self.raw, position)[0])
+
     def _strings(self) -> list[str]:
         position, strings = self.value_start, []
         for _ in range(self.count):
             (length,) = U64.unpack_from(self.raw, position)
+            strings.append(self._text(position, length))
             position += 8 + length
-            try:
-                strings.append(self.raw[position - length : position].decode())
-            except UnicodeDecodeError:
-                raise FormatError(f"metadata key {self.key!r} holds a string that is not UTF-8") from None
         return strings
+
+    def _text(self, position: int, length: int) -> str:
+        try:
+            return self.raw[position + 8 : position + 8 + length].decode()
+        except UnicodeDecodeError:
+            raise FormatError(f"metadata key {self.key!r} holds a string that is not UTF-8") from None
 
 
 def encode(key: str, value: Value, scalar_type: GGUFValueType) -> MetadataEntry:
