@@ -14,8 +14,8 @@ class Bar(Protocol):
 class Progress(Protocol):
     """Opens a bar per stage; the console draws it with tqdm, the library's default draws nothing."""
 
-    def __call__(self, stage: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
-        """Open the bar of `stage` with `total` units of work, `done` of them finished before."""
+    def __call__(self, stage: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
+        """Open the bar of `stage` with `total` units of work, None if unknown, `done` of them finished before."""
 
 
 class _Silent:
@@ -23,6 +23,6 @@ class _Silent:
         pass
 
 
-def silent(stage: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
+def silent(stage: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
     """Draw nothing."""
     return nullcontext(_Silent())

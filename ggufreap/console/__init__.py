@@ -23,7 +23,7 @@ _DRAWERS: Drawers = {**stages.DRAWERS, **whole.DRAWERS}
 _PLAIN: Plain = {**stages.PLAIN, **whole.PLAIN}
 
 
-def progress(stage: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
+def progress(stage: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
     """A tqdm bar with rate and time left; silent where standard error is not a terminal."""
     from tqdm import tqdm
 

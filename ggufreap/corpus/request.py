@@ -14,10 +14,11 @@ import numpy.typing as npt
 from ggufreap.container import GgufFile
 from ggufreap.corpus.chat import ChatTemplate, Rendered, Renderer, plain
 from ggufreap.corpus.chunks import Chunks, Reading, from_tokens, read_tokens
+from ggufreap.corpus.hub import DataSet
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.corpus.samples import Conversation, Sample, Text
 from ggufreap.corpus.sources import Skipped, Source, open_source
-from ggufreap.corpus.spec import SourceSpec, domain_names, parse_sources
+from ggufreap.corpus.spec import SourceSpec, domain_names, parse_sources, suffix_of
 from ggufreap.corpus.stream import NamedSource, Stream
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import InputError
@@ -69,7 +70,7 @@ class Opened:
         """Tokens per chunk where `asked` for, 0 for the default: 512 for text, 2048 for rows; ids may be cut already."""
         if self.ids is not None and self.ids.ndim == 2 and self.ids.shape[1] <= (asked or self.ids.shape[1]):
             return int(self.ids.shape[1])
-        rows = any(isinstance(named.source, Source) and not named.source.is_text for named in self.sources)
+        rows = any(isinstance(named.source, Source) and _has_rows(named.source) for named in self.sources)
         return asked or (ROWS_CTX if rows else TEXT_CTX)
 
     @contextmanager
@@ -166,6 +167,12 @@ def _domain(text: str) -> tuple[SourceSpec, ...]:
     if any(spec.domain is None for spec in specs):
         raise InputError(f"--domain {text} names no domain; write NAME=SPEC")
     return specs
+
+
+def _has_rows(source: Source) -> bool:
+    if isinstance(source.data, DataSet):
+        return True
+    return any(suffix_of(path.name)[0] not in ("", ".txt", ".md") for path in source.data.paths)
 
 
 def _record(source: Source, domain: str) -> SourceRecord:

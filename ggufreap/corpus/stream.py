@@ -26,7 +26,10 @@ class Samples(Protocol):
     """What can be read: ggufreap.corpus.sources.Source, or a text that is there already."""
 
     position: int  # bytes or rows read so far
-    skipped: Mapping[str, Skipped]
+
+    @property
+    def skipped(self) -> Mapping[str, Skipped]:
+        """What gave no sample, by reason."""
 
     @property
     def nbytes(self) -> int | None:

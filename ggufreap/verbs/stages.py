@@ -1,7 +1,7 @@
 """One verb per stage, each a short composition; the only place that chooses llama.cpp as the engine."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap import __version__, saliency
-from ggufreap import corpus as corpora
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.calibration import observe
 from ggufreap.container import GgufFile, check_target, open_gguf
-from ggufreap.corpus import Corpus
-from ggufreap.demonstration.text import calibration_text
+from ggufreap.corpus.default import DEFAULT
+from ggufreap.corpus.request import Request, open_request
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession
@@ -32,11 +31,10 @@ from ggufreap.planning import (
 )
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import RewriteScript, execute, lower
-from ggufreap.statistics import ExpertStatistics, Floats, Provenance, load
+from ggufreap.statistics import DomainStatistics, Floats, Provenance, load
 from ggufreap.verification import N_TOKENS, Verification, verify_file
 
 _LOG = logging.getLogger(__name__)
-TRYING_OUT_BYTES = 200_000
 
 
 def open_model(model: str | Path) -> tuple[GgufFile, MoeLayout, ModelIdentity]:
@@ -56,56 +54,54 @@ def inspect(model: str | Path) -> Inspection:
 def calibrate(
     model: str | Path,
     out: str | Path,
+    data: Request | str | Path | None = None,
     *,
-    file: str | None = None,
-    tokens: str | Path | None = None,
-    chunks: int | None = None,
+    shard: str = "1/1",
     imatrix_out: str | Path | None = None,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
-) -> ExpertStatistics:
-    """Run text (`file`, `-` for standard input) or token ids (`tokens`, .npy) and save what the experts did at `out`.
+) -> DomainStatistics:
+    """Run `data` (a file, or all that a Request can name) and save what the experts did at `out`.
 
-    With `imatrix_out` the same pass gives the importance matrix too, as llama-imatrix would write it. At most `chunks`
-    chunks are run. An interrupted run goes on where it was when it is called again with the same arguments.
+    Without data the built-in mix of public data sets is read. `settings.n_ctx` 0: 512 tokens per chunk of text, 2048
+    of rows. With `imatrix_out` the same pass gives the importance matrix too, as llama-imatrix would write it. `shard`
+    2/3 is the second third of the chunks, to be merged with the others. An interrupted run goes on where it was when
+    it is called again with the same arguments.
     """
     source, layout, identity = open_model(model)
+    request = requested(data)
     for path in (out, imatrix_out):
         if path is not None:
-            check_output(Path(path), *source.paths, file, tokens)
-    settings = settings or EngineSettings()
-    tokenise = _reader(file, tokens, settings.n_ctx)
-    with LlamaSession(source.path, layout.nodes, settings) as engine:
-        corpus = tokenise(engine).head(chunks)
-        provenance = _provenance(identity, corpus, settings)
-        _LOG.info(
-            "calibrating with %s: %s tokens in %s chunks", corpus.source, f"{corpus.n_tokens:,}", len(corpus.chunks)
-        )
-        target = Path(imatrix_out) if imatrix_out is not None else None
-        return observe(engine, layout.nodes, corpus, provenance, Path(out), imatrix_out=target, progress=progress)
-
-
-def _reader(file: str | None, tokens: str | Path | None, n_ctx: int) -> Callable[[LlamaSession], Corpus]:
-    """Read what was given at once, before a large model is loaded; the rest follows when there is a vocabulary."""
-    if file is not None and tokens is not None:
-        raise InputError("both a text and token ids were given; give one of -f and --tokens")
-    if tokens is not None:
-        ids = corpora.read_tokens(Path(tokens))
-        return lambda engine: corpora.from_tokens(ids, n_ctx, engine.n_vocab, str(tokens))
-    if file is not None:
-        text = corpora.read_text(file)
-        return lambda engine: corpora.from_text(engine, text, n_ctx, file)
-    _LOG.warning(
-        "no calibration text given: using the Python documentation and source on this machine. "
-        "That is ONLY FOR TRYING OUT: what the text does not cover, the pruned model forgets. Give your own with -f."
+            check_output(Path(path), *source.paths, *request.paths)
+    opened = open_request(request)
+    settings = settings or EngineSettings(n_ctx=0)
+    settings = replace(settings, n_ctx=opened.chunk_length(settings.n_ctx))
+    provenance = Provenance(
+        identity.fingerprint,
+        opened.identity,
+        settings.n_ctx,
+        min(settings.n_ubatch, settings.n_ctx),
+        ", ".join(record.name for record in opened.records),
+        __version__,
+        opened.records,
+        shard,
+        request.reading.count,
     )
-    embedded = calibration_text(TRYING_OUT_BYTES)
-    return lambda engine: corpora.from_text(engine, embedded, n_ctx, "the embedded text (only for trying out)")
+    with (
+        LlamaSession(source.path, layout.nodes, settings) as engine,
+        opened.chunks(engine, source, settings.n_ctx) as chunks,
+    ):
+        many = "an unknown number of" if chunks.estimate is None else f"about {chunks.estimate:,}"
+        _LOG.info("calibrating with %s: %s tokens in chunks of %d", provenance.source, many, settings.n_ctx)
+        target = Path(imatrix_out) if imatrix_out is not None else None
+        return observe(engine, layout.nodes, chunks, provenance, Path(out), imatrix_out=target, progress=progress)
 
 
-def _provenance(identity: ModelIdentity, corpus: Corpus, settings: EngineSettings) -> Provenance:
-    n_ctx, n_ubatch = corpus.chunks.shape[1], min(settings.n_ubatch, settings.n_ctx)
-    return Provenance(identity.fingerprint, corpus.sha256, n_ctx, n_ubatch, corpus.source, __version__)
+def requested(data: Request | str | Path | None) -> Request:
+    """All that can be said of data: a bare path is a file, nothing the built-in mix."""
+    if data is None:
+        return Request(domain=DEFAULT)
+    return data if isinstance(data, Request) else Request(file=(str(data),))
 
 
 def plan(
@@ -159,7 +155,7 @@ def _scores(
             "calibrate this file"
         )
     statistics.check()
-    return saliency.METHODS[method].score(statistics), provenance.corpus
+    return saliency.METHODS[method].score(statistics.total), provenance.corpus
 
 
 def apply(
