@@ -17,7 +17,7 @@ from ggufreap.errors import MismatchError
 from ggufreap.files import check_output
 from ggufreap.interrupts import held
 from ggufreap.progress import Progress, silent
-from ggufreap.statistics import ExpertStatistics, Provenance, load, load_more, save
+from ggufreap.statistics import ONLY_DOMAIN, DomainStatistics, Provenance, load, load_more, save
 
 CHECKPOINT_SECONDS = 10.0
 # Saving may take this share of the time at most: an importance matrix can be as large as a few experts.
@@ -40,7 +40,7 @@ def observe(
     imatrix_out: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress = silent,
-) -> ExpertStatistics:
+) -> DomainStatistics:
     """Statistics of `corpus`, saved at `out`, and the importance matrix of the same pass at `imatrix_out`.
 
     What is already there of the same model, corpus and settings is used: finished files as they are, an unfinished run
@@ -63,7 +63,7 @@ def observe(
                 found = ImportanceSums() if imatrix_out is not None else None
                 batches = engine.route(chunk, found)
                 with held():  # both or neither
-                    statistics = statistics.observe(batches, n_ctx)
+                    statistics = statistics.observe(ONLY_DOMAIN, statistics.n_chunks, batches, n_ctx)
                     if found is not None:
                         sums.add(found)
                 bar.update(n_ctx)
@@ -83,7 +83,7 @@ def observe(
     return statistics
 
 
-def _save(path: Path, statistics: ExpertStatistics, provenance: Provenance, sums: ImportanceSums) -> float:
+def _save(path: Path, statistics: DomainStatistics, provenance: Provenance, sums: ImportanceSums) -> float:
     """Save a checkpoint; returns the seconds it took."""
     started = time.monotonic()
     save(path, statistics, provenance, sums.to_arrays() if sums.sums else {})
@@ -92,11 +92,11 @@ def _save(path: Path, statistics: ExpertStatistics, provenance: Provenance, sums
 
 def _resume(
     checkpoint: Path, nodes: RoutingNodes, provenance: Provenance, importance: bool
-) -> tuple[ExpertStatistics, ImportanceSums]:
+) -> tuple[DomainStatistics, ImportanceSums]:
     if not checkpoint.exists():
         blocks = [block.index for block in nodes.blocks]
         used = [block.n_used for block in nodes.blocks]
-        return ExpertStatistics.empty(blocks, used, nodes.n_expert), ImportanceSums()
+        return DomainStatistics.empty(blocks, used, nodes.n_expert, [ONLY_DOMAIN]), ImportanceSums()
     statistics = _load_same(checkpoint, provenance, "holds an unfinished calibration")
     more = load_more(checkpoint)
     if importance and not more and statistics.n_chunks:
@@ -107,7 +107,7 @@ def _resume(
     return statistics, ImportanceSums.from_arrays(more) if importance and more else ImportanceSums()
 
 
-def _load_same(path: Path, provenance: Provenance, what: str) -> ExpertStatistics:
+def _load_same(path: Path, provenance: Provenance, what: str) -> DomainStatistics:
     statistics, found = load(path)
     differing = provenance.differences(found)
     if differing:

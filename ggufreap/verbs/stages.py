@@ -82,7 +82,8 @@ def calibrate(
             "calibrating with %s: %s tokens in %s chunks", corpus.source, f"{corpus.n_tokens:,}", len(corpus.chunks)
         )
         target = Path(imatrix_out) if imatrix_out is not None else None
-        return observe(engine, layout.nodes, corpus, provenance, Path(out), imatrix_out=target, progress=progress)
+        found = observe(engine, layout.nodes, corpus, provenance, Path(out), imatrix_out=target, progress=progress)
+        return found.total
 
 
 def _reader(file: str | None, tokens: str | Path | None, n_ctx: int) -> Callable[[LlamaSession], Corpus]:
@@ -159,7 +160,7 @@ def _scores(
             "calibrate this file"
         )
     statistics.check()
-    return saliency.METHODS[method].score(statistics), provenance.corpus
+    return saliency.METHODS[method].score(statistics.total), provenance.corpus
 
 
 def apply(
