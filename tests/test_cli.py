@@ -145,8 +145,9 @@ def test_text_comes_by_standard_input_too(
 def same_statistics(one: Path, other: Path) -> bool:
     (a, a_source), (b, b_source) = load(one), load(other)
     assert not a_source.differences(b_source)
-    assert (a.n_tokens, a.n_chunks, a.blocks) == (b.n_tokens, b.n_chunks, b.blocks)
-    return all(np.array_equal(a.values[name], b.values[name]) for name in a.values)
+    assert (a.n_tokens, a.n_chunks, a.blocks, a.domains) == (b.n_tokens, b.n_chunks, b.blocks, b.domains)
+    pairs = [(a.halves[domain][half], b.halves[domain][half]) for domain in a.halves for half in (0, 1)]
+    return all(np.array_equal(x.values[name], y.values[name]) for x, y in pairs for name in x.values)
 
 
 @pytest.mark.parametrize("dtype", ["<i8", ">i4", "<u2"])
