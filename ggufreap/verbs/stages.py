@@ -37,6 +37,7 @@ from ggufreap.verification import N_TOKENS, Verification, verify_file
 
 _LOG = logging.getLogger(__name__)
 TRYING_OUT_BYTES = 200_000
+EMBEDDED = "the embedded text (only for trying out)"
 
 
 def open_model(model: str | Path) -> tuple[GgufFile, MoeLayout, ModelIdentity]:
@@ -100,7 +101,7 @@ def _reader(file: str | None, tokens: str | Path | None, n_ctx: int) -> Callable
         "That is ONLY FOR TRYING OUT: what the text does not cover, the pruned model forgets. Give your own with -f."
     )
     embedded = calibration_text(TRYING_OUT_BYTES)
-    return lambda engine: corpora.from_text(engine, embedded, n_ctx, "the embedded text (only for trying out)")
+    return lambda engine: corpora.from_text(engine, embedded, n_ctx, EMBEDDED)
 
 
 def _provenance(identity: ModelIdentity, corpus: Corpus, settings: EngineSettings) -> Provenance:
