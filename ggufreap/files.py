@@ -1,6 +1,7 @@
 """Small files that appear whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,16 @@ def make_folder(path: Path, parents: bool = False) -> None:
         path.mkdir(parents=parents, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {path}: {error.strerror}; choose another -o") from None
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise OutputError unless `needed` bytes are free where `folder` is, or will be."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise OutputError(
+            f"the output needs {needed:,} bytes and {folder} has {free:,} free; free some or choose another -o"
+        )
 
 
 def check_output(path: Path, *inputs: str | Path | None) -> None:

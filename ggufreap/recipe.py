@@ -30,6 +30,7 @@ _KINDS = {
     "calibration": {"datasets": _TEXTS, "ctx_size": _NUMBER, "chunks": _NUMBER, "seed": _NUMBER},
     "target": {"ratio": _RATIO, "keep": _NUMBER, "method": _TEXT, "mtp": _TEXT},
     "quantization": {"variants": _TABLES, "keep": _FLAG, "keep_imatrix": _FLAG},
+    "evaluation": {"files": _TEXTS, "chunks": _NUMBER, "ctx_size": _NUMBER},
 }
 _VARIANT = {
     "type": _TEXT,
@@ -98,6 +99,18 @@ class Variant:
             tensor_type(chosen)
         QuantRequest(self.type, tuple((_expanded(pattern, 1), kind) for pattern, kind in self.tensor_types)).check()
 
+    def request(self, n_threads: int = 0, allow_requantize: bool = False) -> QuantRequest:
+        """What the quantiser is asked, once no placeholders are left."""
+        return QuantRequest(
+            self.type,
+            self.tensor_types,
+            self.token_embedding_type,
+            self.output_tensor_type,
+            self.pure,
+            n_threads=n_threads,
+            allow_requantize=allow_requantize,
+        )
+
     @property
     def suffix(self) -> str:
         """What the file name ends with."""
@@ -130,6 +143,31 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What the result is judged by: held-out texts `files`, each FILE or NAME=FILE, in chunks of `ctx_size` tokens.
+
+    At most `chunks` chunks of each are run.
+    """
+
+    files: tuple[str, ...] = ()
+    chunks: int | None = None
+    ctx_size: int = 512
+
+    def __post_init__(self) -> None:
+        named = [_named(text) for text in self.files]
+        for text, (name, file) in zip(self.files, named, strict=True):
+            if not name or not file:
+                raise InputError(f"files holds {text!r}; every text is a FILE or NAME=FILE")
+            if [other for other, _ in named].count(name) > 1:
+                raise InputError(f"several files are named {name}; give each a name of its own as NAME=FILE")
+
+    @property
+    def texts(self) -> dict[str, Path]:
+        """Name -> file; a file without a name is called as its own, without the ending."""
+        return {name: Path(file) for name, file in map(_named, self.files)}
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The whole job; `name` is the recipe's file name without `.toml`."""
 
@@ -137,6 +175,7 @@ class Recipe:
     calibration: Calibration
     target: Target
     quantization: Quantization
+    evaluation: Evaluation = Evaluation()
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -146,6 +185,25 @@ def recipe_names() -> tuple[str, ...]:
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """A recipe that comes with ggufreap, by its name, or one in a file; raises InputError, naming the file and key."""
+    path, tables = _tables(name_or_path)
+    return Recipe(
+        path.name.removesuffix(".toml"),
+        _made(path, "calibration", Calibration, tables["calibration"]),
+        _made(path, "target", Target, tables["target"]),
+        _made(path, "quantization", Quantization, tables["quantization"]),
+        _made(path, "evaluation", Evaluation, tables["evaluation"]),
+    )
+
+
+def load_quantization(name_or_path: str | Path) -> Quantization:
+    """The same of its [quantization] alone, whatever is missing from the other tables."""
+    path, tables = _tables(name_or_path)
+    made: Quantization = _made(path, "quantization", Quantization, tables["quantization"])
+    return made
+
+
+def _tables(name_or_path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """The recipe's file, and all its tables with values of the right types."""
     path = _resolved(name_or_path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -160,12 +218,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     checked["quantization"]["variants"] = tuple(
         _variant(path, f"quantization.variants[{index}]", table) for index, table in enumerate(variants)
     )
-    return Recipe(
-        path.name.removesuffix(".toml"),
-        _made(path, "calibration", Calibration, checked["calibration"]),
-        _made(path, "target", Target, checked["target"]),
-        _made(path, "quantization", Quantization, checked["quantization"]),
-    )
+    return path, checked
 
 
 def _folder() -> Path:
@@ -239,6 +292,11 @@ def _known(name: str, what: str, known: Iterable[str], more: str = "") -> None:
     close = get_close_matches(name, names, 1)
     guess = f"did you mean {close[0]}? Known: " if close else "choose one of "
     raise InputError(f"{shown} is not known; {guess}{', '.join(names)}{more}")
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, file = text.partition("=")
+    return (name, file) if equals else (Path(text).stem, text)
 
 
 def _expanded(pattern: str, n_block: int) -> str:

@@ -253,7 +253,7 @@ def test_prune_writes_beside_the_model_or_into_a_folder_and_calibrates_once(
     model.write_bytes(made.model.read_bytes())
     (tmp_path / "folder").mkdir()
     name = "Tiny-16x0.4M-REAP-0.25-Q8_0"
-    beside = ("prune", model, "--ratio", "0.25", "-f", made.text, *FLAGS, "--no-verify")
+    beside = ("prune", model, "--ratio", "0.25", "-f", made.text, "--quant", "keep", *FLAGS, "--no-verify")
     ran = run(*beside)
     assert ran.code == 0, ran.err
     assert "not verified" in ran.out
@@ -316,8 +316,12 @@ def test_apply_verify_and_prune_in_json(made: Made, tmp_path: Path, run: Run) ->
     proof = run("verify", made.model, out, "--plan", made.plan, "--json").json
     assert proof["ok"] is True
     assert [check["name"] for check in proof["checks"]] == ["header", "metadata", "bytes", "logits"]
-    ran = run("prune", made.model, "--ratio", "0.25", "-f", made.text, "-o", tmp_path, *FLAGS, "--json")
+    flags = (*FLAGS, "--keep-intermediate", "--json")
+    ran = run("prune", made.model, "--ratio", "0.25", "-f", made.text, "-o", tmp_path, *flags)
     assert ran.json["verification"] == proof
+    assert [Path(each["paths"][0]).stat().st_size for each in ran.json["quantized"]] == [
+        each["nbytes"] for each in ran.json["quantized"]
+    ]
     assert ran.json["summary"] == "removes 4 of 16, keeps 12"
     for name in ("plan", "statistics"):
         assert Path(ran.json[name]).parent == tmp_path
@@ -332,6 +336,7 @@ def test_demo_in_json(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch)
     assert ran.code == 0, ran.err
     assert ran.json["pruned"]["verification"]["ok"] is True
     assert 1 < ran.json["before"]["value"] < ran.json["after"]["value"] < 320
+    assert ran.json["quantized"]["value"] == pytest.approx(ran.json["after"]["value"], rel=0.05)
     assert ran.json["sample"]
 
 
@@ -923,7 +928,7 @@ def test_the_library_is_silent(made: Made, tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=60)
     assert (result.stdout, result.stderr) == (b"", b"")
-    assert (tmp_path / "Tiny-16x0.4M-REAP-0.25-Q8_0.gguf").is_file()
+    assert (tmp_path / "Tiny-16x0.4M-REAP-0.25-Q4_K_M.gguf").is_file()
 
 
 TYPED = """\

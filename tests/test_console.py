@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from ggufreap.demonstration import Demonstration
 from ggufreap.evaluation import Perplexity
 from ggufreap.inspection import Inspection, Outlook
 from ggufreap.planning import ModelIdentity, PruningPlan, make_plan
+from ggufreap.quantization import Fallback, Quantized
 from ggufreap.rewriting import RewriteScript
 from ggufreap.statistics import ExpertStatistics
-from ggufreap.verbs import Pruned
+from ggufreap.verbs import Pruned, Variants
 from ggufreap.verification import Check, Verification
 
 FOLDER = Path("/srv/models/huggingface/deepseek-ai/DeepSeek-V3.1-Terminus-REAP-0.25-GGUF/UD-Q2_K_XL")
@@ -78,9 +80,17 @@ def pruned(proof: Verification | None) -> Pruned:
 
 
 def demonstration() -> Demonstration:
-    return Demonstration(
-        pruned(verification()), Perplexity(18.3, 0.4, 99), Perplexity(19.2, 0.5, 99), "def f(x):\n", "y[i] = x[/a]"
-    )
+    made = replace(pruned(verification()), quantized=(quantized(),))
+    losses = [Perplexity(value, 0.4, 99) for value in (18.3, 19.2, 19.3)]
+    return Demonstration(made, *losses, "def f(x):\n", "y[i] = x[/a]")
+
+
+def quantized(name: str = "Q4_K_M") -> Quantized:
+    path = FOLDER / f"DeepSeek-V3.1-Terminus-REAP-0.25-{name}.gguf"
+    fallback = Fallback("blk.60.ffn_down_exps.weight", 1000, "Q4_K", "Q5_0")
+    types = {"blk.60.ffn_gate_exps.weight": "Q4_K"}
+    notes = ("blk.60.ffn_down_exps.weight and 57 more are quantised without importance",)
+    return Quantized((path,), 404_120_000_000, types, {"Q4_K": 404_000_000_000, "F32": 1}, (fallback,), (), notes)
 
 
 def statistics() -> ExpertStatistics:
@@ -95,6 +105,9 @@ RESULTS: dict[str, Any] = {
     "plan": plan_of(),
     "script": script_of(),
     "dry run": console.DryRun(script_of()),
+    "dry run with a variant": console.DryRun(script_of(), (quantized(),)),
+    "quantised": quantized(),
+    "variants": Variants((quantized(), quantized("IQ4_XS"))),
     "proof": verification(),
     "refutation": verification(ok=False),
     "pruned": pruned(verification()),
@@ -126,7 +139,7 @@ def test_a_pipe_gets_neither_colours_nor_trailing_blanks_nor_broken_paths(name: 
 @pytest.mark.parametrize("name", RESULTS)
 def test_tables_fit_eighty_columns(name: str, shown: Any) -> None:
     for line in shown(RESULTS[name]).splitlines():
-        assert len(line.rstrip()) <= 80 or str(FOLDER) in line, line
+        assert len(line.rstrip()) <= 80 or str(FOLDER) in line or line.startswith("note: "), line
 
 
 def test_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch, shown: Any) -> None:

@@ -153,7 +153,7 @@ def test_placeholders_are_block_numbers(pattern: str, n_block: int, expanded: st
     [
         ("[target]\nratoi = 0.2\n", ["target.ratoi is not known", "did you mean ratio?"]),
         ("[targt]\nratio = 0.2\n", ["table 'targt' is not known", "did you mean target?"]),
-        ("[evaluation]\nppl = true\n", ["table 'evaluation' is not known"]),
+        ("[evaluatoin]\nppl = true\n", ["table 'evaluatoin' is not known"]),
         ("ratio = 0.2\n", ["key 'ratio' is not known"]),
         ("target = 3\n", ["target is 3", "must be a table"]),
         ("[target]\nratio = '0.2'\n", ["target.ratio is '0.2'", "must be a number"]),

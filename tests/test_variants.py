@@ -1,5 +1,6 @@
 """Requantised variants of a pruned model: one calibration, a sliced importance matrix, llama.cpp's own quantiser."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,13 @@ import pytest
 import tiny_gguf
 from gguf import GGMLQuantizationType as Kind
 
-from ggufreap import imatrix, prune, quantize
+from ggufreap import calibrate, imatrix, prune, quantize
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf, type_name
 from ggufreap.engine.session import EngineSettings
-from ggufreap.errors import InputError, MismatchError
+from ggufreap.errors import InputError, MismatchError, OutputError
+from ggufreap.recipe import Variant
+from ggufreap.verbs import quantize_variants
 
 pytestmark = pytest.mark.native
 
@@ -81,22 +84,163 @@ def test_a_given_matrix_takes_the_place_of_a_collected_one(model: Path, tokens: 
         assert np.array_equal(files[0].map(record), files[1].map(files[1].by_name[record.name])), record.name
 
 
-def test_auto_quantises_what_has_8_bits_and_keeps_the_rest(model: Path, tokens: Path, tmp_path: Path) -> None:
-    made = prune(model, ratio="0.25", tokens=tokens, quant=["auto"], out=tmp_path / "a", settings=SETTINGS)
+def test_auto_quantises_what_has_8_bits_and_keeps_the_rest(
+    model: Path, tokens: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = prune(model, ratio="0.25", tokens=tokens, out=tmp_path / "a", settings=SETTINGS)
     assert [variant.paths[0].name for variant in made.quantized] == [
         "Toy-REAP-0.25-Q4_K_M.gguf",
         "Toy-REAP-0.25-IQ4_XS.gguf",
     ]
+    assert not made.script.files[0].path.exists()
     low = tiny_gguf.qwen3moe(tmp_path / "Toy-Q4_K.gguf", types=Kind.Q4_K)
-    kept = prune(low, ratio="0.25", tokens=tokens, quant=["auto"], out=tmp_path / "b", settings=SETTINGS)
+    with caplog.at_level("INFO", "ggufreap"):
+        kept = prune(low, ratio="0.25", tokens=tokens, out=tmp_path / "b", settings=SETTINGS)
     assert not kept.quantized
     assert kept.script.files[0].path.exists()
+    assert "it has weights in Q4_K, and quantising twice loses twice" in caplog.text
+    assert not list((tmp_path / "b").glob("*.imatrix.gguf"))
+
+
+def test_a_file_that_was_named_is_there_at_the_end(model: Path, tokens: Path, tmp_path: Path) -> None:
+    made = prune(model, ratio="0.25", tokens=tokens, quant=["IQ4_XS"], out=tmp_path / "mine.gguf", settings=SETTINGS)
+    assert made.script.files[0].path == tmp_path / "mine.gguf"
+    assert {path.name for path in tmp_path.glob("mine*")} == {
+        "mine.gguf",
+        "mine-IQ4_XS.gguf",
+        "mine.imatrix.gguf",
+        "mine.plan.json",
+    }
+
+
+RECIPE = """
+[[quantization.variants]]
+type = "Q4_K_M"
+name = "mixed"
+tensor_types = ['blk\\.{last}\\.ffn_down_exps=Q6_K']
+
+[[quantization.variants]]
+type = "IQ4_XS"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    return str(tmp_path / "mine.toml")
+
+
+def test_a_recipe_stands_for_its_variants(model: Path, tokens: Path, tmp_path: Path, recipe: str) -> None:
+    quant = [recipe, "edges-high", "q4_k_m"]  # the last is a type and a recipe, which say the same
+    made = prune(model, ratio="0.25", tokens=tokens, quant=quant, out=tmp_path, settings=SETTINGS, dry_run=True)
+    assert [variant.paths[0].name for variant in made.quantized] == [
+        f"Toy-REAP-0.25-{name}.gguf" for name in ("mixed", "IQ4_XS", "Q4_K_M-edges-high", "Q4_K_M")
+    ]
+    mixed = made.quantized[0].types
+    assert (mixed["blk.0.ffn_down_exps.weight"], mixed["blk.1.ffn_down_exps.weight"]) != ("Q6_K", "Q6_K")
+    assert mixed["blk.1.ffn_down_exps.weight"] == "Q6_K"
+
+
+@pytest.mark.parametrize(
+    ("quant", "message"),
+    [
+        (["Q4_K_N"], "did you mean Q4_K_.*; or keep, auto, or a recipe: edges-high"),
+        (["reap-qwen3.5-35b-a3b-20"], "has no quantization.variants; add one"),
+        (["none.toml"], "cannot read none.toml"),
+        ([Variant("Q4_K_M", "x"), Variant("IQ4_XS", "X")], "2 variants are named x"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line(model: Path, tmp_path: Path, quant: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prune(model, ratio="0.25", quant=quant, out=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("source", ["tokens", "file", "neither", "given"])
+def test_a_dry_run_tells_every_variant_to_the_byte(model: Path, tmp_path: Path, tokens: Path, source: str) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    matrix = tmp_path / "whole.imatrix.gguf"
+    if source == "given":
+        calibrate(model, tmp_path / "S.npz", tokens=tokens, imatrix_out=matrix, settings=SETTINGS)
+    options = {
+        "tokens": {"tokens": tokens},
+        "file": {"file": str(text)},
+        "neither": {},
+        "given": {"tokens": tokens, "imatrix": matrix},
+    }[source]
+    options |= {"ratio": "0.25", "quant": ["Q4_K_M", "IQ2_XS"], "out": tmp_path / "out", "chunks": 8}
+    before = set(tmp_path.iterdir())
+    foreseen = prune(model, **options, settings=SETTINGS, dry_run=True)
+    assert set(tmp_path.iterdir()) == before
+    made = prune(model, **options, settings=SETTINGS)
+    for said, did in zip(foreseen.quantized, made.quantized, strict=True):
+        assert said.nbytes == did.nbytes == did.paths[0].stat().st_size
+        assert (said.paths, said.types, said.type_nbytes) == (did.paths, did.types, did.type_nbytes)
+
+
+def test_shards_are_foretold_as_well(model: Path, tokens: Path, tmp_path: Path) -> None:
+    options = {"ratio": "0.25", "tokens": tokens, "quant": ["IQ4_XS"], "split_max_size": 1_000_000, "out": tmp_path}
+    foreseen = prune(model, **options, settings=SETTINGS, dry_run=True)
+    assert len(foreseen.script.files) > 1
+    made = prune(model, **options, settings=SETTINGS)
+    assert foreseen.quantized[0].nbytes == made.quantized[0].paths[0].stat().st_size
+
+
+def test_all_files_together_must_fit_the_disk(
+    model: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"ratio": "0.25", "tokens": tokens, "out": tmp_path / "out", "settings": SETTINGS}
+    foreseen = prune(model, **options, dry_run=True)
+    needed = foreseen.script.nbytes + sum(variant.nbytes for variant in foreseen.quantized)
+    usage = shutil.disk_usage(tmp_path)._replace(free=needed)  # and nothing for the importance matrices
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match=rf"the output needs [\d,]+ bytes and .* has {needed:,} free; free some"):
+        prune(model, **options)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_importance_that_will_be_missing_is_found_before_the_work(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="which takes an importance matrix, and none covers it"):
+        prune(model, ratio="0.25", method="random", quant=["IQ2_XS"], out=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_fp4_experts_are_kept_or_refused(tokens: Path, tmp_path: Path) -> None:
+    fp4 = tiny_gguf.qwen3moe(tmp_path / "Toy-MXFP4.gguf", types=Kind.MXFP4)
+    options = {"ratio": "0.25", "tokens": tokens, "settings": SETTINGS, "dry_run": True}
+    assert not prune(fp4, **options).quantized
+    with pytest.raises(InputError, match="are MXFP4, often the type a model was trained in"):
+        prune(fp4, **options, quant=["Q4_K_M"], allow_requantize=True)
+
+
+# A finished model, and a recipe.
+
+
+def test_the_variants_of_a_recipe(model: Path, tmp_path: Path, recipe: str) -> None:
+    foreseen = quantize_variants(model, tmp_path / "out", recipe, dry_run=True)
+    assert not (tmp_path / "out").exists()
+    made = quantize_variants(model, tmp_path / "out", recipe)
+    assert [path.name for each in made.quantized for path in each.paths] == ["Toy-mixed.gguf", "Toy-IQ4_XS.gguf"]
+    assert made == foreseen
+    assert made.nbytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    types = {record.name: type_name(record.type) for record in open_gguf(tmp_path / "out" / "Toy-mixed.gguf").tensors}
+    assert types["blk.1.ffn_down_exps.weight"] == "Q6_K"
+    with pytest.raises(OutputError, match=r"one.gguf is one file, recipe .* makes 2; name a folder"):
+        quantize_variants(model, tmp_path / "one.gguf", recipe)
+
+
+def test_a_single_variant_may_name_its_file(model: Path, tmp_path: Path) -> None:
+    made = quantize_variants(model, tmp_path / "one.gguf", "iq4_xs")
+    plain = quantize(model, tmp_path / "plain.gguf", "IQ4_XS")
+    assert made.quantized[0].paths == (tmp_path / "one.gguf",)
+    assert (tmp_path / "one.gguf").read_bytes() == plain.paths[0].read_bytes()
 
 
 def test_quantising_twice_is_refused_before_the_work(tokens: Path, tmp_path: Path) -> None:
     low = tiny_gguf.qwen3moe(tmp_path / "Toy-Q4_K.gguf", types=Kind.Q4_K)
     options = {"ratio": "0.25", "tokens": tokens, "quant": ["IQ4_XS"], "out": tmp_path / "a", "settings": SETTINGS}
-    with pytest.raises(InputError, match="experts are Q4_K already"):
+    with pytest.raises(InputError, match="are Q4_K and would become IQ4_XS; quantising twice loses twice"):
         prune(low, **options)
     assert not (tmp_path / "a").exists()
     made = prune(low, **options, allow_requantize=True)

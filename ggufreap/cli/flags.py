@@ -104,7 +104,9 @@ def files(command: argparse.ArgumentParser) -> None:
 def quantiser(command: argparse.ArgumentParser) -> None:
     """What llama-quantize takes."""
     add = command.add_argument_group("llama-quantize").add_argument
-    add("--type", required=True, metavar="TYPE", help="Q4_K_M, IQ4_XS, Q8_0, ...")
+    what = command.add_mutually_exclusive_group(required=True).add_argument
+    what("--type", metavar="TYPE", help="Q4_K_M, IQ4_XS, Q8_0, ...")
+    what("--recipe", metavar="RECIPE", help="make the variants of a recipe instead: a name, or a .toml file")
     add("--imatrix", metavar="FILE", help="importance matrix of this model, GGUF or .dat")
     add("--tensor-type", action="append", default=[], metavar="REGEX=TYPE", help="type of some tensors; repeatable")
     add("--token-embedding-type", metavar="TYPE", help="type of the token embedding")
@@ -119,7 +121,12 @@ def quantiser(command: argparse.ArgumentParser) -> None:
 def variants(command: argparse.ArgumentParser) -> None:
     """What to make of the pruned file."""
     add = command.add_argument_group("quantisation").add_argument
-    add("--quant", action="append", metavar="TYPE", help="keep (default), auto, or a type such as Q4_K_M; repeatable")
+    add(
+        "--quant",
+        action="append",
+        metavar="WHAT",
+        help="auto (default: Q4_K_M and IQ4_XS, or keep below 8 bits), keep, a type, or a recipe; repeatable",
+    )
     add("--imatrix", metavar="FILE", help="importance matrix of the whole model, instead of collecting it")
     add("--keep-intermediate", action="store_true", help="do not remove the byte-exact file that was quantised")
     add("--allow-requantize", action="store_true", help="also from tensors that are quantised already")

@@ -52,24 +52,18 @@ def _run_apply(options: argparse.Namespace) -> Result:
 
 def _run_quantize(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
+    from ggufreap.errors import InputError
     from ggufreap.quantization import parse_tensor_type
 
-    made = verbs.quantize(
-        options.model,
-        options.output,
-        options.type,
-        imatrix=options.imatrix,
-        tensor_types=[parse_tensor_type(text) for text in options.tensor_type],
-        token_embedding_type=options.token_embedding_type,
-        output_tensor_type=options.output_tensor_type,
-        pure=options.pure,
-        keep_split=options.keep_split,
-        allow_requantize=options.allow_requantize,
-        threads=options.threads,
-        dry_run=options.dry_run,
-        progress=progress(),
-    )
-    return made, 0
+    common = {name: getattr(options, name) for name in ("imatrix", "keep_split", "allow_requantize", "threads")}
+    common |= {"dry_run": options.dry_run, "progress": progress()}
+    own = {name: getattr(options, name) for name in ("token_embedding_type", "output_tensor_type", "pure")}
+    if options.recipe is None:
+        types = [parse_tensor_type(text) for text in options.tensor_type]
+        return verbs.quantize(options.model, options.output, options.type, tensor_types=types, **own, **common), 0
+    if options.tensor_type or any(own.values()):
+        raise InputError("types of tensors were given beside --recipe, which tells them; give one or the other")
+    return verbs.quantize_variants(options.model, options.output, options.recipe, **common), 0
 
 
 def _run_verify(options: argparse.Namespace) -> Result:
@@ -119,6 +113,6 @@ VERBS: Verbs = {
     "quantize": (
         _run_quantize,
         "requantise a model with llama.cpp's own quantiser",
-        (model, out("GGUF file"), quantiser),
+        (model, out("GGUF file, or a folder for the variants of a recipe"), quantiser),
     ),
 }

@@ -20,7 +20,7 @@ def _run_prune(options: argparse.Namespace) -> Result:
         tokens=options.tokens,
         chunks=options.chunks,
         out=options.output,
-        quant=options.quant or ("keep",),
+        quant=options.quant or ("auto",),
         imatrix=options.imatrix,
         keep_intermediate=options.keep_intermediate,
         allow_requantize=options.allow_requantize,
@@ -30,7 +30,7 @@ def _run_prune(options: argparse.Namespace) -> Result:
         progress=progress(),
     )
     if options.dry_run:
-        return console.DryRun(pruned.script), 0
+        return console.DryRun(pruned.script, pruned.quantized), 0
     return pruned, _proven(pruned)
 
 
@@ -47,7 +47,7 @@ def _run_recipe(options: argparse.Namespace) -> Result:
         dry_run=options.dry_run,
         progress=progress(),
     )
-    return (console.DryRun(pruned.script), 0) if options.dry_run else (pruned, _proven(pruned))
+    return (console.DryRun(pruned.script, pruned.quantized), 0) if options.dry_run else (pruned, _proven(pruned))
 
 
 def _run_demo(options: argparse.Namespace) -> Result:
@@ -64,7 +64,7 @@ def _proven(pruned: "Pruned") -> int:
 VERBS: Verbs = {
     "prune": (
         _run_prune,
-        "the whole job: calibrate, plan, apply, verify",
+        "the whole job: calibrate, plan, apply, verify, quantise",
         (
             model,
             out("file or folder (beside the model)", required=False),

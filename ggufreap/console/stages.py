@@ -12,14 +12,16 @@ from ggufreap.planning import PruningPlan
 from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
 from ggufreap.statistics import ExpertStatistics
+from ggufreap.verbs import Variants
 from ggufreap.verification import Verification
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """A script that was not executed: every tensor is listed, instead of the files alone."""
+    """A script that was not executed: every tensor is listed, instead of the files alone; and variants not made."""
 
     script: RewriteScript
+    quantized: tuple[Quantized, ...] = ()
 
 
 def _inspection(found: Inspection) -> None:
@@ -83,6 +85,8 @@ def _dry_run(run: DryRun) -> None:
         table(str(file.path), ("tensor", "shape", "type", "bytes"), rows)
         say(f"header {len(file.header):,} bytes\n")
     draw_script(run.script)
+    for made in run.quantized:
+        draw_variant(made)
 
 
 def draw_verification(verification: Verification) -> None:
@@ -92,8 +96,16 @@ def draw_verification(verification: Verification) -> None:
         say(mark, f" {check.name}: {check.detail}")
 
 
-def draw_quantized(made: Quantized) -> None:
-    """One quantised file, with what deserves a note."""
+def _quantized(made: Quantized) -> None:
+    _draw_notes(made)
+    rows = [(kind, size(nbytes)) for kind, nbytes in made.type_nbytes.items()]
+    table("Tensor data by type", ("type", "bytes"), rows)
+    for path in made.paths:
+        say(str(path))
+    say(f"{made.nbytes:,} bytes")
+
+
+def _draw_notes(made: Quantized) -> None:
     for warning in made.warnings:
         say(f"note: {warning}")
     if made.fallbacks:
@@ -102,11 +114,18 @@ def draw_quantized(made: Quantized) -> None:
             f"note: tensors whose rows do not fit their type: {len(made.fallbacks)}, first {first.name} with rows of "
             f"{first.width}: {first.given} for {first.wanted}"
         )
-    rows = [(kind, size(nbytes)) for kind, nbytes in made.type_nbytes.items()]
-    table("Tensor data by type", ("type", "bytes"), rows)
-    for path in made.paths:
-        say(str(path))
-    say(f"{made.nbytes:,} bytes")
+
+
+def draw_variant(made: Quantized) -> None:
+    """One of several quantised files, in two lines, and what deserves a note."""
+    _draw_notes(made)
+    say(f"{', '.join(map(str, made.paths))}  {made.nbytes:,} bytes")
+    say(f"  {_types(made.type_nbytes)}")
+
+
+def _variants(variants: Variants) -> None:
+    for made in variants.quantized:
+        draw_variant(made)
 
 
 def _plain_statistics(statistics: ExpertStatistics) -> dict[str, Any]:
@@ -150,12 +169,13 @@ DRAWERS: Drawers = {
     RewriteScript: draw_script,
     DryRun: _dry_run,
     Verification: draw_verification,
-    Quantized: draw_quantized,
+    Quantized: _quantized,
+    Variants: _variants,
 }
 PLAIN: Plain = {
     ExpertStatistics: _plain_statistics,
     PruningPlan: lambda plan: json.loads(plan.to_json()),
     RewriteScript: _plain_script,
-    DryRun: lambda run: _plain_script(run.script),
+    DryRun: lambda run: _plain_script(run.script) | {"quantized": [asdict(made) for made in run.quantized]},
     Verification: plain_verification,
 }

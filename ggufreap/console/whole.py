@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
-from ggufreap.console.stages import draw_quantized, draw_verification, plain_verification
+from ggufreap.console.stages import draw_variant, draw_verification, plain_verification
 from ggufreap.demonstration import Demonstration
 from ggufreap.verbs import Pruned
 
@@ -20,18 +20,20 @@ def _pruned(pruned: Pruned) -> None:
     if pruned.verification is None:
         say("not verified")
     for made in pruned.quantized:
-        draw_quantized(made)
+        draw_variant(made)
 
 
 def _demonstration(demo: Demonstration) -> None:
     _pruned(demo.pruned)
-    before, after = demo.before, demo.after
+    (variant,) = demo.pruned.quantized
+    nbytes = demo.pruned.script.source_nbytes, demo.pruned.script.nbytes, variant.nbytes
+    found = demo.before, demo.after, demo.quantized
     rows = [
-        ("size", size(demo.pruned.script.source_nbytes), size(demo.pruned.script.nbytes)),
-        ("held-out perplexity", f"{before.value:.2f} ± {before.stderr:.2f}", f"{after.value:.2f} ± {after.stderr:.2f}"),
+        ("size", *map(size, nbytes)),
+        ("held-out perplexity", *(f"{each.value:.2f} ± {each.stderr:.2f}" for each in found)),
     ]
     say()
-    table("What was lost", ("", "original", "pruned"), rows)
+    table("What was lost", ("", "original", "pruned", "and quantised"), rows)
     say(styled("\nThe pruned model continues", "bold"), f"{demo.prompt!r}:")
     say(demo.sample)
 

@@ -6,7 +6,6 @@ file appears under its final name only when it is whole and on disk.
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from ggufreap.container.gguf_file import SPLIT_KEYS, split_path
 from ggufreap.container.header import MAGIC, pad
 from ggufreap.container.values import U32, U64, MetadataEntry, encode
 from ggufreap.errors import OutputError
-from ggufreap.files import PARTIAL, check_output, sync
+from ggufreap.files import PARTIAL, check_output, check_space, sync
 from ggufreap.progress import Bar
 
 # Read and written in large pieces, with the next ones announced to the kernel: the slabs of kept experts lie scattered,
@@ -119,12 +118,7 @@ def check_target(files: Sequence[OutputFile], *inputs: str | Path | None) -> Non
     sources = {piece.path for file in files for tensor in file.tensors for piece in tensor.pieces}
     for file in files:
         check_output(file.path, *sources, *inputs)
-    folder = files[0].path.parent
-    needed, free = sum(file.nbytes for file in files), shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutputError(
-            f"the output needs {needed:,} bytes and {folder} has {free:,} free; free some or choose another -o"
-        )
+    check_space(files[0].path.parent, sum(file.nbytes for file in files))
 
 
 def write(files: Sequence[OutputFile], bar: Bar) -> None:

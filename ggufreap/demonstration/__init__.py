@@ -14,10 +14,14 @@ MODEL = Path(__file__).with_name("demo-moe-Q8_0.gguf")
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What `demo` shows: the pruned file, held-out perplexity of both models, and what the pruned one writes."""
+    """What `demo` shows: the files, held-out perplexity, and what the pruned model writes after `prompt`.
+
+    `before` is of the original, `after` of the byte-exact pruned file, `quantized` of its variant.
+    """
 
     pruned: "Pruned"
     before: Perplexity
     after: Perplexity
+    quantized: Perplexity
     prompt: str
     sample: str

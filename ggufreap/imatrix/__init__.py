@@ -3,7 +3,7 @@
 from ggufreap.imatrix.collected import of_sums
 from ggufreap.imatrix.gaps import Filled, filled
 from ggufreap.imatrix.matrix import Imatrix, ImatrixEntry, in_tokens, means, merged
-from ggufreap.imatrix.model import Coverage, ExpertSums, check, expert_statistics, sliced
+from ggufreap.imatrix.model import Coverage, ExpertSums, check, expert_statistics, full_nbytes, sliced
 from ggufreap.imatrix.storage import load, save
 from ggufreap.imatrix.summary import EntrySummary, ImatrixSummary, describe
 
@@ -19,6 +19,7 @@ __all__ = [
     "describe",
     "expert_statistics",
     "filled",
+    "full_nbytes",
     "in_tokens",
     "load",
     "means",

@@ -62,6 +62,11 @@ def check(imatrix: Imatrix, file: GgufFile, layout: MoeLayout) -> Coverage:
     )
 
 
+def full_nbytes(file: GgufFile) -> int:
+    """About how large a matrix of all of a model's blocks is on disk: its sums and counts, without the header."""
+    return sum(4 * n_mat * (n_in + 1) for n_mat, n_in in map(_matrices, filter(_quantised, file.tensors)))
+
+
 def sliced(imatrix: Imatrix, layout: MoeLayout, keep: Mapping[int, Sequence[int]]) -> Imatrix:
     """The importance matrix of the pruned model: of every expert weight the rows of the kept ids, in their order.
 

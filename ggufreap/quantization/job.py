@@ -10,7 +10,7 @@ from ggufreap.container import GgufFile, nbytes_of, open_gguf, type_name
 from ggufreap.container.gguf_file import split_path
 from ggufreap.engine.quantizer import Importance, Quantizer, QuantizerCall
 from ggufreap.errors import EngineError, GgufReapError, InputError, OutputError
-from ggufreap.files import PARTIAL, check_output, sync
+from ggufreap.files import PARTIAL, check_output, check_space, sync
 from ggufreap.interrupts import held
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization.checks import check_importance, check_requantizing, check_rows, other_warnings
@@ -42,15 +42,19 @@ def quantize_file(
     request: QuantRequest,
     *,
     imatrix: Importance | None = None,
+    imatrix_later: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> Quantized:
     """Quantise `source` to `out`, or with `dry_run` only tell exactly what it would be.
 
-    `imatrix`: tensor -> mean squares of its inputs `[n_mat * n_in]`, per expert, as llama-quantize hands them over.
+    `imatrix`: tensor -> mean squares of its inputs `[n_mat * n_in]`, per expert, as llama-quantize hands them over;
+    `imatrix_later`: a dry run for one that is yet to be collected. A dry run reads headers alone, never tensor data
+    (src/llama-quant.cpp: its loop goes on before load_range), so `source` may be a file without any.
+
     With `keep_split` a split set becomes a split set named after `out`, anything else one file.
     """
-    call = _call(source, request, weighted=imatrix is not None)
+    call = _call(source, request, weighted=imatrix is not None or imatrix_later)
     targets = _targets(source, out, call.keep_split)
     if not dry_run:
         for target in targets:
@@ -59,7 +63,8 @@ def quantize_file(
         expected = forecast(source, call, request.n_expert_before, quantizer)
         check_rows(source, expected.types)
         warnings = check_requantizing(source, expected.types, request)
-        warnings += check_importance(source, expected.types, file_type_name(request.type), imatrix)
+        if not imatrix_later:
+            warnings += check_importance(source, expected.types, file_type_name(request.type), imatrix)
         warnings += other_warnings(source, request)
         sizes = file_sizes(source, expected.types, call.metadata or {}, call.keep_split)
         if not dry_run:
@@ -121,11 +126,7 @@ def _write(
     try:
         for path in partial:
             path.unlink(missing_ok=True)  # of a run that was killed
-        needed, free = sum(sizes), shutil.disk_usage(folder).free
-        if needed > free:
-            raise OutputError(
-                f"the output needs {needed:,} bytes and {folder} has {free:,} free; free some or choose another -o"
-            )
+        check_space(folder, sum(sizes))
         _run(source, replace(call, out=str(prefix)), quantizer, imatrix, progress)
         _check_written(partial, sizes, expected)
         for path in partial:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ggufreap import __version__
 from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout
 from ggufreap.container import GgufFile, OutputFile, OutputTensor, Piece, TensorRecord, check_target, lay_out, write
-from ggufreap.errors import InputError, UnsupportedModel
+from ggufreap.errors import InputError, OutputError, UnsupportedModel
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting.metadata import pruned_metadata
@@ -57,6 +57,26 @@ def execute(script: RewriteScript, progress: Progress = silent) -> None:
     check_target(script.files)
     with progress("write", script.nbytes, "B") as bar:
         write(script.files, bar)
+
+
+def write_skeleton(script: RewriteScript, folder: Path) -> Path:
+    """Write the script's headers into `folder`, followed by nothing up to their full size; returns the first file.
+
+    Files as large as the real ones that take no space (holes), for programs that look at headers alone. Raises
+    OutputError where the file system has no such files.
+    """
+    paths = [folder / file.path.name for file in script.files]
+    try:
+        for file, path in zip(script.files, paths, strict=True):
+            with path.open("wb") as handle:
+                handle.write(file.header)
+                handle.truncate(file.nbytes)
+    except OSError as error:
+        raise OutputError(
+            f"cannot make a file of {script.nbytes:,} bytes without content in {folder}: {error.strerror}; "
+            "set TMPDIR to a folder on another disk"
+        ) from None
+    return paths[0]
 
 
 def parse_size(text: str) -> int:

@@ -7,7 +7,8 @@ from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InputError
 from ggufreap.progress import Progress, silent
 from ggufreap.recipe import Recipe, load_recipe
-from ggufreap.verbs.whole import KEEP, Pruned, prune
+from ggufreap.verbs.variants import KEEP
+from ggufreap.verbs.whole import Pruned, prune
 
 
 def run(
@@ -27,6 +28,11 @@ def run(
     tokens per chunk, `settings` on the rest.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if chosen.evaluation.files:
+        raise InputError(
+            f"recipe {chosen.name}: evaluation.files names {len(chosen.evaluation.files)} texts, which run does not "
+            "judge the result by yet; take the table [evaluation] out"
+        )
     calibration, target, quantization = chosen.calibration, chosen.target, chosen.quantization
     if calibration.datasets and file is None and tokens is None and not dry_run:
         raise InputError(

@@ -2,20 +2,63 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import Self
 
 from ggufreap import imatrix as matrices
+from ggufreap import naming
 from ggufreap.architecture.layout import bind
 from ggufreap.container import GgufFile, open_gguf
-from ggufreap.errors import UnsupportedModel
+from ggufreap.engine.quantizer import Importance
+from ggufreap.errors import InputError, OutputError, UnsupportedModel
+from ggufreap.files import check_space, make_folder
 from ggufreap.imatrix import Filled, Imatrix
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized, QuantRequest, imatrix_metadata, quantize_file
+from ggufreap.recipe import Variant, load_quantization
 from ggufreap.rewriting.metadata import EXPERTS_BEFORE
+
+
+@dataclass(frozen=True)
+class Variants:
+    """What was made of one model, or with a dry run will be made: a quantised file per variant of a recipe."""
+
+    quantized: tuple[Quantized, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """On disk, all of them together."""
+        return sum(made.nbytes for made in self.quantized)
+
+
+@dataclass(frozen=True)
+class Guide:
+    """An importance matrix as the quantiser takes it: mean squares by tensor, what the file says of it, and notes.
+
+    `later`: it is yet to be collected, so that only a dry run can be made. The default is to have none.
+    """
+
+    values: Importance | None = None
+    metadata: Mapping[str, str | int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    later: bool = False
+
+    @classmethod
+    def of(cls, matrix: Imatrix, name: str, source: GgufFile) -> Self:
+        """The guide to quantising `source` with `matrix`, whose file is called `name`; raises MismatchError."""
+        with suppress(UnsupportedModel):  # what has no experts, or cannot be pruned, can be quantised all the same
+            matrices.check(matrix, source, bind(source))
+        complete, gaps = matrices.filled(matrix)
+        values = {weight: matrices.means(entry) for weight, entry in complete.entries.items()}
+        dataset = matrix.datasets[0] if matrix.datasets else ""
+        metadata = imatrix_metadata(name, len(matrix.entries), matrix.chunk_count, dataset)
+        return cls(values, metadata, tuple(map(gap_note, gaps)))
+
+    @classmethod
+    def promised(cls, name: str, dataset: str) -> Self:
+        """A matrix yet to be collected from `dataset`; its numbers of entries and chunks take as much room as any."""
+        return cls(metadata=imatrix_metadata(name, 1, 1, dataset), later=True)
 
 
 def quantize(
@@ -40,14 +83,6 @@ def quantize(
     A model that ggufreap pruned gets the types that it would have had before, where llama.cpp's mix counts experts.
     """
     source = open_gguf(model)
-    metadata: Mapping[str, str | int] = {}
-    importance: dict[str, npt.NDArray[np.float32]] | None = None
-    filled: tuple[Filled, ...] = ()
-    if imatrix is not None:
-        matrix = matrices.load(imatrix)
-        importance, filled = importance_of(matrix, source)
-        dataset = matrix.datasets[0] if matrix.datasets else ""
-        metadata = imatrix_metadata(Path(imatrix).name, len(matrix.entries), matrix.chunk_count, dataset)
     request = QuantRequest(
         type,
         tuple(tensor_types),
@@ -57,11 +92,75 @@ def quantize(
         keep_split,
         threads,
         allow_requantize,
-        n_expert_before=source.get(EXPERTS_BEFORE),
-        metadata=metadata,
     )
-    made = quantize_file(source, Path(out), request, imatrix=importance, dry_run=dry_run, progress=progress)
-    return replace(made, warnings=made.warnings + tuple(map(gap_note, filled)))
+    return make(source, Path(out), request, _guide(imatrix, source), dry_run, progress)
+
+
+def quantize_variants(
+    model: str | Path,
+    out: str | Path,
+    recipe: str | Path,
+    *,
+    imatrix: str | Path | None = None,
+    keep_split: bool = False,
+    allow_requantize: bool = False,
+    threads: int = 0,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> Variants:
+    """Make the variants of `model` that `recipe` names, one of ggufreap's or a TOML file; of it all else is ignored.
+
+    `out` is a folder, or for a single variant a file that ends in .gguf. Everything is checked before the first one.
+    """
+    chosen = load_variants(recipe)
+    out, source = Path(out), open_gguf(model)
+    if out.suffix == ".gguf" and not out.is_dir():
+        if len(chosen) > 1:
+            raise OutputError(f"{out} is one file, recipe {recipe} makes {len(chosen)}; name a folder with -o")
+        paths = [out]
+    else:
+        paths = [out / naming.pruned_name(source.path, "", variant.suffix) for variant in chosen]
+    guide, n_block = _guide(imatrix, source), _n_block(source)
+    requests = [
+        replace(variant.of(n_block).request(threads, allow_requantize), keep_split=keep_split) for variant in chosen
+    ]
+    jobs = list(zip(paths, requests, strict=True))
+    foreseen = Variants(tuple(make(source, path, request, guide, dry_run=True) for path, request in jobs))
+    if dry_run:
+        return foreseen
+    check_space(paths[0].parent, foreseen.nbytes)
+    if paths != [out]:
+        make_folder(out)
+    return Variants(tuple(make(source, path, request, guide, progress=progress) for path, request in jobs))
+
+
+def load_variants(recipe: str | Path) -> tuple[Variant, ...]:
+    """The variants of a recipe; raises InputError where it has none."""
+    chosen = load_quantization(recipe).variants
+    if not chosen:
+        raise InputError(f"recipe {recipe} has no quantization.variants; add one, or give a type such as Q4_K_M")
+    return chosen
+
+
+def make(
+    source: GgufFile,
+    out: Path,
+    request: QuantRequest,
+    guide: Guide,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> Quantized:
+    """Quantise an opened model, the notes of `guide` among the warnings."""
+    made = quantize_file(
+        source,
+        out,
+        replace(request, n_expert_before=source.get(EXPERTS_BEFORE), metadata=guide.metadata),
+        imatrix=guide.values,
+        imatrix_later=guide.later,
+        dry_run=dry_run,
+        progress=progress,
+    )
+    return replace(made, warnings=made.warnings + guide.notes)
 
 
 def gap_note(gap: Filled) -> str:
@@ -70,9 +169,12 @@ def gap_note(gap: Filled) -> str:
     return f"{gap.weight}: experts without data in the importance matrix: {len(gap.experts)}; they {rule}"
 
 
-def importance_of(matrix: Imatrix, source: GgufFile) -> tuple[dict[str, npt.NDArray[np.float32]], tuple[Filled, ...]]:
-    """What the quantiser takes: mean squares by tensor; and which experts had no data and were filled by rule."""
-    with suppress(UnsupportedModel):  # what has no experts, or cannot be pruned, can be quantised all the same
-        matrices.check(matrix, source, bind(source))
-    complete, filled = matrices.filled(matrix)
-    return {name: matrices.means(entry) for name, entry in complete.entries.items()}, filled
+def _guide(imatrix: str | Path | None, source: GgufFile) -> Guide:
+    return Guide() if imatrix is None else Guide.of(matrices.load(imatrix), Path(imatrix).name, source)
+
+
+def _n_block(source: GgufFile) -> int:
+    """The blocks that decoding runs."""
+    with suppress(UnsupportedModel):
+        return bind(source).n_trunk
+    return int(source.get(f"{source.get('general.architecture')}.block_count", 1))

@@ -1,0 +1,162 @@
+"""What `prune` makes of the pruned file: which variants, how large they will be, and making them."""
+
+import logging
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufreap import imatrix as matrices
+from ggufreap import naming
+from ggufreap.architecture.layout import MoeLayout
+from ggufreap.container import GgufFile, bits_per_weight, open_gguf, type_name
+from ggufreap.container.header import is_quantized
+from ggufreap.errors import InputError
+from ggufreap.imatrix import Imatrix
+from ggufreap.planning import PruningPlan
+from ggufreap.progress import Progress, silent
+from ggufreap.quantization import Quantized, file_type_name
+from ggufreap.recipe import Variant, recipe_names
+from ggufreap.rewriting import RewriteScript, write_skeleton
+from ggufreap.verbs.requantize import Guide, gap_note, load_variants, make
+
+KEEP, AUTO = "keep", "auto"
+AUTO_TYPES = ("Q4_K_M", "IQ4_XS")
+GOOD_BITS = 8  # per weight: what has fewer was quantised for its size, and would lose a second time
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The variants to be made of the pruned file, and whether the byte-exact file stays as well."""
+
+    variants: tuple[Variant, ...]
+    keep: bool
+
+
+def resolved(quant: Sequence[str | Variant], source: GgufFile) -> Wanted:
+    """What `keep`, `auto`, types, recipes and variants stand for, of this model.
+
+    `auto` is two 4-bit variants of a model in 8 bits or more, the same bytes of any other. Raises InputError for a
+    name that is none of these, and for two variants of one name.
+    """
+    variants: list[Variant] = []
+    keep = KEEP in quant
+    for item in quant:
+        if item == AUTO and (low := low_types(source)):
+            _LOG.info(
+                "the types of %s are kept, byte for byte: it has weights in %s, and quantising twice loses twice "
+                "(--quant TYPE --allow-requantize does it all the same)",
+                source.path.name,
+                ", ".join(low),
+            )
+            keep = True
+        elif item == AUTO:
+            variants += map(Variant, AUTO_TYPES)
+        elif item != KEEP:
+            variants += [item] if isinstance(item, Variant) else _named(item)
+    different = tuple(dict.fromkeys(variants))
+    names = [variant.suffix.lower() for variant in different]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{names.count(name)} variants are named {name}; every variant is a file, name them")
+    return Wanted(different, keep)
+
+
+def low_types(source: GgufFile) -> list[str]:
+    """The types of less than 8 bits per weight that a model has."""
+    kinds = {record.type for record in source.tensors if is_quantized(record.type)}
+    return sorted(type_name(kind) for kind in kinds if bits_per_weight(kind) < GOOD_BITS)
+
+
+def _named(text: str) -> Iterable[Variant]:
+    """The variant of a type's name, or those of a recipe; where both have one name, they are the same."""
+    if text.endswith(".toml") or Path(text).name != text:
+        return load_variants(text)
+    try:
+        return [Variant(file_type_name(text))]
+    except InputError as error:
+        if text in recipe_names():
+            return load_variants(text)
+        raise InputError(f"{error}; or {KEEP}, {AUTO}, or a recipe: {', '.join(recipe_names())}") from None
+
+
+@dataclass(frozen=True)
+class VariantJobs:
+    """All variants of one pruned file, `result`, in a folder beside it; `layout` is that of the model before."""
+
+    variants: tuple[Variant, ...]
+    layout: MoeLayout
+    result: Path
+    allow_requantize: bool
+    threads: int
+
+    def path(self, variant: Variant) -> Path:
+        """Where a variant goes: `Model-REAP-0.20-Q8_0.gguf` becomes `Model-REAP-0.20-Q4_K_M.gguf`."""
+        return self.result.with_name(naming.pruned_name(self.result, "", variant.suffix))
+
+    @property
+    def imatrix_path(self) -> Path:
+        """The importance matrix of the pruned model."""
+        return self.result.with_name(f"{naming.stem_of(self.result)}.imatrix.gguf")
+
+    def check_names(self, script: RewriteScript) -> None:
+        """Raise InputError where a variant would be written over the file it is made from."""
+        for variant in self.variants:
+            if self.path(variant) in [file.path for file in script.files]:
+                raise InputError(
+                    f"{variant.suffix} would be written over {self.path(variant).name}, the pruned file it is made "
+                    "from; leave it out, or start from a model of another type"
+                )
+
+    def foresee(
+        self, script: RewriteScript, plan: PruningPlan, matrix: Imatrix | None, dataset: str | None
+    ) -> tuple[Quantized, ...]:
+        """What all variants will be, exactly, before the pruned file is there.
+
+        llama.cpp's quantiser looks at a file of the right header and size without content. Which experts stay changes
+        neither types nor sizes, so any plan of the same count will do. `dataset`: what a matrix will be collected from,
+        where there is no `matrix` but will be one. Raises whatever `make` would raise for want of importance, or of
+        leave to quantise twice.
+        """
+        if not self.variants:
+            return ()
+        with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
+            source = open_gguf(write_skeleton(script, Path(folder)))
+            guide = Guide()
+            if matrix is not None:
+                complete, _ = matrices.filled(matrix)
+                guide = Guide.of(matrices.sliced(complete, self.layout, plan.keep), self.imatrix_path.name, source)
+            elif dataset is not None:
+                guide = Guide.promised(self.imatrix_path.name, dataset)
+            return self._make(source, guide, dry_run=True)
+
+    def make(
+        self, exact: Path, plan: PruningPlan, matrix: Imatrix | None, progress: Progress
+    ) -> tuple[tuple[Quantized, ...], Path | None]:
+        """Make all variants of the pruned file `exact`; also gives the importance matrix that guided them, sliced."""
+        source, guide, sliced = open_gguf(exact), Guide(), None
+        if matrix is not None:
+            # Gaps are filled before the slice: what the dropped experts saw still tells about the block's input.
+            complete, gaps = matrices.filled(matrix)
+            for gap in gaps:
+                _LOG.info("%s", gap_note(gap))
+            sliced = self.imatrix_path
+            matrices.save(sliced, matrices.sliced(complete, self.layout, plan.keep))
+            guide = Guide.of(matrices.load(sliced), sliced.name, source)
+        return self._make(source, guide, progress=progress), sliced
+
+    def _make(
+        self, source: GgufFile, guide: Guide, dry_run: bool = False, progress: Progress = silent
+    ) -> tuple[Quantized, ...]:
+        return tuple(
+            make(
+                source,
+                self.path(variant),
+                variant.of(self.layout.n_trunk).request(self.threads, self.allow_requantize),
+                guide,
+                dry_run,
+                progress,
+            )
+            for variant in self.variants
+        )
