@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
+from ggufreap.corpus.spec import parse_sources
 from ggufreap.errors import InputError
 from ggufreap.planning import MTP_MODES, as_fraction
 from ggufreap.quantization import QuantRequest, file_type_name, parse_tensor_type
@@ -44,15 +45,20 @@ _VARIANT = {
 
 @dataclass(frozen=True)
 class Calibration:
-    """What text the model reads: `datasets` as NAME[CONFIG]:COUNT or NAME split, in chunks of `ctx_size` tokens.
+    """What the model reads: `datasets` as NAME[subset](split):N, in chunks of `ctx_size` tokens.
 
-    At most `chunks` chunks are run. `seed` draws samples, and experts for the method `random`.
+    Without `ctx_size` the data decide: 512 for text, 2048 for rows. At most `chunks` chunks are run. `seed` draws
+    samples, and experts for the method `random`.
     """
 
     datasets: tuple[str, ...] = ()
-    ctx_size: int = 512
+    ctx_size: int | None = None
     chunks: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for text in self.datasets:
+            parse_sources(text)
 
 
 @dataclass(frozen=True)

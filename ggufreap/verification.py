@@ -28,7 +28,9 @@ N_TOKENS = 64
 COMPARE_BYTES = 16 << 20
 # What a pruned file says of itself.
 FREE = (
-    *(f"general.{key}" for key in ("name", "finetune", "tags", "size_label", "parameter_count", "base_model.", "dataset.")),
+    *(f"general.{key}" for key in ("name", "finetune", "tags", "size_label", "parameter_count")),
+    "general.base_model.",
+    "general.dataset.",
     "split.",
     "ggufreap.",
 )

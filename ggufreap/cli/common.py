@@ -17,7 +17,34 @@ def settings(options: argparse.Namespace) -> Any:
 
     flags = vars(options)
     return EngineSettings(
-        flags.get("ctx_size", 512), flags.get("ubatch_size", 512), options.threads, options.n_gpu_layers
+        flags.get("ctx_size", 0), flags.get("ubatch_size", 512), options.threads, options.n_gpu_layers
+    )
+
+
+def data(options: argparse.Namespace) -> Any:
+    """What shall be calibrated on; None where nothing was named."""
+    from ggufreap.corpus import Reading
+    from ggufreap.corpus.request import Request
+    from ggufreap.verbs.data import offline_default
+
+    if options.offline_default:
+        return offline_default()
+    if not (options.file or options.dataset or options.domain or options.tokens):
+        return None
+    return Request(
+        file=options.file,
+        dataset=options.dataset,
+        domain=options.domain,
+        tokens=options.tokens,
+        text_field=options.text_field,
+        chat_template=not options.no_chat_template,
+        seed=vars(options).get("seed", 0),
+        reading=Reading(
+            count=options.count,
+            packing=not options.no_packing,
+            parse_special=options.parse_special,
+            n_chunks=options.chunks,
+        ),
     )
 
 

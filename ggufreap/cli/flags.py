@@ -89,7 +89,18 @@ def target(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mtp", choices=("mirror", "drop"), default="mirror", help="MTP blocks: as the last block (default), or out"
     )
-    group.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="for --method random (0)")
+
+
+def seed(command: argparse.ArgumentParser) -> None:
+    """What draws by chance."""
+    help = "draws the samples, and the experts of --method random (0)"
+    command.add_argument("--seed", type=at_least(0), default=0, metavar="N", help=help)
+
+
+def shard(command: argparse.ArgumentParser) -> None:
+    """A part of the work."""
+    help = "only the I-th of N parts of the chunks, for `merge`"
+    command.add_argument("--shard", default="1/1", metavar="I/N", help=help)
 
 
 def files(command: argparse.ArgumentParser) -> None:

@@ -3,8 +3,21 @@
 import argparse
 from pathlib import Path
 
-from ggufreap.cli.common import Result, Verbs, choice, progress, settings, splitting
-from ggufreap.cli.flags import argument, device, engine, files, imatrix, model, out, quantiser, target, text
+from ggufreap.cli.common import Result, Verbs, choice, data, progress, settings, splitting
+from ggufreap.cli.flags import (
+    argument,
+    device,
+    engine,
+    files,
+    imatrix,
+    model,
+    out,
+    quantiser,
+    seed,
+    shard,
+    source,
+    target,
+)
 
 
 def _run_inspect(options: argparse.Namespace) -> Result:
@@ -20,9 +33,8 @@ def _run_calibrate(options: argparse.Namespace) -> Result:
     statistics = verbs.calibrate(
         options.model,
         options.output,
-        file=options.file,
-        tokens=options.tokens,
-        chunks=options.chunks,
+        data(options),
+        shard=options.shard,
         imatrix_out=None if options.no_imatrix else options.imatrix_out or beside,
         settings=settings(options),
         progress=progress(),
@@ -78,7 +90,7 @@ VERBS: Verbs = {
     "calibrate": (
         _run_calibrate,
         "run text through the model and record what every expert does",
-        (model, out("statistics file, S.npz"), text, imatrix, engine),
+        (model, out("statistics file, S.npz"), source, seed, shard, imatrix, engine),
     ),
     "plan": (
         _run_plan,
@@ -88,6 +100,7 @@ VERBS: Verbs = {
             argument("--stats", metavar="S.npz", help="what calibrate saved"),
             out("plan file, P.json"),
             target,
+            seed,
         ),
     ),
     "apply": (

@@ -3,8 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from ggufreap.cli.common import Result, Verbs, choice, progress, settings, splitting
-from ggufreap.cli.flags import argument, at_least, device, engine, files, model, out, source, target, text, variants
+from ggufreap.cli.common import Result, Verbs, choice, data, progress, settings, splitting
+from ggufreap.cli.flags import argument, at_least, device, engine, files, model, out, seed, source, target, variants
 
 if TYPE_CHECKING:
     from ggufreap.verbs import Pruned
@@ -15,10 +15,8 @@ def _run_prune(options: argparse.Namespace) -> Result:
 
     pruned = verbs.prune(
         options.model,
+        data(options),
         **choice(options),
-        file=options.file,
-        tokens=options.tokens,
-        chunks=options.chunks,
         out=options.output,
         quant=options.quant or ("auto",),
         imatrix=options.imatrix,
@@ -40,8 +38,7 @@ def _run_recipe(options: argparse.Namespace) -> Result:
     pruned = verbs.run(
         options.recipe,
         options.model,
-        file=options.file,
-        tokens=options.tokens,
+        data(options),
         out=options.output,
         settings=settings(options),
         dry_run=options.dry_run,
@@ -69,7 +66,8 @@ VERBS: Verbs = {
             model,
             out("file or folder (beside the model)", required=False),
             target,
-            text,
+            source,
+            seed,
             engine,
             files,
             variants,

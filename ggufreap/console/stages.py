@@ -11,7 +11,7 @@ from ggufreap.inspection import Inspection
 from ggufreap.planning import PruningPlan
 from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
-from ggufreap.statistics import ExpertStatistics
+from ggufreap.statistics import DomainStatistics, ExpertStatistics
 from ggufreap.verbs import Variants
 from ggufreap.verification import Verification
 
@@ -55,10 +55,14 @@ def _types(types: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {size(nbytes)}" for name, nbytes in types.items())
 
 
-def _statistics(statistics: ExpertStatistics) -> None:
+def _statistics(found: DomainStatistics) -> None:
+    statistics = found.total
     counts = statistics.values["count"]
     idle, median = int((counts == 0).sum()), int(sorted(counts.ravel())[counts.size // 2])
     say(f"tokens   {statistics.n_tokens:,} in {statistics.n_chunks} chunks")
+    if len(found.domains) > 1:
+        shares = (f"{domain} {found.of(domain).n_tokens:,}" for domain in found.domains)
+        say(f"domains  {', '.join(shares)}")
     say(f"experts  {statistics.n_expert} in each of {len(statistics.blocks)} MoE blocks, {idle} never routed to")
     say(f"routed   {median:,} tokens per expert (median), {int(counts.min()):,} at least")
 
@@ -128,6 +132,11 @@ def _variants(variants: Variants) -> None:
         draw_variant(made)
 
 
+def _plain_domains(statistics: DomainStatistics) -> dict[str, Any]:
+    domains = {domain: _plain_statistics(statistics.of(domain)) for domain in statistics.domains}
+    return {**_plain_statistics(statistics.total), "domains": domains}
+
+
 def _plain_statistics(statistics: ExpertStatistics) -> dict[str, Any]:
     return {
         "n_tokens": statistics.n_tokens,
@@ -164,7 +173,7 @@ def _plain_file(file: OutputFile) -> dict[str, Any]:
 
 DRAWERS: Drawers = {
     Inspection: _inspection,
-    ExpertStatistics: _statistics,
+    DomainStatistics: _statistics,
     PruningPlan: _plan,
     RewriteScript: draw_script,
     DryRun: _dry_run,
@@ -173,7 +182,7 @@ DRAWERS: Drawers = {
     Variants: _variants,
 }
 PLAIN: Plain = {
-    ExpertStatistics: _plain_statistics,
+    DomainStatistics: _plain_domains,
     PruningPlan: lambda plan: json.loads(plan.to_json()),
     RewriteScript: _plain_script,
     DryRun: lambda run: _plain_script(run.script) | {"quantized": [asdict(made) for made in run.quantized]},

@@ -66,8 +66,13 @@ class Opened:
         """What is known of the sources before they are read."""
         return tuple(named.record for named in self.sources)
 
+    @property
+    def names(self) -> str:
+        """What the data are called in one line."""
+        return ", ".join(record.name for record in self.records)
+
     def chunk_length(self, asked: int) -> int:
-        """Tokens per chunk where `asked` for, 0 for the default: 512 for text, 2048 for rows; ids may be cut already."""
+        """Tokens per chunk: as `asked`; for 0, 512 of text and 2048 of rows. Ids may be cut already."""
         if self.ids is not None and self.ids.ndim == 2 and self.ids.shape[1] <= (asked or self.ids.shape[1]):
             return int(self.ids.shape[1])
         rows = any(isinstance(named.source, Source) and _has_rows(named.source) for named in self.sources)

@@ -3,10 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+from ggufreap.corpus.request import Request
 from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InputError
 from ggufreap.progress import Progress, silent
 from ggufreap.recipe import Recipe, load_recipe
+from ggufreap.verbs.data import as_request
 from ggufreap.verbs.variants import KEEP
 from ggufreap.verbs.whole import Pruned, prune
 
@@ -14,9 +16,8 @@ from ggufreap.verbs.whole import Pruned, prune
 def run(
     recipe: Recipe | str | Path,
     model: str | Path,
+    data: Request | str | Path | None = None,
     *,
-    file: str | None = None,
-    tokens: str | Path | None = None,
     out: str | Path | None = None,
     settings: EngineSettings | None = None,
     dry_run: bool = False,
@@ -24,7 +25,7 @@ def run(
 ) -> Pruned:
     """Do what `recipe` says, a name that comes with ggufreap or a TOML file, and verify the byte-exact file.
 
-    `file` or `tokens` take the place of the recipe's data sets; `out` is a file or a folder. The recipe decides on the
+    `data` takes the place of the recipe's data sets; `out` is a file or a folder. The recipe decides on the
     tokens per chunk, `settings` on the rest.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -34,24 +35,22 @@ def run(
             "judge the result by yet; take the table [evaluation] out"
         )
     calibration, target, quantization = chosen.calibration, chosen.target, chosen.quantization
-    if calibration.datasets and file is None and tokens is None and not dry_run:
-        raise InputError(
-            f"recipe {chosen.name}: calibration.datasets is not supported yet; give text with -f (or ids with --tokens)"
-        )
-
+    if data is None and calibration.datasets:
+        data = Request(dataset=calibration.datasets, seed=calibration.seed)
+    if data is not None and calibration.chunks is not None:
+        request = as_request(data)
+        data = replace(request, reading=replace(request.reading, n_chunks=calibration.chunks))
     pruned = prune(
         model,
+        data,
         ratio=target.ratio,
         keep=target.keep,
         method=target.method,
         mtp=target.mtp,
         seed=calibration.seed,
-        file=file,
-        tokens=tokens,
-        chunks=calibration.chunks,
         out=out,
         quant=(*([KEEP] if quantization.keep else []), *quantization.variants),
-        settings=replace(settings or EngineSettings(), n_ctx=calibration.ctx_size),
+        settings=replace(settings or EngineSettings(), n_ctx=calibration.ctx_size or 0),
         dry_run=dry_run,
         progress=progress,
     )

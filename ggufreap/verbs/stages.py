@@ -12,8 +12,6 @@ from ggufreap import __version__, saliency
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.calibration import observe
 from ggufreap.container import GgufFile, check_target, open_gguf
-from ggufreap.corpus.default import DEFAULT
-from ggufreap.corpus.request import Request, open_request
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession
@@ -32,6 +30,7 @@ from ggufreap.planning import (
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import RewriteScript, execute, lower
 from ggufreap.statistics import DomainStatistics, Floats, Provenance, load
+from ggufreap.verbs.data import Data, open_data
 from ggufreap.verification import N_TOKENS, Verification, verify_file
 
 _LOG = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def inspect(model: str | Path) -> Inspection:
 def calibrate(
     model: str | Path,
     out: str | Path,
-    data: Request | str | Path | None = None,
+    data: Data = None,
     *,
     shard: str = "1/1",
     imatrix_out: str | Path | None = None,
@@ -69,11 +68,10 @@ def calibrate(
     it is called again with the same arguments.
     """
     source, layout, identity = open_model(model)
-    request = requested(data)
+    opened = open_data(data)
     for path in (out, imatrix_out):
         if path is not None:
-            check_output(Path(path), *source.paths, *request.paths)
-    opened = open_request(request)
+            check_output(Path(path), *source.paths, *opened.request.paths)
     settings = settings or EngineSettings(n_ctx=0)
     settings = replace(settings, n_ctx=opened.chunk_length(settings.n_ctx))
     provenance = Provenance(
@@ -81,11 +79,11 @@ def calibrate(
         opened.identity,
         settings.n_ctx,
         min(settings.n_ubatch, settings.n_ctx),
-        ", ".join(record.name for record in opened.records),
+        opened.names,
         __version__,
         opened.records,
         shard,
-        request.reading.count,
+        opened.request.reading.count,
     )
     with (
         LlamaSession(source.path, layout.nodes, settings) as engine,
@@ -95,13 +93,6 @@ def calibrate(
         _LOG.info("calibrating with %s: %s tokens in chunks of %d", provenance.source, many, settings.n_ctx)
         target = Path(imatrix_out) if imatrix_out is not None else None
         return observe(engine, layout.nodes, chunks, provenance, Path(out), imatrix_out=target, progress=progress)
-
-
-def requested(data: Request | str | Path | None) -> Request:
-    """All that can be said of data: a bare path is a file, nothing the built-in mix."""
-    if data is None:
-        return Request(domain=DEFAULT)
-    return data if isinstance(data, Request) else Request(file=(str(data),))
 
 
 def plan(
@@ -122,8 +113,18 @@ def plan(
     check_choice(method, mtp)
     source, layout, identity = open_model(model)
     count_to_keep(layout, ratio, keep)
-    scores, corpus = _scores(source, layout, identity, stats, method, seed, progress)
-    return make_plan(layout, identity, scores, method=method, ratio=ratio, keep=keep, mtp=mtp, corpus=corpus)
+    scores, provenance = _scores(source, layout, identity, stats, method, seed, progress)
+    return make_plan(
+        layout,
+        identity,
+        scores,
+        method=method,
+        ratio=ratio,
+        keep=keep,
+        mtp=mtp,
+        corpus=provenance.corpus if provenance else "",
+        datasets=provenance.sources if provenance else (),
+    )
 
 
 def check_choice(method: str, mtp: str) -> None:
@@ -141,11 +142,11 @@ def _scores(
     method: str,
     seed: int,
     progress: Progress,
-) -> tuple[Floats, str]:
+) -> tuple[Floats, Provenance | None]:
     if method == saliency.RANDOM:
-        return saliency.random_scores(len(layout.trunk), layout.n_expert, seed), ""
+        return saliency.random_scores(len(layout.trunk), layout.n_expert, seed), None
     if method == saliency.WEIGHT_NORM:
-        return saliency.weight_norms(source, layout, progress), ""
+        return saliency.weight_norms(source, layout, progress), None
     if stats is None:
         raise InputError(f"method {method} needs statistics; make them with calibrate, or use {saliency.WEIGHT_NORM}")
     statistics, provenance = load(Path(stats))
@@ -155,7 +156,7 @@ def _scores(
             "calibrate this file"
         )
     statistics.check()
-    return saliency.METHODS[method].score(statistics.total), provenance.corpus
+    return saliency.METHODS[method].score(statistics.total), provenance
 
 
 def apply(

@@ -25,7 +25,8 @@ from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized
 from ggufreap.recipe import Variant
 from ggufreap.rewriting import RewriteScript, execute, lower
-from ggufreap.verbs.stages import EMBEDDED, calibrate, check_choice, open_model, plan, verify
+from ggufreap.verbs.data import Data, open_data
+from ggufreap.verbs.stages import calibrate, check_choice, open_model, plan, verify
 from ggufreap.verbs.variants import AUTO, KEEP, VariantJobs, resolved
 from ggufreap.verification import Verification
 
@@ -54,15 +55,13 @@ class Pruned:
 
 def prune(
     model: str | Path,
+    data: Data = None,
     *,
     ratio: str | float | None = None,
     keep: int | None = None,
     method: str = "reap",
     mtp: str = "mirror",
     seed: int = 0,
-    file: str | None = None,
-    tokens: str | Path | None = None,
-    chunks: int | None = None,
     out: str | Path | None = None,
     quant: Sequence[str | Variant] = (AUTO,),
     imatrix: str | Path | None = None,
@@ -75,7 +74,7 @@ def prune(
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Pruned:
-    """The whole job: calibrate, plan, apply, verify. `out` is a file or a folder; statistics and plan lie beside it.
+    """The whole job: calibrate on `data`, plan, apply, verify. `out` is a file or a folder, which gets all files.
 
     `quant` names what to make of the pruned file: `keep` it byte-exact, a type such as Q4_K_M, the variants of a recipe
     by its name or TOML file, or `auto`: Q4_K_M and IQ4_XS of a model in 8 bits or more, `keep` for any other. The
@@ -92,9 +91,18 @@ def prune(
     rewrite = partial(lower, split_max_size=split_max_size, keep_split=keep_split)
     # Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
-    calibrates = method in saliency.METHODS
-    corpus = "0" * 64 if calibrates else ""
-    preview = make_plan(layout, identity, scores, method=method, ratio=ratio, keep=keep, mtp=mtp, corpus=corpus)
+    opened = open_data(data) if method in saliency.METHODS else None
+    preview = make_plan(
+        layout,
+        identity,
+        scores,
+        method=method,
+        ratio=ratio,
+        keep=keep,
+        mtp=mtp,
+        corpus=opened.identity if opened else "",
+        datasets=[replace(record, sha256="0" * 64) for record in opened.records] if opened else (),
+    )
     result = naming.target(source.path, Path(out) if out is not None else None, preview.label)
     script = rewrite(source, layout, preview, result)
     jobs = VariantJobs(wanted.variants, layout, result, allow_requantize, settings.n_threads if settings else 0)
@@ -102,12 +110,11 @@ def prune(
     given = matrices.load(imatrix) if imatrix is not None else None
     if given is not None:
         matrices.check(given, source, layout)
-    dataset = (file or str(tokens or EMBEDDED)) if calibrates else None
-    foreseen = jobs.foresee(script, preview, given, dataset)
+    foreseen = jobs.foresee(script, preview, given, opened.names if opened else None)
     plan_path = result.with_name(f"{naming.stem_of(result)}.plan.json")
     if not dry_run:
         make_folder(result.parent)
-        check_target(script.files, *source.paths, file, tokens)
+        check_target(script.files, *source.paths, *(opened.request.paths if opened else ()))
         # The matrix lies there whole and sliced.
         more = 2 * matrices.full_nbytes(source) if wanted.variants else 0
         check_space(result.parent, script.nbytes + more + sum(made.nbytes for made in foreseen))
@@ -119,16 +126,14 @@ def prune(
     if dry_run:
         return Pruned(script, preview, plan_path, None, None, foreseen)
     stats_path = collected = None
-    if calibrates:
+    if opened:
         stats_path = result.with_name(f"{naming.stem_of(source.path)}.stats.npz")
         if wanted.variants and given is None:
             collected = result.with_name(f"{naming.stem_of(source.path)}.imatrix.gguf")
         calibrate(
             source.path,
             stats_path,
-            file=file,
-            tokens=tokens,
-            chunks=chunks,
+            opened,
             imatrix_out=collected,
             settings=settings,
             progress=progress,
@@ -165,9 +170,7 @@ def demo(
     with replacing(text) as handle:
         handle.write(calibration_text(DEMO_CALIBRATION_BYTES).encode())
     settings = EngineSettings(n_ctx=256, n_ubatch=256, n_threads=threads)
-    pruned = prune(
-        DEMO_MODEL, ratio=ratio, file=str(text), out=folder, quant=DEMO_QUANT, settings=settings, progress=progress
-    )
+    pruned = prune(DEMO_MODEL, text, ratio=ratio, out=folder, quant=DEMO_QUANT, settings=settings, progress=progress)
     held_out = held_out_text(DEMO_HELD_OUT_BYTES)
     exact, variant = pruned.script.files[0].path, pruned.quantized[0].paths[0]
     measured, sample = [], ""
