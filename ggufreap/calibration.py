@@ -11,7 +11,7 @@ from pathlib import Path
 from ggufreap import imatrix
 from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.corpus import Corpus
-from ggufreap.engine.importance import ImportanceSums
+from ggufreap.engine.importance import OUTPUT, ImportanceSums
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import MismatchError
 from ggufreap.files import check_output
@@ -38,11 +38,13 @@ def observe(
     out: Path,
     *,
     imatrix_out: Path | None = None,
+    process_output: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress = silent,
 ) -> ExpertStatistics:
     """Statistics of `corpus`, saved at `out`, and the importance matrix of the same pass at `imatrix_out`.
 
+    With `process_output` the matrix has the output head too, where the model has one of its own.
     What is already there of the same model, corpus and settings is used: finished files as they are, an unfinished run
     from its last checkpoint.
     Raises MismatchError when either belongs to other work, NumericFailure on NaN or infinite activations.
@@ -50,17 +52,18 @@ def observe(
     check_output(out)
     if out.exists():
         statistics = _load_same(out, provenance, "holds statistics")
-        if imatrix_out is None or imatrix_out.exists():
+        if imatrix_out is None or _is_there(imatrix_out, process_output):
             _LOG.info("using the statistics in %s", out)
             return statistics
     checkpoint = checkpoint_path(out)
-    statistics, sums = _resume(checkpoint, nodes, provenance, imatrix_out is not None)
+    empty = ImportanceSums(output=process_output) if imatrix_out is not None else None
+    statistics, sums = _resume(checkpoint, nodes, provenance, empty)
     n_ctx = corpus.chunks.shape[1]
     next_save = time.monotonic() + checkpoint_seconds
     with progress("calibrate", corpus.n_tokens, "tokens", statistics.n_tokens) as bar:
         try:
             for chunk in corpus.chunks[statistics.n_chunks :]:
-                found = ImportanceSums() if imatrix_out is not None else None
+                found = ImportanceSums(output=process_output) if imatrix_out is not None else None
                 batches = engine.route(chunk, found)
                 with held():  # both or neither
                     statistics = statistics.observe(batches, n_ctx)
@@ -90,21 +93,34 @@ def _save(path: Path, statistics: ExpertStatistics, provenance: Provenance, sums
     return time.monotonic() - started
 
 
+def _is_there(imatrix_out: Path, process_output: bool) -> bool:
+    return imatrix_out.exists() and (not process_output or OUTPUT in imatrix.load(imatrix_out).entries)
+
+
 def _resume(
-    checkpoint: Path, nodes: RoutingNodes, provenance: Provenance, importance: bool
+    checkpoint: Path, nodes: RoutingNodes, provenance: Provenance, empty: ImportanceSums | None
 ) -> tuple[ExpertStatistics, ImportanceSums]:
+    """The unfinished statistics, and its sums where such as `empty` are collected."""
     if not checkpoint.exists():
         blocks = [block.index for block in nodes.blocks]
         used = [block.n_used for block in nodes.blocks]
-        return ExpertStatistics.empty(blocks, used, nodes.n_expert), ImportanceSums()
+        return ExpertStatistics.empty(blocks, used, nodes.n_expert), empty or ImportanceSums()
     statistics = _load_same(checkpoint, provenance, "holds an unfinished calibration")
     more = load_more(checkpoint)
-    if importance and not more and statistics.n_chunks:
+    if empty is None or not statistics.n_chunks:
+        return statistics, empty or ImportanceSums()
+    if not more:
         raise MismatchError(
             f"{checkpoint} holds an unfinished calibration without importance matrix; "
             "finish it with --no-imatrix, delete the file, or choose another -o"
         )
-    return statistics, ImportanceSums.from_arrays(more) if importance and more else ImportanceSums()
+    sums = ImportanceSums.from_arrays(more)
+    if sums.output != empty.output:
+        raise MismatchError(
+            f"{checkpoint} holds an unfinished calibration {'with' if sums.output else 'without'} --process-output; "
+            "finish it so, delete the file, or choose another -o"
+        )
+    return statistics, sums
 
 
 def _load_same(path: Path, provenance: Provenance, what: str) -> ExpertStatistics:

@@ -46,6 +46,9 @@ def text(command: argparse.ArgumentParser) -> None:
     """What the model is calibrated on, and how much of it."""
     source(command)
     command.add_argument("--chunks", type=at_least(1), metavar="N", help="run at most this many chunks")
+    command.add_argument(
+        "--process-output", action="store_true", help="importance matrix: also of output.weight, which takes longer"
+    )
 
 
 def imatrix(command: argparse.ArgumentParser) -> None:

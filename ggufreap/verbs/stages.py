@@ -16,6 +16,7 @@ from ggufreap.container import GgufFile, check_target, open_gguf
 from ggufreap.corpus import Corpus
 from ggufreap.demonstration.text import calibration_text
 from ggufreap.engine import subprocess_probe
+from ggufreap.engine.importance import OUTPUT
 from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import InputError, MismatchError
@@ -62,13 +63,15 @@ def calibrate(
     tokens: str | Path | None = None,
     chunks: int | None = None,
     imatrix_out: str | Path | None = None,
+    process_output: bool = False,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> ExpertStatistics:
     """Run text (`file`, `-` for standard input) or token ids (`tokens`, .npy) and save what the experts did at `out`.
 
-    With `imatrix_out` the same pass gives the importance matrix too, as llama-imatrix would write it. At most `chunks`
-    chunks are run. An interrupted run goes on where it was when it is called again with the same arguments.
+    With `imatrix_out` the same pass gives the importance matrix too, as llama-imatrix would write it; with
+    `process_output` also of the output head, where it is a weight of its own. At most `chunks` chunks are run. An
+    interrupted run goes on where it was when it is called again with the same arguments.
     """
     source, layout, identity = open_model(model)
     for path in (out, imatrix_out):
@@ -82,8 +85,16 @@ def calibrate(
         _LOG.info(
             "calibrating with %s: %s tokens in %s chunks", corpus.source, f"{corpus.n_tokens:,}", len(corpus.chunks)
         )
-        target = Path(imatrix_out) if imatrix_out is not None else None
-        return observe(engine, layout.nodes, corpus, provenance, Path(out), imatrix_out=target, progress=progress)
+        return observe(
+            engine,
+            layout.nodes,
+            corpus,
+            provenance,
+            Path(out),
+            imatrix_out=Path(imatrix_out) if imatrix_out is not None else None,
+            process_output=process_output and OUTPUT in source.by_name,
+            progress=progress,
+        )
 
 
 def _reader(file: str | None, tokens: str | Path | None, n_ctx: int) -> Callable[[LlamaSession], Corpus]:
