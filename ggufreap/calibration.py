@@ -16,7 +16,7 @@ import numpy as np
 from ggufreap import imatrix
 from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.corpus import Chunk, Chunks
-from ggufreap.engine.importance import ImportanceSums
+from ggufreap.engine.importance import OUTPUT, ImportanceSums
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import check_output
@@ -76,11 +76,13 @@ def observe(
     out: Path,
     *,
     imatrix_out: Path | None = None,
+    process_output: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress = silent,
 ) -> DomainStatistics:
     """Statistics of the shard `provenance.shard` of `chunks`, saved at `out`, and its importance matrix.
 
+    With `process_output` the matrix has the output head too, where the model has one of its own.
     What is already there of the same model, corpus and settings is used: finished files as they are, an unfinished run
     from its last checkpoint.
     Raises MismatchError when either belongs to other work, NumericFailure on NaN or infinite activations.
@@ -88,11 +90,12 @@ def observe(
     check_output(out)
     if out.exists():
         statistics = _load_same(out, provenance, "holds statistics")
-        if imatrix_out is None or imatrix_out.exists():
+        if imatrix_out is None or _is_there(imatrix_out, process_output):
             _LOG.info("using the statistics in %s", out)
             return statistics
     checkpoint, shard = checkpoint_path(out), Shard.parse(provenance.shard)
-    run, resumed_sha256 = _resume(checkpoint, nodes, chunks, provenance, imatrix_out is not None)
+    empty = ImportanceSums(output=process_output) if imatrix_out is not None else None
+    run, resumed_sha256 = _resume(checkpoint, nodes, chunks, provenance, empty)
     n_done, next_save = run.statistics.n_chunks, time.monotonic() + checkpoint_seconds
     estimate = None if chunks.estimate is None else chunks.estimate // shard.count
     with progress("calibrate", estimate, "tokens", run.statistics.n_tokens) as bar:
@@ -104,7 +107,7 @@ def observe(
                     if number == n_done and run.digest.hexdigest() != resumed_sha256:
                         raise MismatchError(f"{checkpoint} was made of other text; delete the file, or give that text")
                     continue
-                _fold(engine, chunk, run, imatrix_out is not None)
+                _fold(engine, chunk, run, empty)
                 bar.update(len(chunk.tokens))
                 if time.monotonic() >= next_save:
                     took = _save(checkpoint, run, provenance)
@@ -126,8 +129,8 @@ def observe(
     return run.statistics
 
 
-def _fold(engine: Engine, chunk: Chunk, run: _Run, importance: bool) -> None:
-    found = ImportanceSums() if importance else None
+def _fold(engine: Engine, chunk: Chunk, run: _Run, empty: ImportanceSums | None) -> None:
+    found = None if empty is None else ImportanceSums(output=empty.output)
     batches = engine.route(chunk.tokens, found)
     with held():  # all or nothing
         run.statistics = run.statistics.observe(chunk.domain, chunk.number, batches, len(chunk.tokens), chunk.counted)
@@ -148,23 +151,35 @@ def _save(path: Path, run: _Run, provenance: Provenance) -> float:
     return time.monotonic() - started
 
 
+def _is_there(imatrix_out: Path, process_output: bool) -> bool:
+    return imatrix_out.exists() and (not process_output or OUTPUT in imatrix.load(imatrix_out).entries)
+
+
 def _resume(
-    checkpoint: Path, nodes: RoutingNodes, chunks: Chunks, provenance: Provenance, importance: bool
+    checkpoint: Path, nodes: RoutingNodes, chunks: Chunks, provenance: Provenance, empty: ImportanceSums | None
 ) -> tuple[_Run, str]:
+    """The unfinished run, with its sums where such as `empty` are collected, and the digest that it had."""
     if not checkpoint.exists():
         blocks = [block.index for block in nodes.blocks]
         used = [block.n_used for block in nodes.blocks]
-        empty = DomainStatistics.empty(blocks, used, nodes.n_expert, chunks.domains)
-        return _Run(empty, ImportanceSums(), hashlib.sha256()), ""
+        nothing = DomainStatistics.empty(blocks, used, nodes.n_expert, chunks.domains)
+        return _Run(nothing, ImportanceSums(output=empty is not None and empty.output), hashlib.sha256()), ""
     statistics = _load_same(checkpoint, provenance, "holds an unfinished calibration")
     more = load_more(checkpoint)
     sha256 = str(more.pop(_DIGEST, ""))
-    if importance and not more and statistics.n_chunks:
+    if empty is None:
+        return _Run(statistics, ImportanceSums(), hashlib.sha256()), sha256
+    if not more:
         raise MismatchError(
             f"{checkpoint} holds an unfinished calibration without importance matrix; "
             "finish it with --no-imatrix, delete the file, or choose another -o"
         )
-    sums = ImportanceSums.from_arrays(more) if importance and more else ImportanceSums()
+    sums = ImportanceSums.from_arrays(more)
+    if sums.output != empty.output:
+        raise MismatchError(
+            f"{checkpoint} holds an unfinished calibration {'with' if sums.output else 'without'} --process-output; "
+            "finish it so, delete the file, or choose another -o"
+        )
     return _Run(statistics, sums, hashlib.sha256()), sha256
 
 

@@ -97,3 +97,45 @@ def test_every_expert_weight_and_most_others_are_there(tmp_path: Path, name: str
     expected = {tensor for tensor in bind(open_gguf(path)).per_expert if tensor.endswith("_exps.weight")}
     assert expected <= set(found)
     assert any("attn_output" in weight or "shortconv" in weight or "ssm_out" in weight for weight in found)
+
+
+def test_the_output_head_is_summed_on_request(tmp_path: Path) -> None:
+    file, chunks = (
+        open_gguf(tiny_gguf.qwen3moe(tmp_path / "m.gguf")),
+        np.arange(128, dtype=np.int32).reshape(2, 64) % 100,
+    )
+    nodes = bind(file).nodes
+    plain, whole = ImportanceSums(), ImportanceSums(output=True)
+    with LlamaSession(file.path, nodes, EngineSettings(n_ctx=64, n_ubatch=32, n_threads=1)) as engine:
+        for chunk in chunks:
+            engine.route(chunk, plain)
+            engine.route(chunk, whole)
+        head = np.array(file.map(file.by_name["output.weight"])).view(np.float32).reshape(-1, 256)
+        logits = np.concatenate([engine.logits(chunk) for chunk in chunks]).astype(np.float64)
+    assert set(whole.named()) - set(plain.named()) == {"output.weight"}
+    for name, sums in plain.named().items():
+        assert np.array_equal(sums.values, whole.named()[name].values), name
+    found = whole.named()["output.weight"]
+    assert found.counts.tolist() == [128]
+    inputs = np.linalg.lstsq(head.astype(np.float64), logits.T, rcond=None)[0]
+    np.testing.assert_allclose(found.values[0], np.square(inputs).sum(axis=1), rtol=1e-3)
+
+
+def test_tied_output_heads_have_no_entry_as_in_llama_imatrix(tmp_path: Path) -> None:
+    model = tiny_gguf.qwen3moe(tmp_path / "m.gguf", changes=[lambda model: model.tensors.pop("output.weight")])
+    np.save(tmp_path / "ids.npy", np.arange(256) % 100)
+    options = {"tokens": tmp_path / "ids.npy", "settings": SETTINGS, "process_output": True}
+    calibrate(model, tmp_path / "S.npz", imatrix_out=tmp_path / "I.gguf", **options)
+    assert all(name.startswith("blk.") for name in imatrix.load(tmp_path / "I.gguf").entries)
+
+
+def test_an_existing_matrix_without_the_head_is_made_again(tmp_path: Path) -> None:
+    model = tiny_gguf.qwen3moe(tmp_path / "m.gguf")
+    np.save(tmp_path / "ids.npy", np.arange(256) % 100)
+    options = {"tokens": tmp_path / "ids.npy", "settings": SETTINGS, "imatrix_out": tmp_path / "I.gguf"}
+    first = calibrate(model, tmp_path / "S.npz", **options)
+    assert "output.weight" not in imatrix.load(tmp_path / "I.gguf").entries
+    second = calibrate(model, tmp_path / "S.npz", **options, process_output=True)
+    assert "output.weight" in imatrix.load(tmp_path / "I.gguf").entries
+    for name, values in first.values.items():
+        assert np.array_equal(values, second.values[name])

@@ -182,6 +182,10 @@ def test_placeholders_are_block_numbers(pattern: str, n_block: int, expanded: st
         (KEEPING + "[[quantization.variants]]\ntype = 'Q8_0'\noutput_tensor_type = 'Q9'\n", ["tensor type 'Q9'"]),
         (KEEPING + "[[quantization.variants]]\ntype = 'q8_0'\n" "[[quantization.variants]]\ntype = 'Q8_0'\n",
          ["2 variants are named q8_0"]),
+        (KEEPING + "[evaluation]\nfiles = 'a.txt'\n", ["evaluation.files is 'a.txt'", "a list of strings"]),
+        (KEEPING + "[evaluation]\nfiles = ['a.txt', 'b/a.txt']\n", ["evaluation: several files are named a"]),
+        (KEEPING + "[evaluation]\nfiles = ['code=']\n", ["evaluation: files holds 'code='"]),
+        (KEEPING + "[evaluation]\nchunks = 0\n", ["evaluation.chunks is 0"]),
         ("[target\n", ["is not TOML"]),
     ],
 )  # fmt: skip
@@ -202,6 +206,20 @@ def test_what_is_left_out_has_a_default(write: Write) -> None:
     recipe = load_recipe(write(KEEPING))
     assert (recipe.name, recipe.target.method, recipe.target.mtp) == ("mine", "reap", "mirror")
     assert (recipe.calibration.ctx_size, recipe.calibration.chunks, recipe.quantization.variants) == (512, None, ())
+
+
+def test_held_out_texts_are_named(write: Write) -> None:
+    recipe = load_recipe(write(KEEPING + "[evaluation]\nfiles = ['law=/data/x=1.txt', 'data/wiki.txt']\nchunks = 8\n"))
+    assert recipe.evaluation.texts == {"law": Path("/data/x=1.txt"), "wiki": Path("data/wiki.txt")}
+    assert (recipe.evaluation.chunks, recipe.evaluation.ctx_size) == (8, 512)
+    with pytest.raises(
+        InputError, match=r"recipe mine: evaluation\.files names 2 texts.* take the table"
+    ):
+        run(recipe, "none.gguf")
+    empty = load_recipe(write(KEEPING + "[evaluation]\n"))
+    assert empty.evaluation.texts == {}
+    with pytest.raises(InputError, match=r"cannot read none\.gguf"):
+        run(empty, "none.gguf")
 
 
 def test_datasets_are_refused_until_text_is_given(tmp_path: Path) -> None:

@@ -149,6 +149,18 @@ def test_an_unfinished_calibration_of_other_text_is_not_touched(tmp_path: Path) 
     assert load(checkpoint_path(out))[0].n_chunks == 3
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_a_matrix_is_finished_as_it_was_begun(tmp_path: Path, before: bool) -> None:
+    engine, out, matrix = FakeEngine(), tmp_path / "s.npz", {"imatrix_out": tmp_path / "s.imatrix.gguf"}
+    interrupted = Interrupted(3, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        observe(interrupted, engine.nodes, corpus(), PROVENANCE, out, process_output=before, **matrix)
+    with pytest.raises(MismatchError, match=f"{'with' if before else 'without'} --process-output; finish it so"):
+        observe(engine, engine.nodes, corpus(), PROVENANCE, out, process_output=not before, **matrix)
+    observe(engine, engine.nodes, corpus(), PROVENANCE, out, process_output=before, **matrix)
+    assert out.exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04broken"])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "s.npz"

@@ -55,6 +55,7 @@ def source(command: argparse.ArgumentParser) -> None:
     add("--text-field", metavar="NAME", help="the column of rows that holds the text (found by its usual names)")
     add("--no-chat-template", action="store_true", help="join messages as plain text")
     add("--parse-special", action="store_true", help="read special tokens in plain text too")
+    add("--process-output", action="store_true", help="importance matrix: also of output.weight, which takes longer")
     add("--no-packing", action="store_true", help="a chunk per sample, cut there, instead of full chunks")
     add("--offline-default", action="store_true", help="try out with the text that every Python has")
 

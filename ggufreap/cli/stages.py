@@ -36,6 +36,7 @@ def _run_calibrate(options: argparse.Namespace) -> Result:
         data(options),
         shard=options.shard,
         imatrix_out=None if options.no_imatrix else options.imatrix_out or beside,
+        process_output=options.process_output,
         settings=settings(options),
         progress=progress(),
     )

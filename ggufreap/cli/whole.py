@@ -20,6 +20,7 @@ def _run_prune(options: argparse.Namespace) -> Result:
         out=options.output,
         quant=options.quant or ("auto",),
         imatrix=options.imatrix,
+        process_output=options.process_output,
         keep_intermediate=options.keep_intermediate,
         allow_requantize=options.allow_requantize,
         **splitting(options),

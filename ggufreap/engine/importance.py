@@ -8,6 +8,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+OUTPUT = "output.weight"  # the output head, where it is not the token embedding
+
 
 @dataclass
 class Sums:
@@ -22,10 +24,14 @@ class Sums:
 
 @dataclass
 class ImportanceSums:
-    """The sums of all inputs; `input_of` names, for every weight, the weight under whose name its sum is held."""
+    """The sums of all inputs; `input_of` names, for every weight, the weight under whose name its sum is held.
+
+    With `output` those of the output head too, which llama-imatrix leaves out without --process-output.
+    """
 
     sums: dict[str, Sums] = field(default_factory=dict)
     input_of: dict[str, str] = field(default_factory=dict)
+    output: bool = False
 
     def named(self) -> dict[str, Sums]:
         """Weight -> its sums."""
@@ -44,6 +50,7 @@ class ImportanceSums:
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What a checkpoint keeps."""
         arrays: dict[str, npt.NDArray[Any]] = {"input_of": np.array(json.dumps(self.input_of))}
+        arrays["output"] = np.array(self.output)
         for weight, found in self.sums.items():
             arrays |= {f"values {weight}": found.values, f"counts {weight}": found.counts}
         return arrays
@@ -53,4 +60,4 @@ class ImportanceSums:
         """What `to_arrays` gave."""
         names = [name.removeprefix("values ") for name in arrays if name.startswith("values ")]
         sums = {name: Sums(arrays[f"values {name}"], arrays[f"counts {name}"]) for name in names}
-        return cls(sums, json.loads(str(arrays["input_of"])))
+        return cls(sums, json.loads(str(arrays["input_of"])), bool(arrays.get("output", False)))

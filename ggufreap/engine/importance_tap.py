@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ggufreap.engine.importance import ImportanceSums, Sums
+from ggufreap.engine.importance import OUTPUT, ImportanceSums, Sums
 from ggufreap.engine.native import GgmlTensor, TensorReader, op_at, op_code, tensor_at
 from ggufreap.engine.taps import not_finite
 
@@ -37,9 +37,12 @@ class ImportanceTap:
         if op == self._matmul:
             tensor = tensor_at(pointer)
             inputs = tensor_at(tensor.src[1])
-            if inputs.ne[1] >= MIN_TOKENS and inputs.type == F32 and _weight(tensor).startswith("blk."):
+            if inputs.ne[1] >= MIN_TOKENS and inputs.type == F32 and self._wants(_weight(tensor)):
                 return self._once(tensor, (tensor.src[1], 0), self._dense)
         return None
+
+    def _wants(self, weight: str) -> bool:
+        return weight.startswith("blk.") or (self.totals.output and weight == OUTPUT)
 
     def _once(
         self, tensor: GgmlTensor, inputs: tuple[int, int], collect: Callable[[int], bool]

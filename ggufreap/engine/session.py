@@ -142,12 +142,13 @@ class LlamaSession:
         """What every MoE block did with one chunk, whose squared inputs are added to `importance`.
 
         The graph ends where nothing more is wanted: without the importance matrix at the last block's experts, with it
-        before the output head, which llama-imatrix leaves out by default too.
+        before the output head, unless its input is wanted too.
         """
         routing = RoutingTap(self._nodes, self._reader, stop=importance is None)
         tap: Tap = routing
         if importance is not None:
-            tap = Together((routing, ImportanceTap(importance, self._reader), StopTap(FINAL_NORM)))
+            end = [] if importance.output else [StopTap(FINAL_NORM)]
+            tap = Together((routing, ImportanceTap(importance, self._reader), *end))
         for _ in self._decode(tokens, tap):
             pass
         return routing.batches

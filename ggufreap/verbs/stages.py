@@ -13,6 +13,7 @@ from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.calibration import observe
 from ggufreap.container import GgufFile, check_target, open_gguf
 from ggufreap.engine import subprocess_probe
+from ggufreap.engine.importance import OUTPUT
 from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import InputError, MismatchError
@@ -57,15 +58,17 @@ def calibrate(
     *,
     shard: str = "1/1",
     imatrix_out: str | Path | None = None,
+    process_output: bool = False,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> DomainStatistics:
     """Run `data` (a file, or all that a Request can name) and save what the experts did at `out`.
 
     Without data the built-in mix of public data sets is read. `settings.n_ctx` 0: 512 tokens per chunk of text, 2048
-    of rows. With `imatrix_out` the same pass gives the importance matrix too, as llama-imatrix would write it. `shard`
-    2/3 is the second third of the chunks, to be merged with the others. An interrupted run goes on where it was when
-    it is called again with the same arguments.
+    of rows. With `imatrix_out` the same pass gives the importance matrix too, as llama-imatrix would write it; with
+    `process_output` also of the output head, where it is a weight of its own. `shard` 2/3 is the second third of the
+    chunks, to be merged with the others. An interrupted run goes on where it was when it is called again with the same
+    arguments.
     """
     source, layout, identity = open_model(model)
     opened = open_data(data)
@@ -91,8 +94,16 @@ def calibrate(
     ):
         many = "an unknown number of" if chunks.estimate is None else f"about {chunks.estimate:,}"
         _LOG.info("calibrating with %s: %s tokens in chunks of %d", provenance.source, many, settings.n_ctx)
-        target = Path(imatrix_out) if imatrix_out is not None else None
-        return observe(engine, layout.nodes, chunks, provenance, Path(out), imatrix_out=target, progress=progress)
+        return observe(
+            engine,
+            layout.nodes,
+            chunks,
+            provenance,
+            Path(out),
+            imatrix_out=Path(imatrix_out) if imatrix_out is not None else None,
+            process_output=process_output and OUTPUT in source.by_name,
+            progress=progress,
+        )
 
 
 def plan(

@@ -65,6 +65,7 @@ def prune(
     out: str | Path | None = None,
     quant: Sequence[str | Variant] = (AUTO,),
     imatrix: str | Path | None = None,
+    process_output: bool = False,
     keep_intermediate: bool = False,
     allow_requantize: bool = False,
     dry_run: bool = False,
@@ -80,7 +81,7 @@ def prune(
     by its name or TOML file, or `auto`: Q4_K_M and IQ4_XS of a model in 8 bits or more, `keep` for any other. The
     byte-exact file is removed at the end unless it is to `keep`, `keep_intermediate` is set, or `out` names it. The
     variants are guided by the importance matrix of the same calibration, or by `imatrix`, sliced to the experts that
-    stay.
+    stay; `process_output` collects it of the output head too.
 
     Whatever could fail for want of space, of experts or of leave to quantise twice fails before the calibration.
     Statistics that are already there for the same model, text and settings are used again.
@@ -135,6 +136,7 @@ def prune(
             stats_path,
             opened,
             imatrix_out=collected,
+            process_output=process_output,
             settings=settings,
             progress=progress,
         )
