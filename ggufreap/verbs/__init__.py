@@ -1,8 +1,26 @@
 """What a user can ask for, with the flags of the command line as parameters."""
 
+from ggufreap.verbs.candidates import Preview, choose_ratio, preview
+from ggufreap.verbs.evaluation import Evaluation, evaluate
 from ggufreap.verbs.recipes import run
 from ggufreap.verbs.requantize import quantize
 from ggufreap.verbs.stages import apply, calibrate, inspect, plan, verify
 from ggufreap.verbs.whole import Pruned, demo, prune
 
-__all__ = ["Pruned", "apply", "calibrate", "demo", "inspect", "plan", "prune", "quantize", "run", "verify"]
+__all__ = [
+    "Evaluation",
+    "Preview",
+    "Pruned",
+    "apply",
+    "calibrate",
+    "choose_ratio",
+    "demo",
+    "evaluate",
+    "inspect",
+    "plan",
+    "preview",
+    "prune",
+    "quantize",
+    "run",
+    "verify",
+]
