@@ -9,10 +9,23 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ggufreap.verbs import apply, calibrate, demo, inspect, plan, prune, quantize, run, verify
+    from ggufreap.verbs import apply, calibrate, demo, evaluate, inspect, plan, preview, prune, quantize, run, verify
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "apply", "calibrate", "demo", "inspect", "plan", "prune", "quantize", "run", "verify"]
+__all__ = [
+    "__version__",
+    "apply",
+    "calibrate",
+    "demo",
+    "evaluate",
+    "inspect",
+    "plan",
+    "preview",
+    "prune",
+    "quantize",
+    "run",
+    "verify",
+]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

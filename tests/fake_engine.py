@@ -41,5 +41,6 @@ class FakeEngine:
             batches.append(RoutedBatch(block.index, experts, g, f, g * f, peaks[tokens]))
         return batches
 
-    def logits(self, tokens: Tokens, keep: Keep | None = None) -> np.ndarray:
-        return np.random.default_rng(7).normal(size=(self.n_vocab, self.n_vocab)).astype(np.float32)[tokens]
+    def logits(self, tokens: Tokens, keep: Keep | None = None, scored_from: int = 0) -> np.ndarray:
+        table = np.random.default_rng(7).normal(size=(self.n_vocab, self.n_vocab)).astype(np.float32)
+        return table[tokens][scored_from:]

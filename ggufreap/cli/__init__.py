@@ -1,6 +1,6 @@
 """The command line: one sub-command per verb, flags named as llama.cpp names them.
 
-Exit codes: 0 done, 1 a foreseeable failure, 2 wrong usage, 3 verification failed, 130 interrupted.
+Exit codes: 0 done, 1 a foreseeable failure, 2 wrong usage, 3 verification failed, 4 a gate failed, 130 interrupted.
 """
 
 import argparse
@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from ggufreap import __version__
-from ggufreap.cli import stages, whole
+from ggufreap.cli import evaluate, stages, whole
 from ggufreap.cli.common import Verbs
 from ggufreap.cli.flags import general
 from ggufreap.errors import GgufReapError
 
-VERBS: Verbs = {**stages.VERBS, **whole.VERBS}
+VERBS: Verbs = {**stages.VERBS, **evaluate.VERBS, **whole.VERBS}
 EPILOG = """\
 example:
   ggufreap inspect model.gguf

@@ -55,7 +55,6 @@ def source(command: argparse.ArgumentParser) -> None:
     add("--text-field", metavar="NAME", help="the column of rows that holds the text (found by its usual names)")
     add("--no-chat-template", action="store_true", help="join messages as plain text")
     add("--parse-special", action="store_true", help="read special tokens in plain text too")
-    add("--process-output", action="store_true", help="importance matrix: also of output.weight, which takes longer")
     add("--no-packing", action="store_true", help="a chunk per sample, cut there, instead of full chunks")
     add("--offline-default", action="store_true", help="try out with the text that every Python has")
 
@@ -76,6 +75,12 @@ def imatrix(command: argparse.ArgumentParser) -> None:
         help="where it goes (S.imatrix.gguf beside the statistics); .dat for the legacy format",
     )
     group.add_argument("--no-imatrix", action="store_true", help="do not collect it")
+
+
+def output_head(command: argparse.ArgumentParser) -> None:
+    """How much of the importance matrix is collected."""
+    help = "importance matrix: also of output.weight, which takes longer"
+    command.add_argument("--process-output", action="store_true", help=help)
 
 
 def target(command: argparse.ArgumentParser) -> None:

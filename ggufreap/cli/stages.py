@@ -91,7 +91,7 @@ VERBS: Verbs = {
     "calibrate": (
         _run_calibrate,
         "run text through the model and record what every expert does",
-        (model, out("statistics file, S.npz"), source, seed, shard, imatrix, engine),
+        (model, out("statistics file, S.npz"), source, seed, shard, imatrix, output_head, engine),
     ),
     "plan": (
         _run_plan,

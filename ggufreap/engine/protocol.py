@@ -48,5 +48,5 @@ class Engine(Protocol):
         The squared inputs of all weights are added to `importance` where it is given.
         """
 
-    def logits(self, tokens: Tokens, keep: Keep | None = None) -> npt.NDArray[np.float32]:
-        """Logits `[n_tokens, n_vocab]` of one chunk; experts outside `keep` masked out of the router."""
+    def logits(self, tokens: Tokens, keep: Keep | None = None, scored_from: int = 0) -> npt.NDArray[np.float32]:
+        """Logits `[n_tokens - scored_from, n_vocab]` of one chunk; experts outside `keep` masked out of the router."""

@@ -153,10 +153,11 @@ class LlamaSession:
             pass
         return routing.batches
 
-    def logits(self, tokens: Tokens, keep: Keep | None = None) -> npt.NDArray[np.float32]:
-        """Logits `[n_tokens, n_vocab]` of one chunk, experts outside `keep` masked.
+    def logits(self, tokens: Tokens, keep: Keep | None = None, scored_from: int = 0) -> npt.NDArray[np.float32]:
+        """Logits `[n_tokens - scored_from, n_vocab]` of one chunk, experts outside `keep` masked.
 
-        Of a model without output head: its final hidden states `[n_tokens, n_embd]`.
+        Rows before `scored_from` are left out, and so is their way through the output head and the last block's
+        experts. Of a model without output head: its final hidden states `[n_tokens - scored_from, n_embd]`.
         """
         tap = MaskTap(self._nodes, keep, self._reader) if keep else None
         llama = self._llama
@@ -164,13 +165,20 @@ class LlamaSession:
             width, get = llama.llama_model_n_embd(self._model), llama.llama_get_embeddings
         else:
             width, get = self.n_vocab, llama.llama_get_logits
-        result = np.empty((len(tokens), width), np.float32)
-        for start, count in self._decode(tokens, tap):
-            result[start : start + count] = np.ctypeslib.as_array(get(self._context), (count, width))
+        first = 0 if self._nodes.headless else scored_from  # hidden states come for all tokens or none
+        result = np.empty((len(tokens) - scored_from, width), np.float32)
+        for start, count in self._decode(tokens, tap, first):
+            skipped, wanted = max(first - start, 0), max(scored_from - start, 0)
+            if wanted < count:
+                rows = np.ctypeslib.as_array(get(self._context), (count - skipped, width))[wanted - skipped :]
+                result[start + wanted - scored_from :][: len(rows)] = rows
         return result
 
-    def _decode(self, tokens: Tokens, tap: Tap | None) -> Iterator[tuple[int, int]]:
-        """Decode one chunk from an empty memory, micro-batch by micro-batch; yields (start, count) after each."""
+    def _decode(self, tokens: Tokens, tap: Tap | None, first_output: int = 0) -> Iterator[tuple[int, int]]:
+        """Decode one chunk from an empty memory, micro-batch by micro-batch; yields (start, count) after each.
+
+        Tokens from `first_output` on are outputs: the last block computes only those rows (src/models, inp_out_ids).
+        """
         if len(tokens) > self._n_ctx:
             raise EngineError(f"a chunk of {len(tokens)} tokens does not fit -c {self._n_ctx}; raise -c")
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
@@ -178,7 +186,7 @@ class LlamaSession:
         try:
             for start in range(0, len(tokens), self._n_batch):
                 part = tokens[start : start + self._n_batch]
-                self._fill_batch(part, start)
+                self._fill_batch(part, start, first_output)
                 if tap is not None:
                     tap.begin()
                 # Raised inside the callback, a KeyboardInterrupt would be printed by ctypes and lost.
@@ -198,15 +206,15 @@ class LlamaSession:
     def _stop(self) -> None:
         self._stopping = True
 
-    def _fill_batch(self, tokens: Tokens, start: int) -> None:
+    def _fill_batch(self, tokens: Tokens, start: int, first_output: int) -> None:
         batch, count = self._batch, len(tokens)
         assert batch is not None  # only None once closed
         batch.n_tokens = count
         np.ctypeslib.as_array(batch.token, (count,))[:] = tokens
-        np.ctypeslib.as_array(batch.pos, (count,))[:] = np.arange(start, start + count)
+        positions = np.arange(start, start + count)
+        np.ctypeslib.as_array(batch.pos, (count,))[:] = positions
         np.ctypeslib.as_array(batch.n_seq_id, (count,))[:] = 1
-        # Every token is an output: the last block computes only output rows (src/models, inp_out_ids).
-        np.ctypeslib.as_array(batch.logits, (count,))[:] = 1
+        np.ctypeslib.as_array(batch.logits, (count,))[:] = positions >= first_output
         for index in range(count):
             batch.seq_id[index][0] = 0
 

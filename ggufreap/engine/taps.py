@@ -181,8 +181,8 @@ class MaskTap(_NamedTap):
         super().__init__()
         for block, kept in keep.items():
             dropped = np.setdiff1d(np.arange(nodes.n_expert), np.asarray(kept))
-            for name in SELECTION:
-                self.handlers[_node(name, block)] = self._masker(reader, dropped)
+            if dropped.size:  # what keeps everything runs the very graph of the original
+                self.handlers |= {_node(name, block): self._masker(reader, dropped) for name in SELECTION}
 
     @staticmethod
     def _masker(reader: TensorReader, dropped: npt.NDArray[np.intp]) -> NodeHandler:

@@ -1,6 +1,29 @@
-"""What a model is worth: how well it predicts held-out text, and what it writes."""
+"""What a model is worth: how well it predicts held-out text, what it lost against another, and what it writes."""
 
+from ggufreap.evaluation.base_file import BaseFile, open_base, writing_base
+from ggufreap.evaluation.comparing import compare_with, compare_with_base, of_engine, threads
+from ggufreap.evaluation.gates import METRICS, Gate, Outcome, parse_gate
 from ggufreap.evaluation.generation import continuation
-from ggufreap.evaluation.perplexity import Perplexity, perplexity
+from ggufreap.evaluation.meters import Comparison, Meters
+from ggufreap.evaluation.perplexity import Perplexity, geometric_mean, ignore, perplexity
 
-__all__ = ["Perplexity", "continuation", "perplexity"]
+__all__ = [
+    "METRICS",
+    "BaseFile",
+    "Comparison",
+    "Gate",
+    "Meters",
+    "Outcome",
+    "Perplexity",
+    "compare_with",
+    "compare_with_base",
+    "continuation",
+    "geometric_mean",
+    "ignore",
+    "of_engine",
+    "open_base",
+    "parse_gate",
+    "perplexity",
+    "threads",
+    "writing_base",
+]

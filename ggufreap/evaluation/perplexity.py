@@ -1,11 +1,16 @@
 """How well a model predicts held-out text."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import exp, log
+from statistics import fmean
+from typing import Self
 
 import numpy as np
 
 from ggufreap.corpus import Corpus
 from ggufreap.engine.protocol import Engine
+from ggufreap.evaluation.scores import Floats, Logits, Map, first_scored, negative_log_likelihood, targets_of
 from ggufreap.progress import Progress, silent
 
 
@@ -17,20 +22,50 @@ class Perplexity:
     stderr: float
     n_scored: int
 
+    @classmethod
+    def of(cls, nll: float, stderr: float, n_scored: int) -> Self:
+        """From the mean -ln p of the text's tokens, in nats, and its standard error."""
+        return cls(exp(nll), exp(nll) * stderr, n_scored)
 
-def perplexity(engine: Engine, corpus: Corpus, progress: Progress = silent, stage: str = "perplexity") -> Perplexity:
-    """Perplexity over the second half of every chunk, as llama-perplexity scores it (tools/perplexity)."""
+    @property
+    def figures(self) -> dict[str, float]:
+        """What gates ask for, by the names of `gates.METRICS`."""
+        return {"ppl": self.value}
+
+
+def mean_and_stderr(values: Floats) -> tuple[float, float]:
+    """As llama-perplexity has them (mean_and_uncertainty): the error is that of independent tokens."""
+    return float(values.mean()), float(values.std() / np.sqrt(max(len(values) - 1, 1)))
+
+
+def geometric_mean(found: Mapping[str, Perplexity]) -> float:
+    """Perplexity on the mean over domains."""
+    return exp(fmean(log(each.value) for each in found.values()))
+
+
+def ignore(_logits: Logits) -> None:
+    """Do nothing more with the logits of a chunk."""
+
+
+def perplexity(
+    engine: Engine,
+    corpus: Corpus,
+    progress: Progress = silent,
+    stage: str = "perplexity",
+    run: Map = map,
+    also: Callable[[Logits], object] = ignore,
+) -> Perplexity:
+    """Perplexity over the second half of every chunk, as llama-perplexity scores it (tools/perplexity).
+
+    `also` is handed the scored rows `[n_scored, n_vocab]` of every chunk.
+    """
     n_ctx = corpus.chunks.shape[1]
     losses = []
     with progress(stage, corpus.n_tokens, "tokens") as bar:
         for chunk in corpus.chunks:
-            # Positions n_ctx/2 .. n_ctx-2 predict the token after them.
-            logits = engine.logits(chunk)[n_ctx // 2 : -1].astype(np.float64)
-            logits -= logits.max(axis=1, keepdims=True)
-            log_total = np.log(np.exp(logits).sum(axis=1))
-            targets = chunk[n_ctx // 2 + 1 :]
-            losses.append(log_total - logits[np.arange(len(targets)), targets])
+            logits = engine.logits(chunk, scored_from=first_scored(n_ctx))[:-1]
+            losses.append(negative_log_likelihood(logits, targets_of(chunk), run))
+            also(logits)
             bar.update(n_ctx)
     scored = np.concatenate(losses)
-    value = float(np.exp(scored.mean()))
-    return Perplexity(value, float(value * scored.std() / np.sqrt(len(scored) - 1)), len(scored))
+    return Perplexity.of(*mean_and_stderr(scored), len(scored))

@@ -1,18 +1,25 @@
 """What a user can ask for, with the flags of the command line as parameters."""
 
+from ggufreap.verbs.candidates import Preview, choose_ratio, preview
+from ggufreap.verbs.evaluation import Evaluation, evaluate
 from ggufreap.verbs.recipes import run
 from ggufreap.verbs.requantize import Variants, quantize, quantize_variants
 from ggufreap.verbs.stages import apply, calibrate, inspect, plan, verify
 from ggufreap.verbs.whole import Pruned, demo, prune
 
 __all__ = [
+    "Evaluation",
+    "Preview",
     "Pruned",
     "Variants",
     "apply",
     "calibrate",
+    "choose_ratio",
     "demo",
+    "evaluate",
     "inspect",
     "plan",
+    "preview",
     "prune",
     "quantize",
     "quantize_variants",

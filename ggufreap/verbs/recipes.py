@@ -37,9 +37,10 @@ def run(
     calibration, target, quantization = chosen.calibration, chosen.target, chosen.quantization
     if data is None and calibration.datasets:
         data = Request(dataset=calibration.datasets, seed=calibration.seed)
-    if data is not None and calibration.chunks is not None:
+    if data is not None:
         request = as_request(data)
-        data = replace(request, reading=replace(request.reading, n_chunks=calibration.chunks))
+        n_chunks = request.reading.n_chunks or calibration.chunks
+        data = replace(request, reading=replace(request.reading, n_chunks=n_chunks))
     pruned = prune(
         model,
         data,

@@ -1,0 +1,81 @@
+"""Runs held-out text through an original and its candidates, chunk by chunk.
+
+Never more is held than the original's logits of one chunk and those of one candidate.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from ggufreap.corpus import Corpus
+from ggufreap.engine.protocol import Engine, Keep, Tokens
+from ggufreap.evaluation.base_file import BaseFile
+from ggufreap.evaluation.meters import Comparison, Meters
+from ggufreap.evaluation.scores import (
+    Logits,
+    Map,
+    Reference,
+    TokenScores,
+    compare,
+    first_scored,
+    targets_of,
+)
+from ggufreap.progress import Progress, silent
+
+Candidate = Callable[[Tokens], Logits]  # the scored rows' logits [n_scored, n_vocab] of one chunk
+
+
+def of_engine(engine: Engine, keep: Keep | None = None) -> Candidate:
+    """What an engine gives, experts outside `keep` masked."""
+    return lambda chunk: engine.logits(chunk, keep, first_scored(len(chunk)))[:-1]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[Map]:
+    """What the meters are computed with."""
+    with ThreadPoolExecutor(count) as pool:
+        yield pool.map
+
+
+def compare_with(
+    original: Candidate,
+    candidates: Sequence[Candidate],
+    domains: Mapping[str, Corpus],
+    run: Map = map,
+    progress: Progress = silent,
+) -> list[Comparison]:
+    """Every candidate against the original, over domains of text: one pass of each."""
+    found: list[dict[str, Meters]] = [{} for _ in candidates]
+    n_tokens = sum(corpus.n_tokens for corpus in domains.values())
+    with progress("evaluate", n_tokens * (len(candidates) + 1), "tokens") as bar:
+        for domain, corpus in domains.items():
+            parts: list[list[TokenScores]] = [[] for _ in candidates]
+            for chunk in corpus.chunks:
+                reference = Reference.of(original(chunk), run)
+                bar.update(len(chunk))
+                for candidate, scores in zip(candidates, parts, strict=True):
+                    scores.append(compare(reference, candidate(chunk), targets_of(chunk), run))
+                    bar.update(len(chunk))
+            for meters, scores in zip(found, parts, strict=True):
+                meters[domain] = Meters.of(TokenScores.join(scores))
+    return [Comparison(meters) for meters in found]
+
+
+def compare_with_base(
+    base: BaseFile,
+    engine: Engine,
+    domain: str,
+    n_chunks: int | None = None,
+    run: Map = map,
+    progress: Progress = silent,
+) -> Comparison:
+    """A model against the log-probabilities in a file, over the tokens that it holds."""
+    chunks = base.chunks[:n_chunks].copy()
+    if engine.bos is not None:
+        chunks[:, 0] = engine.bos
+    candidate, parts = of_engine(engine), []
+    with progress("evaluate", chunks.size, "tokens") as bar:
+        for index, chunk in enumerate(chunks):
+            parts.append(compare(base.reference(index), candidate(chunk), targets_of(chunk), run))
+            bar.update(len(chunk))
+    return Comparison({domain: Meters.of(TokenScores.join(parts))})
