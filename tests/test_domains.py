@@ -10,6 +10,7 @@ from fake_engine import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ggufreap.corpus import SourceRecord
 from ggufreap.engine.protocol import RoutedBatch
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.statistics import (
@@ -17,7 +18,6 @@ from ggufreap.statistics import (
     DomainStatistics,
     ExpertStatistics,
     Provenance,
-    SourceRecord,
     load,
     load_more,
     merge,
@@ -26,7 +26,7 @@ from ggufreap.statistics import (
 
 ENGINE = FakeEngine()
 N_CTX = 16
-SOURCE = SourceRecord("owner/set", "abc", "", "train", "code", 12, 96, "0" * 64)
+SOURCE = SourceRecord("owner/set", "code", revision="abc", split="train", samples=12, tokens=96, sha256="0" * 64)
 PROVENANCE = Provenance("model", "corpus", N_CTX, N_CTX, "test", "0", (SOURCE,))
 # A stream of chunks: the domain of each, and its number within the domain.
 STREAM = [("code", 0), ("prose", 0), ("code", 1), ("code", 2), ("prose", 1), ("math", 0), ("code", 3), ("math", 1)]

@@ -12,6 +12,7 @@ from ggufreap.cli.flags import (
     imatrix,
     model,
     out,
+    output_head,
     quantiser,
     seed,
     shard,

@@ -4,7 +4,20 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ggufreap.cli.common import Result, Verbs, choice, data, progress, settings, splitting
-from ggufreap.cli.flags import argument, at_least, device, engine, files, model, out, output_head, seed, source, target, variants
+from ggufreap.cli.flags import (
+    argument,
+    at_least,
+    device,
+    engine,
+    files,
+    model,
+    out,
+    output_head,
+    seed,
+    source,
+    target,
+    variants,
+)
 
 if TYPE_CHECKING:
     from ggufreap.verbs import Pruned

@@ -12,7 +12,7 @@ from ggufreap.evaluation import METRICS, Comparison, Gate, Outcome, compare_with
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import lower
-from ggufreap.verbs.evaluate import LEAST_CTX, check_gates, named_texts, tokenised
+from ggufreap.verbs.evaluation import LEAST_CTX, check_gates, named_texts, tokenised
 from ggufreap.verbs.stages import check_choice, open_model
 from ggufreap.verbs.stages import plan as make_plan
 
