@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 MUTED = "#8a8f98"
-MAP = "cividis"
+MAP = "viridis"
 INK = "#010203"  # stands for the page's text colour, a colour that nothing else has
 _STYLE = {
     "svg.fonttype": "none",

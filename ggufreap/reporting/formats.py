@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-MISSING, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+MISSING, MINUS, TIMES, SPACE = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NO-BREAK SPACE}"
 
 
 def _size(nbytes: float) -> str:
     """Bytes in the decimal units that disks are sold in."""
-    return _scaled(nbytes, ("B", "kB", "MB", "GB", "TB"), " ")
+    return _scaled(nbytes, ("B", "kB", "MB", "GB", "TB"), SPACE)
 
 
 def _parameters(count: float) -> str:
@@ -61,11 +61,11 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "size": _size,
     "parameters": _parameters,
     "decimal": _decimal,
-    "share": lambda value: f"{100 * value:.1f} %",
-    "speed": lambda value: f"{_decimal(value)} t/s",
+    "share": lambda value: f"{100 * value:.1f}{SPACE}%",
+    "speed": lambda value: f"{_decimal(value)}{SPACE}t/s",
     "factor": lambda value: f"{TIMES}{value:.3f}",
-    "relative": _signed(lambda value: f"{100 * value:.1f} %"),
-    "points": _signed(lambda value: f"{100 * value:.1f} points"),
+    "relative": _signed(lambda value: f"{100 * value:.1f}{SPACE}%"),
+    "points": _signed(lambda value: f"{100 * value:.1f}{SPACE}points"),
     "change": _signed(_decimal),
     "ranges": _ranges,
     "short": lambda value: str(value)[:12],
@@ -75,8 +75,8 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
 # How an estimate is scaled, and what stands before and after it.
 ESTIMATES: Mapping[str, tuple[float, str, str]] = {
     "decimal": (1, "", ""),
-    "share": (100, "", " %"),
-    "speed": (1, "", " t/s"),
+    "share": (100, "", f"{SPACE}%"),
+    "speed": (1, "", f"{SPACE}t/s"),
     "factor": (1, TIMES, ""),
 }
 

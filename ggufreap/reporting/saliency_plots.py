@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OCTAVES = 3  # the colours span an eighth to eight times the block's median
+OCTAVES = 3  # at most an eighth to eight times the block's median has a colour of its own
+_MULTIPLES = ("⅛", "¼", "½", "1", "2", "4", "8")
 CROSSES = 2000  # above so many cells a cross per removed expert would be dust
 
 
@@ -67,9 +68,11 @@ def _octaves(scores: Floats) -> Floats:
 def _heat_map(report: Report, values: Floats, label: str) -> "Figure":
     n_rows = len(values)
     figure, axes = canvas(height=min(4.6, 1.7 + 0.22 * n_rows))
-    image = axes.imshow(values, MAP, aspect="auto", interpolation="none", vmin=-OCTAVES, vmax=OCTAVES)
+    spread = np.nanpercentile(np.abs(values), 98) if not np.isnan(values).all() else OCTAVES
+    reach = int(np.clip(np.ceil(spread), 1, OCTAVES))
+    image = axes.imshow(values, MAP, aspect="auto", interpolation="none", vmin=-reach, vmax=reach)
     bar = figure.colorbar(image, ax=axes, location="bottom", aspect=40, fraction=0.06, pad=0.03)
-    bar.set_ticks(range(-OCTAVES, OCTAVES + 1), labels=["⅛", "¼", "½", "1", "2", "4", "8"])
+    bar.set_ticks(range(-reach, reach + 1), labels=_MULTIPLES[OCTAVES - reach : OCTAVES + reach + 1])
     bar.set_label("score, as a multiple of the block's median")
     bar.outline.set_visible(False)
     axes.set_xlabel(label)

@@ -28,7 +28,7 @@ def summary_of(report: Report) -> dict[str, Any]:
         "measured": any(variant.domains or variant.overall for variant in report.variants),
         "variants": [_variant(report, variant) for variant in report.variants],
         "curve": [_worst(candidate) for candidate in report.curve],
-        "equal_size": [_rivalry(rival) for rival in report.equal_size],
+        "equal_size": [_rivalry(report, rival) for rival in report.equal_size],
         "scale": [{"level": level, "below": below} for level, below in SCALE],
         "caveats": list(caveats_of(report)),
     }
@@ -59,6 +59,7 @@ def _variant(report: Report, variant: Variant) -> dict[str, Any]:
     levels = {meters.domain: level_of(meters.kld.value) for meters in variant.domains}
     worst = _worst(variant)
     return worst | {
+        "size_change": variant.itself.nbytes / _nbytes_before(report) - 1,
         "level": level_of(worst["kld"]) if worst["kld"] is not None else None,
         "levels": list(levels.values()),
         "fit": [domain for domain, level in levels.items() if level in FIT],
@@ -68,12 +69,17 @@ def _variant(report: Report, variant: Variant) -> dict[str, Any]:
     }
 
 
+def _nbytes_before(report: Report) -> int:
+    return report.original.nbytes if report.original else report.model.nbytes_before
+
+
 def _comparison(report: Report, variant: Variant) -> Iterator[dict[str, Any]]:
     """Rows original / pruned / delta; a row needs the pruned value."""
     model, before, after = report.model, report.original, variant.itself
     overall = variant.overall
     for what, shape, delta, original, pruned in (
-        ("size", "size", "relative", before.nbytes if before else model.nbytes_before, after.nbytes),
+        ("type", "text", "none", before and before.type, after.type or None),
+        ("size", "size", "relative", _nbytes_before(report), after.nbytes),
         ("experts per block", "count", "relative", model.n_expert_before, model.n_expert_after),
         ("parameters", "parameters", "relative", model.parameters_before, model.parameters_after),
         ("active per token", "parameters", "relative", model.active_before, model.active_after),
@@ -116,6 +122,9 @@ def _speeds(
 
 
 def _row(what: str, shape: str, delta: str, original: Any, pruned: Any) -> dict[str, Any]:
+    """One row; `shape` and `as` are the formats of its values and of the change."""
+    if delta == "none":
+        return {"what": what, "shape": shape, "original": original, "pruned": pruned, "delta": None, "as": "text"}
     first, second = (side.value if isinstance(side, Estimate) else side for side in (original, pruned))
     change = None
     if first is not None and (delta != "relative" or first):
@@ -124,9 +133,14 @@ def _row(what: str, shape: str, delta: str, original: Any, pruned: Any) -> dict[
     return {"what": what, "shape": shape, "original": plain[0], "pruned": plain[1], "delta": change, "as": delta}
 
 
-def _rivalry(rival: EqualSize) -> dict[str, Any]:
+def _rivalry(report: Report, rival: EqualSize) -> dict[str, Any]:
     """Which of two files of about one size is nearer to the unpruned model."""
     difference = rival.kld_pruned.value - rival.kld.value
     stderr = ((rival.kld_pruned.stderr or 0.0) ** 2 + (rival.kld.stderr or 0.0) ** 2) ** 0.5
     tie = abs(difference) <= TIE * stderr
-    return {"difference": difference, "verdict": "equal" if tie else "pruned" if difference < 0 else "unpruned"}
+    nbytes = next(variant.itself.nbytes for variant in report.variants if variant.name == rival.variant)
+    return {
+        "nbytes_pruned": nbytes,
+        "difference": difference,
+        "verdict": "equal" if tie else "pruned" if difference < 0 else "unpruned",
+    }
