@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ggufreap import apply, calibrate, plan, saliency, verify
+from ggufreap import __version__, apply, calibrate, plan, saliency, verify
 from ggufreap import corpus as corpora
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 # --- the embedded model, really calibrated, pruned, verified and measured ------------------------------------------
 
 
-def demo_report(folder: Path, n_chunks: int = 40, n_held_out: int = 2) -> facts.Report:
+def demo_report(folder: Path, n_chunks: int = 8, n_held_out: int = 1) -> facts.Report:
     """Everything that one pass and a few contexts per domain tell of the embedded model without a quarter."""
     text, stats, out = folder / "text.txt", folder / "S.npz", folder / "demo-moe-REAP-0.25-Q8_0.gguf"
     text.write_text(calibration_text(n_chunks * N_CTX * 4), encoding="utf-8")
@@ -42,7 +42,7 @@ def demo_report(folder: Path, n_chunks: int = 40, n_held_out: int = 2) -> facts.
     provenance = load(stats)[1]
     keeps = {
         ratio: dict(zip(by_block, select(scores, layout.n_expert - round(layout.n_expert * ratio), 1), strict=True))
-        for ratio in (0.125, 0.25, 0.375, 0.5)
+        for ratio in (0.125, 0.25, 0.5)
     }
     measured = _measured(source.path, settings, keeps, n_held_out)
     curve = tuple(
@@ -50,7 +50,7 @@ def demo_report(folder: Path, n_chunks: int = 40, n_held_out: int = 2) -> facts.
         for ratio in keeps
     )
     return facts.Report(
-        version="0.1.0",
+        version=__version__,
         date="2026-01-01",
         model=describe_model(source, layout, chosen, open_gguf(out)),
         plan=describe_plan(chosen, by_block),
@@ -179,7 +179,7 @@ def large_report(n_block: int = 48, n_expert: int = 512, domains: Sequence[str] 
         for ratio in (0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
     )
     return facts.Report(
-        version="0.1.0",
+        version=__version__,
         date="2026-01-01",
         model=facts.Model(
             name="Big & <Model>_480B *MoE*",
@@ -262,7 +262,9 @@ def bare_report() -> facts.Report:
         base_models=(),
     )
     blocks = tuple(replace(block, scores=(), retained=None) for block in full.plan.blocks)
-    return facts.Report("0.1.0", "2026-01-01", model, replace(full.plan, blocks=blocks, method="weight_norm", blend=""))
+    return facts.Report(
+        __version__, "2026-01-01", model, replace(full.plan, blocks=blocks, method="weight_norm", blend="")
+    )
 
 
 def _speed(factor: float) -> tuple[facts.Speed, ...]:

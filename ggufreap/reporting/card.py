@@ -1,9 +1,9 @@
 """The model card: a README.md as the Hugging Face Hub reads it, YAML in front and Markdown after."""
 
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from ggufreap.reporting.document import Document
 from ggufreap.reporting.pages import Node, render
@@ -21,7 +21,8 @@ def to_card(document: Document, pictures: Mapping[str, Picture]) -> str:
     import yaml
 
     model, plan = document["model"], document["plan"]
-    front = yaml.safe_dump(dict(_front_matter(document)), sort_keys=False, allow_unicode=True)
+    # One line per value: a line of dashes within a text would end the front matter for those who split by lines.
+    front = {key: _one_line(value) for key, value in _front_matter(document)}
     ggufs = [file["name"] for file in document["files"] if file["name"].endswith(".gguf")]
     urls = [base["repo_url"] for base in model["base_models"] if base["repo_url"].startswith("https://")]
     page = render(
@@ -30,7 +31,7 @@ def to_card(document: Document, pictures: Mapping[str, Picture]) -> str:
         lambda path, shape, text: _escaped(text),
         html=False,
         filters={"verbatim": lambda node: re.sub(r"[`\s]+", " ", node.raw), "fenced": _fenced},
-        front_matter=front,
+        front_matter=yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=math.inf),
         marker=MARKER,
         title=_escaped(f"{model['name']} {plan['method'].upper().replace('_', '-')}-{plan['ratio']}"),
         base_url=re.sub(r"[\s()<>]", "", urls[0]) if urls else "",
@@ -41,7 +42,7 @@ def to_card(document: Document, pictures: Mapping[str, Picture]) -> str:
     return re.sub(r"\n{3,}", "\n\n", page)
 
 
-def _front_matter(document: Document) -> Iterator[tuple[str, Any]]:
+def _front_matter(document: Document) -> Iterator[tuple[str, str | list[str]]]:
     """What the Hub files a model under (hub documentation, Model Cards)."""
     model, plan = document["model"], document["plan"]
     bases = [base["repo_url"].removeprefix(HUB).strip("/") for base in model["base_models"]]
@@ -63,6 +64,10 @@ def _front_matter(document: Document) -> Iterator[tuple[str, Any]]:
     named = [source["name"] for source in sources if source["revision"] or source["subset"] or source["split"]]
     if datasets := [name for name in dict.fromkeys(named) if _REPOSITORY.fullmatch(name)]:
         yield "datasets", datasets
+
+
+def _one_line(value: str | list[str]) -> str | list[str]:
+    return " ".join(value.split()) if isinstance(value, str) else [" ".join(each.split()) for each in value]
 
 
 def _relation(document: Document) -> str:

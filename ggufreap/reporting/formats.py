@@ -32,7 +32,7 @@ def _decimal(value: float) -> str:
 
 
 def _magnitude(value: float) -> int:
-    return int(f"{abs(value):e}".partition("e")[2])
+    return int(f"{abs(value):.2e}".partition("e")[2])
 
 
 def _ranges(ids: Sequence[int]) -> str:
