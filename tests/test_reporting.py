@@ -75,6 +75,7 @@ def _edited(edit: Callable[[Any], None]) -> str:
         (lambda d: d.update(variants={}), "variants is {}; it must be a list"),
         (lambda d: d["variants"][0]["overall"].update(kld=0.1), "kld is 0.1; it must be an object"),
         (lambda d: d["coverage"][1].update(mean=float("nan")), r"coverage\[1\].mean is nan; it must be a finite"),
+        (lambda d: d["original"].update(nbytes=0), "no experts or no bytes"),
         (lambda d: d["plan"]["blocks"][0]["keep"].pop(), "keeps 11 of 16 experts, the model has 12"),
         (lambda d: d["plan"]["blocks"][0]["scores"].pop(), "15 scores for 16 experts"),
         (lambda d: d["variants"][1].update(name=d["variants"][0]["name"]), "every name once"),
@@ -354,6 +355,13 @@ def test_odd_scores_can_be_drawn(row: list[float | None]) -> None:
     blocks = tuple(replace(block, scores=tuple(row)) for block in BARE.plan.blocks)
     pictures = draw(replace(BARE, plan=replace(BARE.plan, blocks=blocks)))
     assert {"saliency", "experts", "distributions"} <= set(pictures)
+
+
+def test_names_are_drawn_as_they_are() -> None:
+    names = ("中文", "a $x$ \\frac", "<b>&")
+    pictures = draw(large_report(2, 16, names))
+    text = ElementTree.fromstring(pictures["coverage"].svg.replace("<svg ", '<svg xmlns:xlink="x" ', 1)).itertext()
+    assert set(names) <= {piece.strip() for piece in text}
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

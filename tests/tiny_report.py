@@ -30,11 +30,11 @@ def demo_report(folder: Path, n_chunks: int = 8, n_held_out: int = 1) -> facts.R
     """Everything that one pass and a few contexts per domain tell of the embedded model without a quarter."""
     text, stats, out = folder / "text.txt", folder / "S.npz", folder / "demo-moe-REAP-0.25-Q8_0.gguf"
     text.write_text(calibration_text(n_chunks * N_CTX * 4), encoding="utf-8")
-    settings = EngineSettings(n_ctx=N_CTX, n_ubatch=N_CTX)
+    settings = EngineSettings(n_ctx=N_CTX, n_ubatch=N_CTX, n_threads=1)
     statistics = calibrate(MODEL, stats, file=str(text), chunks=n_chunks, settings=settings)
     chosen = plan(MODEL, stats=stats, ratio="0.25")
     apply(MODEL, chosen, out)
-    proof = verify(MODEL, out, chosen)
+    proof = verify(MODEL, out, chosen, settings=settings)
     source = open_gguf(MODEL)
     layout = bind(source)
     scores = saliency.METHODS["reap"].score(statistics)

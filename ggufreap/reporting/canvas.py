@@ -4,8 +4,11 @@ Only the object-oriented interface of matplotlib is used: no backend is chosen, 
 """
 
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO, StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ggufreap.errors import InputError
 
@@ -21,6 +24,7 @@ MAP = "viridis"
 INK = "#010203"  # stands for the page's text colour, a colour that nothing else has
 _STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a $ in a name is a $
     "svg.hashsalt": "ggufreap",
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -39,7 +43,8 @@ _DPI = 150
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
-def style() -> Any:
+@contextmanager
+def style() -> Iterator[None]:
     """The context in which figures are drawn and saved; raises InputError where matplotlib is missing."""
     try:
         import matplotlib
@@ -47,7 +52,10 @@ def style() -> Any:
         raise InputError(
             "the report's pictures need matplotlib, which is not installed; pip install 'ggufreap[report]'"
         ) from None
-    return matplotlib.rc_context(_STYLE)
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # Names in scripts that the font lacks are boxes in the PNG; in the page the browser's fonts write them.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        yield
 
 
 def canvas(height: float = 3.2, width: float = 5.6) -> tuple["Figure", "Axes"]:

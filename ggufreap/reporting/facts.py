@@ -281,6 +281,8 @@ class Report:
 
     def __post_init__(self) -> None:
         before, after = self.model.n_expert_before, self.model.n_expert_after
+        if min(before, self.model.nbytes_before, self.original.nbytes if self.original else 1) < 1:
+            raise InputError("the unpruned model has no experts or no bytes; give what it has")
         for block in self.plan.blocks:
             if len(set(block.keep)) != after or len(block.keep) != after or not set(block.keep) <= set(range(before)):
                 raise InputError(

@@ -68,7 +68,8 @@ def _octaves(scores: Floats) -> Floats:
 def _heat_map(report: Report, values: Floats, label: str) -> "Figure":
     n_rows = len(values)
     figure, axes = canvas(height=min(4.6, 1.7 + 0.22 * n_rows))
-    spread = np.nanpercentile(np.abs(values), 98) if not np.isnan(values).all() else OCTAVES
+    everything = np.abs(_octaves(scores_of(report)))  # both maps have the same colours
+    spread = np.nanpercentile(everything, 98) if not np.isnan(everything).all() else OCTAVES
     reach = int(np.clip(np.ceil(spread), 1, OCTAVES))
     image = axes.imshow(values, MAP, aspect="auto", interpolation="none", vmin=-reach, vmax=reach)
     bar = figure.colorbar(image, ax=axes, location="bottom", aspect=40, fraction=0.06, pad=0.03)
