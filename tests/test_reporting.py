@@ -350,7 +350,7 @@ def test_the_pictures_show_the_experts_that_go() -> None:
     assert int(np.isnan(scores).sum()) == sum(block.scores.count(None) for block in LARGE.plan.blocks) > 0
 
 
-@pytest.mark.parametrize("row", [[None] * 16, [0.0] * 16, [-1.0, 2.0] * 8, [1e-30, 1e30] * 8])
+@pytest.mark.parametrize("row", [[None] * 16, [-1.0, 0.0, 1e-30, 1e30] * 4])
 def test_odd_scores_can_be_drawn(row: list[float | None]) -> None:
     blocks = tuple(replace(block, scores=tuple(row)) for block in BARE.plan.blocks)
     pictures = draw(replace(BARE, plan=replace(BARE.plan, blocks=blocks)))
@@ -359,7 +359,8 @@ def test_odd_scores_can_be_drawn(row: list[float | None]) -> None:
 
 def test_names_are_drawn_as_they_are() -> None:
     names = ("中文", "a $x$ \\frac", "<b>&")
-    pictures = draw(large_report(2, 16, names))
+    rows = tuple(facts.Coverage(name, 0.9, 0.8) for name in names)
+    pictures = draw(replace(BARE, coverage=rows))
     text = ElementTree.fromstring(pictures["coverage"].svg.replace("<svg ", '<svg xmlns:xlink="x" ', 1)).itertext()
     assert set(names) <= {piece.strip() for piece in text}
 
@@ -458,7 +459,7 @@ def test_nor_is_any_other_foreign_file(name: str, tmp_path: Path) -> None:
 
 
 def test_a_new_report_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
-    old = write_report(large_report(2, 16, ("code", "de")), tmp_path)
+    old = write_report(replace(BARE, coverage=LARGE.coverage), tmp_path)
     (tmp_path / "photo.png").write_bytes(b"mine")
     new = write_report(BARE, tmp_path)
     assert {path.name for path in old} > {path.name for path in new}
