@@ -22,6 +22,7 @@ ROWS = (
     ("calibration", "saliency", "evaluation"),
     ("planning",),
     ("naming", "inspection", "rewriting", "verification", "demonstration", "quantization"),
+    ("reporting",),
     ("recipe",),
     ("verbs",),
     ("console",),

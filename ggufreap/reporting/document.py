@@ -1,0 +1,115 @@
+"""`report.json`: the facts, and the summary that follows from them; nothing else holds a number of the report."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from math import isfinite
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ggufreap import __version__
+from ggufreap.errors import InputError
+from ggufreap.reporting.facts import Report
+from ggufreap.reporting.summary import summary_of
+
+SCHEMA = "ggufreap.report/1"
+Document = Mapping[str, Any]
+_WORDS = {str: "a string", int: "a whole number", float: "a finite number", bool: "true or false"}
+
+
+def document_of(report: Report) -> Document:
+    """The report as plain lists and dictionaries, with `summary` beside the facts."""
+    facts = {"schema": SCHEMA, **asdict(report)}
+    # Tuples become lists here, so that the document is the same whether it was made or read.
+    document: Document = json.loads(json.dumps(facts | {"summary": summary_of(report)}, allow_nan=False))
+    return document
+
+
+def to_json(report: Report) -> str:
+    """`report.json`: one line per block and row, so that it can be read and compared."""
+    return _lines(document_of(report)) + "\n"
+
+
+def from_json(text: str, source: str = "report.json") -> Report:
+    """The report that `to_json` wrote.
+
+    Raises InputError where a key is unknown, missing or of another type, or the summary does not follow from the
+    facts: numbers that somebody changed by hand.
+    """
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{source} is not JSON: {error}; make one with report") from None
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        found = document.get("schema") if isinstance(document, dict) else None
+        raise InputError(f"{source} has schema {found!r}, this version reads {SCHEMA!r}; make the report again")
+    facts = {key: value for key, value in document.items() if key not in ("schema", "summary")}
+    report: Report = _decoded(Report, facts, source, "the report")
+    # Another version may word its summary otherwise.
+    if report.version == __version__ and document_of(report)["summary"] != document.get("summary"):
+        raise InputError(f"{source}: summary does not follow from the facts beside it; make the report again")
+    return report
+
+
+def load_report(path: Path) -> Report:
+    """Read a `report.json`; raises InputError for anything else."""
+    try:
+        return from_json(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text; make one with report") from None
+
+
+def _decoded(kind: Any, value: Any, source: str, where: str) -> Any:
+    """`value` as `kind`: a dataclass, a tuple of one type, a plain value, or any of these or nothing."""
+    if is_dataclass(kind):
+        return _dataclass(kind, value, source, where)
+    if get_origin(kind) is UnionType:
+        inner = next(option for option in get_args(kind) if option is not type(None))
+        return None if value is None else _decoded(inner, value, source, where)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise InputError(f"{source}: {where} is {value!r:.60}; it must be a list")
+        return tuple(_decoded(get_args(kind)[0], item, source, f"{where}[{i}]") for i, item in enumerate(value))
+    fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    if not fits or (kind is float and not isfinite(value)):
+        raise InputError(f"{source}: {where} is {value!r:.60}; it must be {_WORDS[kind]}")
+    return kind(value)
+
+
+def _dataclass(kind: Any, value: Any, source: str, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise InputError(f"{source}: {where} is {value!r:.60}; it must be an object")
+    hints = get_type_hints(kind)
+    for key in value:
+        if key not in hints:
+            raise InputError(f"{source}: {where} has the key {key!r}, which is not known; take it out")
+    for field in fields(kind):
+        if field.name not in value and field.default is MISSING:
+            raise InputError(f"{source}: {where} has no {field.name}; every report has one")
+    names = "" if kind is Report else f"{where}."
+    values = {key: _decoded(hints[key], item, source, names + key) for key, item in value.items()}
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def _lines(value: Any, indent: str = "") -> str:
+    """JSON with containers of plain values on one line."""
+    if not isinstance(value, dict | list) or not value:
+        return json.dumps(value, ensure_ascii=False)
+    items = value.values() if isinstance(value, dict) else value
+    if not any(isinstance(item, dict | list) and item for item in items):
+        return json.dumps(value, ensure_ascii=False)
+    if "block" in value:  # a row of the plan, with its lists
+        return json.dumps(value, ensure_ascii=False)
+    inner = indent + "  "
+    if isinstance(value, dict):
+        body = [f"{json.dumps(key, ensure_ascii=False)}: {_lines(item, inner)}" for key, item in value.items()]
+    else:
+        body = [_lines(item, inner) for item in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n{inner}" + f",\n{inner}".join(body) + f"\n{indent}{closing}"
