@@ -151,6 +151,7 @@ class Renderer:
         try:
             answer = self._ask(json.dumps(job))
         except _Died as death:
+            self._stop()
             raise InputError(f"the chat template {death} before it was used; use --no-chat-template") from None
         if "refused" in answer:
             self._stop()

@@ -95,7 +95,8 @@ def _by_marks(text: str, messages: Messages, turns: Sequence[int], parts: Parts,
             continue
         floor = runs[index - 1][1][-1] if index else 0
         ceiling = runs[index + 1][1][0] if index + 1 < len(runs) else len(text)
-        prompt = _prompt(parts, owner)
+        prompts = (_prompt(parts, turn) for turn in (owner, *turns))  # the own one, or another turn's
+        prompt = next((known for known in prompts if known is not None), "")
         opening = prompt or _last(endings, owner, False)
         start = places[0] - _tail_after(opening, text[floor : places[0]])
         spans.append((start, places[-1] + _ending(endings, owner, prompt, text[places[-1] : ceiling])))
@@ -130,10 +131,10 @@ def _cuts(prompt: str) -> Iterator[int]:
     yield from (end for end in range(len(prompt) - 1, 0, -1) if prompt[end - 1] in ">\n")
 
 
-def _prompt(parts: Parts, turn: int) -> str:
-    """The generation prompt in front of a message."""
-    before, prompted = parts.get((turn, False)) or "", parts.get((turn, True)) or ""
-    return prompted[len(before) :] if prompted.startswith(before) else ""
+def _prompt(parts: Parts, turn: int) -> str | None:
+    """The generation prompt in front of a message, where it can be told."""
+    before, prompted = parts.get((turn, False)), parts.get((turn, True))
+    return prompted[len(before) :] if before is not None and prompted and prompted.startswith(before) else None
 
 
 def _tail_after(prompt: str, zone: str) -> int:
