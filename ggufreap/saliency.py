@@ -20,40 +20,42 @@ from ggufreap.statistics import ExpertStatistics, Floats
 
 @dataclass(frozen=True)
 class Method:
-    """A criterion over statistics; `score` gives `[n_moe_blocks, n_expert]`."""
+    """A criterion over statistics; `score` gives `[n_moe_blocks, n_expert]`.
+
+    `mass` is the accumulator that it adds up or averages: what an expert does in all, to tell how much of it stays.
+    """
 
     score: Callable[[ExpertStatistics], Floats]
+    mass: str
     formula: str
     source: str
 
 
-def _mean(name: str, transform: Callable[[Floats], Floats] = lambda mean: mean) -> Callable[[ExpertStatistics], Floats]:
+def _mean(mass: str, formula: str, source: str, transform: Callable[[Floats], Floats] = lambda mean: mean) -> Method:
     """The mean over routed tokens; an expert that was never routed is lowest."""
 
     def score(statistics: ExpertStatistics) -> Floats:
         count = statistics.values["count"]
-        return np.where(count > 0, transform(statistics.values[name] / np.maximum(count, 1)), -np.inf)
+        routed = count > 0
+        return np.where(routed, transform(statistics.values[mass] / np.where(routed, count, 1)), -np.inf)
 
-    return score
+    return Method(score, mass, formula, source)
 
 
-def _total(name: str) -> Callable[[ExpertStatistics], Floats]:
-    def score(statistics: ExpertStatistics) -> Floats:
-        return statistics.values[name]
-
-    return score
+def _total(mass: str, formula: str, source: str) -> Method:
+    return Method(lambda statistics: statistics.values[mass], mass, formula, source)
 
 
 _REAP = "REAP, arXiv 2510.13999"
 METHODS: Mapping[str, Method] = {
-    "reap": Method(_mean("sum_gf"), "1/|X_j| Σ g_j‖f_j‖", f"{_REAP}: its saliency criterion"),
-    "reap_l2": Method(_mean("sum_gf2", np.sqrt), "√(1/|X_j| Σ (g_j‖f_j‖)²)", f"{_REAP}: option of its code"),
-    "frequency": Method(_total("count"), "|X_j|", f"{_REAP}: baseline"),
-    "ean_sum": Method(_total("sum_f"), "Σ ‖f_j‖", f"expert activation norm, baseline in {_REAP}"),
-    "ean_mean": Method(_mean("sum_f"), "1/|X_j| Σ ‖f_j‖", f"{_REAP}: option of its code"),
-    "weighted_ean_sum": Method(_total("sum_gf"), "Σ g_j‖f_j‖", f"{_REAP}: option of its code"),
-    "weighted_frequency_sum": Method(_total("sum_g"), "Σ g_j", "soft counts of SEER-MoE, arXiv 2404.05089"),
-    "max_activations": Method(_total("max_f"), "max |f_j|", f"{_REAP}: option of its code"),
+    "reap": _mean("sum_gf", "1/|X_j| Σ g_j‖f_j‖", f"{_REAP}: its saliency criterion"),
+    "reap_l2": _mean("sum_gf2", "√(1/|X_j| Σ (g_j‖f_j‖)²)", f"{_REAP}: option of its code", np.sqrt),
+    "frequency": _total("count", "|X_j|", f"{_REAP}: baseline"),
+    "ean_sum": _total("sum_f", "Σ ‖f_j‖", f"expert activation norm, baseline in {_REAP}"),
+    "ean_mean": _mean("sum_f", "1/|X_j| Σ ‖f_j‖", f"{_REAP}: option of its code"),
+    "weighted_ean_sum": _total("sum_gf", "Σ g_j‖f_j‖", f"{_REAP}: option of its code"),
+    "weighted_frequency_sum": _total("sum_g", "Σ g_j", "soft counts of SEER-MoE, arXiv 2404.05089"),
+    "max_activations": _total("max_f", "max |f_j|", f"{_REAP}: option of its code"),
 }
 # These need no calibration.
 RANDOM, WEIGHT_NORM = "random", "weight_norm"

@@ -1,0 +1,101 @@
+"""From statistics per domain to one score per expert: how much of a say each domain of the text has.
+
+`tokens`   every token counts alike, so a domain weighs as much as it has of the text;
+`uniform`  every domain weighs the same, however much text it has;
+`A=2,B=1`  a domain weighs so many times what it does in `uniform`;
+`maxmin`   an expert counts for the domain that needs it most, so that no domain pays for the others.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+
+from ggufreap.errors import InputError
+from ggufreap.saliency import METHODS
+from ggufreap.statistics import ACCUMULATORS, DomainStatistics, ExpertStatistics, Floats
+
+TOKENS, UNIFORM, MAXMIN = BLENDS = ("tokens", "uniform", "maxmin")
+
+
+def check_blend(how: str) -> None:
+    """Raise InputError for what is no blend, whatever the domains; to be asked before long work."""
+    if how not in BLENDS:
+        _named(how)
+
+
+def blend(statistics: DomainStatistics, how: str, method: str) -> Floats:
+    """The scores `[n_moe_blocks, n_expert]` of `method`, a name of saliency.METHODS, for all domains together.
+
+    Raises InputError for a blend that cannot be read or names other domains, and for a domain without tokens.
+    """
+    if how == TOKENS:
+        return METHODS[method].score(statistics.total)
+    tokens = {domain: statistics.of(domain).n_tokens for domain in statistics.domains}
+    weights = dict.fromkeys(tokens, 1.0) if how in BLENDS else _named(how)
+    if set(weights) != set(tokens):
+        raise InputError(
+            f"the blend weighs {', '.join(weights)}, the statistics hold {', '.join(tokens)}; "
+            "name every domain, 0 is a weight too"
+        )
+    for domain, weight in weights.items():
+        if weight and not tokens[domain]:
+            raise InputError(f"no token of {domain} was counted, so it has no weight; calibrate with more of its text")
+    return most_needed(statistics, method) if how == MAXMIN else METHODS[method].score(weighted(statistics, weights))
+
+
+def weighted(statistics: DomainStatistics, weights: Mapping[str, float]) -> ExpertStatistics:
+    """The statistics of as many tokens, of which each domain has a part in proportion to its weight.
+
+    Sums are scaled, so that means over tokens are weighted too; a maximum is that over the domains that weigh anything.
+    """
+    total = ExpertStatistics.empty(statistics.blocks, statistics.n_used, statistics.n_expert)
+    whole = sum(weights.values())
+    for (
+        domain
+    ) in statistics.domains:  # their order, not that of the weights, so that equal blends are equal bit for bit
+        if weights[domain]:
+            part = statistics.of(domain)
+            factor = weights[domain] * statistics.n_tokens / (whole * part.n_tokens)
+            values = {
+                name: part.values[name] if row.combine is np.maximum else factor * part.values[name]
+                for name, row in ACCUMULATORS.items()
+            }
+            total = total + replace(part, values=values)
+    return replace(total, n_tokens=statistics.n_tokens)
+
+
+def most_needed(statistics: DomainStatistics, method: str) -> Floats:
+    """max_d m_dj / Σ_i m_di: the largest share that expert j has in the mass m_d of any domain, per block.
+
+    m is what the method adds up or averages (Σ g‖f‖ for REAP). Of all sets of one size, the one with the highest
+    scores makes the largest share that any domain loses in any one expert as small as it can be: a max-min over
+    domains without a parameter, whose sets for different sizes contain one another.
+
+    TODO
+    """
+    mass = np.stack([statistics.of(domain).values[METHODS[method].mass] for domain in statistics.domains])
+    whole = mass.sum(axis=-1, keepdims=True)
+    return cast(Floats, np.divide(mass, whole, out=np.zeros_like(mass), where=whole > 0).max(axis=0))
+
+
+def _named(how: str) -> dict[str, float]:
+    """`NAME=W,NAME=W` as a mapping."""
+    weights: dict[str, float] = {}
+    for pair in how.split(","):
+        name, equals, text = pair.strip().rpartition("=")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not (equals and name and name not in weights and 0 <= weight < math.inf):
+            raise InputError(
+                f"blend {how!r} is not known at {pair.strip()!r}; give {', '.join(BLENDS)} or NAME=WEIGHT,NAME=WEIGHT "
+                "with each domain once and weights of 0 or more"
+            )
+        weights[name] = weight
+    if not any(weights.values()):
+        raise InputError(f"blend {how!r} gives no domain any weight; one of them needs a weight above 0")
+    return weights

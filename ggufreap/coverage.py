@@ -1,0 +1,175 @@
+"""What a keep-set means for each domain of the text, and whether there was enough text to choose it by.
+
+How stable a choice is shows when it is made twice, from the even and from the odd chunks alone: what separates the two
+is chance. Each has half of the text, so the choice from all of it is better than either.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from ggufreap.blending import TOKENS, blend
+from ggufreap.errors import MismatchError
+from ggufreap.planning import select
+from ggufreap.saliency import METHODS
+from ggufreap.statistics import DomainStatistics, ExpertStatistics, Floats
+
+WARN_BELOW = 0.9
+FEW_TOKENS = 50
+# Halves that agree on this share of the removed experts: the rest are experts of nearly equal score.
+STABLE = 0.95
+MOST_FACTOR = 20  # beyond this, how much more text it takes is a guess
+
+Rows = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """The share of experts that the choices from both halves have in common, mean over blocks."""
+
+    kept: float
+    removed: float
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Routed tokens per expert, over all blocks; `few`: the share of experts with less than FEW_TOKENS."""
+
+    least: int
+    median: int
+    few: float
+
+
+@dataclass(frozen=True)
+class DomainCoverage:
+    """What the keep-set leaves of a domain.
+
+    `retained`: the mass of its scores in the kept experts, as a share of what its own best set of that size would
+    hold; mean over blocks, and the lowest with its block. `stability` is of that own set, None without a second half.
+    """
+
+    domain: str
+    n_tokens: int
+    retained: float
+    lowest: float
+    lowest_block: int
+    routed: Routed
+    stability: Stability | None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """All domains, in order; `routed` and `stability` are of all text together, blended as for the keep-set."""
+
+    n_tokens: int
+    domains: tuple[DomainCoverage, ...]
+    routed: Routed
+    stability: Stability | None
+
+    def warnings(self, threshold: float = WARN_BELOW) -> tuple[str, ...]:
+        """A line for each domain that retains less than `threshold`."""
+        return tuple(
+            f"{row.domain} retains {row.retained:.1%} of what experts chosen for it alone would "
+            f"({row.lowest:.1%} in block {row.lowest_block}); give it more weight in the blend or remove fewer experts"
+            for row in self.domains
+            if row.retained < threshold
+        )
+
+    @property
+    def factor(self) -> float | None:
+        """How many times the text the choice needs to be STABLE, 1 where it is; None without a second half.
+
+        The share of removed experts that differ between the halves falls as one over the square root of the tokens,
+        as the noise of a mean does: TODO.
+        """
+        if self.stability is None:
+            return None
+        return max(1.0, ((1 - self.stability.removed) / (1 - STABLE)) ** 2)
+
+    @property
+    def advice(self) -> str:
+        """One line: whether the text was enough."""
+        if self.stability is None or self.factor is None:
+            return "whether the keep-set is stable cannot be told: every domain needs two chunks or more"
+        agree = f"two halves of the text agree on {self.stability.removed:.1%} of the removed experts"
+        if self.stability.removed >= STABLE:
+            return f"keep-set is stable: {agree}"
+        more = f"{math.ceil(self.factor)}x" if self.factor <= MOST_FACTOR else f"more than {MOST_FACTOR}x"
+        return f"keep-set is not stable: {agree}, {STABLE:.0%} are wanted; run {more} the tokens"
+
+
+def measure(
+    statistics: DomainStatistics,
+    keep: Mapping[int, Sequence[int]],
+    method: str,
+    how: str = TOKENS,
+    n_group: int = 1,
+) -> Coverage:
+    """What `keep`, block -> ids as in a PruningPlan, leaves of each domain.
+
+    `method` is a name of saliency.METHODS and `how` a blend, as for the plan. Raises MismatchError when a block of the
+    statistics is not in `keep`.
+    """
+    missing = [block for block in statistics.blocks if block not in keep]
+    if missing:
+        raise MismatchError(
+            f"the plan has no block {missing[0]}, which the statistics have; they belong to other models"
+        )
+    chosen = [keep[block] for block in statistics.blocks]
+    n_keep = len(chosen[0])
+
+    def row(domain: str) -> DomainCoverage:
+        whole, halves = statistics.of(domain), statistics.halves[domain]
+        by_block = covered(whole.values[METHODS[method].mass], chosen, n_group)
+        stability = None
+        if all(half.n_tokens for half in halves):
+            stability = _agreement([METHODS[method].score(half) for half in halves], n_keep, n_group)
+        lowest = int(by_block.argmin())
+        return DomainCoverage(
+            domain,
+            whole.n_tokens,
+            float(by_block.mean()),
+            float(by_block[lowest]),
+            statistics.blocks[lowest],
+            _routed(whole),
+            stability,
+        )
+
+    rows = tuple(row(domain) for domain in statistics.domains)
+    together = None
+    if rows and all(found.stability for found in rows):
+        scores = [blend(statistics.half(which), how, method) for which in (0, 1)]
+        together = _agreement(scores, n_keep, n_group)
+    return Coverage(statistics.n_tokens, rows, _routed(statistics.total), together)
+
+
+def covered(mass: Floats, chosen: Rows, n_group: int = 1) -> Floats:
+    """The mass that the chosen experts hold, as a share of what the best set of that size would: `[n_blocks]`.
+
+    `mass` is `[n_blocks, n_expert]`; `chosen` has a row per block, all of one length. 1 where there is no mass.
+    """
+    held, most = (
+        np.take_along_axis(mass, np.asarray(rows), axis=1).sum(axis=1)
+        for rows in (chosen, select(mass, len(chosen[0]), n_group))
+    )
+    return cast(Floats, np.divide(held, most, out=np.ones_like(most), where=most > 0))
+
+
+def _agreement(scores: Sequence[Floats], n_keep: int, n_group: int) -> Stability:
+    """How far the choices from two rows of scores `[n_blocks, n_expert]` are the same."""
+    n_blocks, n_expert = scores[0].shape
+    kept = np.zeros((2, n_blocks, n_expert), bool)
+    for which, values in enumerate(scores):
+        np.put_along_axis(kept[which], np.asarray(select(values, n_keep, n_group)), True, axis=1)
+    n_removed = n_expert - n_keep
+    both_kept, both_removed = kept.all(axis=0).sum(), (~kept).all(axis=0).sum()
+    removed = float(both_removed / (n_blocks * n_removed)) if n_removed else 1.0
+    return Stability(float(both_kept / (n_blocks * n_keep)), removed)
+
+
+def _routed(statistics: ExpertStatistics) -> Routed:
+    counts = statistics.values["count"]
+    return Routed(int(counts.min()), int(np.median(counts)), float((counts < FEW_TOKENS).mean()))
