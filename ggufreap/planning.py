@@ -14,10 +14,16 @@ import numpy as np
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
 from ggufreap.files import replacing
+from ggufreap.saliency import IMATRIX
 from ggufreap.statistics import Floats
 
 SCHEMA = "ggufreap.plan/1"
 MTP_MODES = ("mirror", "drop")
+# What whoever meets a plan, or a file made by it, must know of the method.
+NOTES = {
+    IMATRIX: "chosen from an importance matrix alone, without calibration: weaker than reap, since such a matrix knows "
+    "neither router weights nor expert outputs"
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,11 @@ class PruningPlan:
         return f"removes {self.n_expert - self.n_keep} of {self.n_expert}, keeps {self.n_keep}"
 
     @property
+    def note(self) -> str:
+        """What is to be known of its method, if anything."""
+        return NOTES.get(self.method, "")
+
+    @property
     def label(self) -> str:
         """The suffix of names: `REAP-0.20`."""
         return f"{self.method.upper().replace('_', '-')}-{self.ratio}"
@@ -73,7 +84,7 @@ class PruningPlan:
             "n_keep": self.n_keep,
             "mtp": self.mtp,
             "corpus": self.corpus,
-        }
+        } | ({"note": self.note} if self.note else {})
         lines = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
         return f'{{\n{lines}  "layers": {{\n    {layers}\n  }}\n}}\n'
 

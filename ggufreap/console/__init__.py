@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console import stages, whole
+from ggufreap.console import importance, stages, whole
 from ggufreap.console.draw import Drawers, Plain, size
 from ggufreap.console.stages import DryRun
 from ggufreap.progress import Bar
 
 __all__ = ["DryRun", "listen", "progress", "show", "size"]
-_DRAWERS: Drawers = {**stages.DRAWERS, **whole.DRAWERS}
+_DRAWERS: Drawers = {**stages.DRAWERS, **whole.DRAWERS, **importance.DRAWERS}
 _PLAIN: Plain = {**stages.PLAIN, **whole.PLAIN}
 
 
