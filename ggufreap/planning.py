@@ -15,10 +15,16 @@ from ggufreap.architecture.layout import MoeLayout
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
 from ggufreap.files import replacing
+from ggufreap.saliency import IMATRIX
 from ggufreap.statistics import Floats
 
 SCHEMA = "ggufreap.plan/1"
 MTP_MODES = ("mirror", "drop")
+# What whoever meets a plan, or a file made by it, must know of the method.
+NOTES = {
+    IMATRIX: "chosen from an importance matrix alone, without calibration: weaker than reap, since such a matrix knows "
+    "neither router weights nor expert outputs"
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,11 @@ class PruningPlan:
         return f"removes {self.n_expert - self.n_keep} of {self.n_expert}, keeps {self.n_keep}"
 
     @property
+    def note(self) -> str:
+        """What is to be known of its method, if anything."""
+        return NOTES.get(self.method, "")
+
+    @property
     def label(self) -> str:
         """The suffix of names: `REAP-0.20`."""
         return f"{self.method.upper().replace('_', '-')}-{self.ratio}"
@@ -76,7 +87,7 @@ class PruningPlan:
             "mtp": self.mtp,
             "corpus": self.corpus,
             "datasets": [vars(record) for record in self.datasets],
-        }
+        } | ({"note": self.note} if self.note else {})
         lines = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
         return f'{{\n{lines}  "layers": {{\n    {layers}\n  }}\n}}\n'
 

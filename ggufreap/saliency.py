@@ -11,9 +11,11 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap import imatrix as imatrices
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, TensorRecord, type_name
 from ggufreap.errors import FormatError, UnsupportedModel
+from ggufreap.imatrix import Imatrix
 from ggufreap.progress import Progress, silent
 from ggufreap.statistics import ExpertStatistics, Floats
 
@@ -59,6 +61,7 @@ METHODS: Mapping[str, Method] = {
 }
 # These need no calibration.
 RANDOM, WEIGHT_NORM = "random", "weight_norm"
+IMATRIX = "imatrix"  # takes the importance matrix that was given
 METHOD_NAMES = (*METHODS, RANDOM, WEIGHT_NORM)
 
 
@@ -82,14 +85,38 @@ def weight_norms(file: GgufFile, layout: MoeLayout, progress: Progress = silent)
     with progress("weight norms", sum(record.nbytes for _, record in records), "B") as bar:
         for row, record in records:
             for expert in range(layout.n_expert):
-                square = np.square(_expert_weights(file, record, expert), dtype=np.float64).sum()
-                if not np.isfinite(square):
-                    raise FormatError(
-                        f"{file.path}: {record.name}, expert {expert}: a weight is NaN or infinite; the file is damaged"
-                    )
-                squares[row, expert] += square
+                squares[row, expert] += _column_squares(file, record, expert).sum()
             bar.update(record.nbytes)
     return cast(Floats, np.sqrt(squares))
+
+
+def imatrix_scores(imatrix: Imatrix, file: GgufFile, layout: MoeLayout, progress: Progress = silent) -> Floats:
+    """√(|X_j| Σ_i s_ji ‖w_ji‖²), `[n_trunk_blocks, n_expert]`: about Σ ‖f_j‖, from an importance matrix alone.
+
+    s_ji = Σ a_ji² is what the matrix holds of input i of the expert's last weight, w_ji that weight's column i. Where
+    inputs are uncorrelated, the sum over i is Σ ‖f_j‖², and by Cauchy-Schwarz the score is no less than Σ ‖f_j‖. Router
+    weights are not in it. Raises MismatchError or InputError for a matrix without counts per expert.
+    """
+    counts = imatrices.expert_statistics(imatrix, layout).counts
+    squares = np.zeros((len(layout.trunk), layout.n_expert))
+    records = [file.by_name[f"blk.{block.index}.ffn_down_exps.weight"] for block in layout.trunk]
+    with progress("expert outputs", sum(record.nbytes for record in records), "B") as bar:
+        for row, record in enumerate(records):
+            sums = imatrix.entries[record.name].in_sum2
+            for expert in range(layout.n_expert):
+                squares[row, expert] = _column_squares(file, record, expert) @ sums[expert]
+            bar.update(record.nbytes)
+    return cast(Floats, np.sqrt(counts * squares))
+
+
+def _column_squares(file: GgufFile, record: TensorRecord, expert: int) -> Floats:
+    """The squared 2-norms of the columns of one expert's matrix `[n_out, n_in]`: `[n_in]`."""
+    squares = np.square(_expert_weights(file, record, expert), dtype=np.float64).sum(axis=0)
+    if not np.isfinite(squares).all():
+        raise FormatError(
+            f"{file.path}: {record.name}, expert {expert}: a weight is NaN or infinite; the file is damaged"
+        )
+    return cast(Floats, squares)
 
 
 def _expert_weights(file: GgufFile, record: TensorRecord, expert: int) -> npt.NDArray[np.float32]:

@@ -974,8 +974,9 @@ def test_importing_loads_nothing_heavy(code: str) -> None:
 def test_every_verb_is_importable_and_is_what_the_command_line_calls() -> None:
     import ggufreap
 
-    assert set(VERBS) == set(ggufreap.__all__) - {"__version__"}
+    # ggufreap.imatrix is the room of that name, which has all that the verb is made of.
+    assert set(VERBS) - {"imatrix"} == set(ggufreap.__all__) - {"__version__"}
     for name in VERBS:
-        assert getattr(ggufreap, name) is getattr(verbs, name)
+        assert name == "imatrix" or getattr(ggufreap, name) is getattr(verbs, name)
     with pytest.raises(AttributeError, match="squeeze"):
         ggufreap.squeeze  # noqa: B018

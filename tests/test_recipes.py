@@ -212,9 +212,7 @@ def test_held_out_texts_are_named(write: Write) -> None:
     recipe = load_recipe(write(KEEPING + "[evaluation]\nfiles = ['law=/data/x=1.txt', 'data/wiki.txt']\nchunks = 8\n"))
     assert recipe.evaluation.texts == {"law": Path("/data/x=1.txt"), "wiki": Path("data/wiki.txt")}
     assert (recipe.evaluation.chunks, recipe.evaluation.ctx_size) == (8, 512)
-    with pytest.raises(
-        InputError, match=r"recipe mine: evaluation\.files names 2 texts.* take the table"
-    ):
+    with pytest.raises(InputError, match=r"recipe mine: evaluation\.files names 2 texts.* take the table"):
         run(recipe, "none.gguf")
     empty = load_recipe(write(KEEPING + "[evaluation]\n"))
     assert empty.evaluation.texts == {}

@@ -93,6 +93,11 @@ def target(command: argparse.ArgumentParser) -> None:
         "--method", default="reap", metavar="NAME", help="saliency: reap (default), frequency, ... (see README)"
     )
     group.add_argument(
+        "--from-imatrix",
+        metavar="FILE",
+        help="choose by a GGUF importance matrix of the model, without calibration: a weaker choice",
+    )
+    group.add_argument(
         "--mtp", choices=("mirror", "drop"), default="mirror", help="MTP blocks: as the last block (default), or out"
     )
 

@@ -51,7 +51,7 @@ def _run_plan(options: argparse.Namespace) -> Result:
     from ggufreap.planning import save_plan
 
     plan_path = Path(options.output)
-    check_output(plan_path, options.model, options.stats)
+    check_output(plan_path, options.model, options.stats, options.from_imatrix)
     plan = verbs.plan(options.model, stats=options.stats, **choice(options), progress=progress())
     save_plan(plan_path, plan)
     return plan, 0
@@ -78,6 +78,12 @@ def _run_quantize(options: argparse.Namespace) -> Result:
     if options.tensor_type or any(own.values()):
         raise InputError("types of tensors were given beside --recipe, which tells them; give one or the other")
     return verbs.quantize_variants(options.model, options.output, options.recipe, **common), 0
+
+
+def _run_imatrix(options: argparse.Namespace) -> Result:
+    from ggufreap import verbs
+
+    return verbs.imatrix(options.files, out=options.output, model=options.model, plan=options.plan), 0
 
 
 def _run_verify(options: argparse.Namespace) -> Result:
@@ -129,5 +135,15 @@ VERBS: Verbs = {
         _run_quantize,
         "requantise a model with llama.cpp's own quantiser",
         (model, out("GGUF file, or a folder for the variants of a recipe"), quantiser),
+    ),
+    "imatrix": (
+        _run_imatrix,
+        "show what importance matrices hold; merge, check and slice them",
+        (
+            argument("files", nargs="+", metavar="FILE", help="GGUF or .dat; several are added up"),
+            out("where it goes; .dat for the legacy format", required=False),
+            argument("--model", metavar="MODEL", help="check that it fits this model"),
+            argument("--plan", metavar="P.json", help="slice it to the experts that stay of MODEL, the unpruned one"),
+        ),
     ),
 }

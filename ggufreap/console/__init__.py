@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console import evaluation, stages, whole
+from ggufreap.console import evaluation, importance, stages, whole
 from ggufreap.console.draw import Drawers, Plain, size
 from ggufreap.console.stages import DryRun
 from ggufreap.progress import Bar
 
 __all__ = ["DryRun", "listen", "progress", "show", "size"]
-_DRAWERS: Drawers = {**stages.DRAWERS, **evaluation.DRAWERS, **whole.DRAWERS}
+_DRAWERS: Drawers = {**stages.DRAWERS, **importance.DRAWERS, **evaluation.DRAWERS, **whole.DRAWERS}
 _PLAIN: Plain = {**stages.PLAIN, **evaluation.PLAIN, **whole.PLAIN}
 
 

@@ -69,8 +69,15 @@ def _statistics(found: DomainStatistics) -> None:
 
 def _plan(plan: PruningPlan) -> None:
     say(f"{plan.summary} ({plan.method}, ratio {plan.ratio})")
+    draw_note(plan)
     rows = [(str(block), f"{why['retained']:.1%}") for block, why in plan.why.items() if "retained" in why]
     table("Share of the score that stays", ("block", "retained"), rows)
+
+
+def draw_note(plan: PruningPlan) -> None:
+    """What is to be known of the plan's method."""
+    if plan.note:
+        say(styled(f"note: {plan.note}", "yellow"))
 
 
 def draw_script(script: RewriteScript) -> None:

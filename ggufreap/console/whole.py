@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
-from ggufreap.console.stages import draw_variant, draw_verification, plain_verification
+from ggufreap.console.stages import draw_note, draw_variant, draw_verification, plain_verification
 from ggufreap.demonstration import Demonstration
 from ggufreap.verbs import Pruned
 
@@ -14,6 +14,7 @@ def _pruned(pruned: Pruned) -> None:
         draw_verification(pruned.verification)
     before, after = pruned.script.source_nbytes, pruned.script.nbytes
     say(styled(f"{pruned.plan.summary}:", "bold"), f"{size(before)} -> {size(after)} ({after / before:.0%})")
+    draw_note(pruned.plan)
     for file in pruned.script.files:
         gone = "  (removed once it was quantised)" if pruned.quantized and not file.path.exists() else ""
         say(f"{file.path}{gone}")
@@ -43,6 +44,8 @@ def _plain_pruned(pruned: Pruned) -> dict[str, Any]:
         "files": [{"path": str(file.path), "nbytes": file.nbytes} for file in pruned.script.files],
         "source_nbytes": pruned.script.source_nbytes,
         "summary": pruned.plan.summary,
+        "method": pruned.plan.method,
+        "note": pruned.plan.note,
         "plan": pruned.plan_path,
         "statistics": pruned.statistics_path,
         "verification": plain_verification(pruned.verification) if pruned.verification else None,

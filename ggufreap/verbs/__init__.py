@@ -2,13 +2,15 @@
 
 from ggufreap.verbs.candidates import Preview, choose_ratio, preview
 from ggufreap.verbs.evaluation import Evaluation, evaluate
+from ggufreap.verbs.importance import ImatrixReport, imatrix
 from ggufreap.verbs.recipes import run
-from ggufreap.verbs.requantize import Variants, quantize, quantize_variants
+from ggufreap.verbs.requantize import Variants, gap_note, quantize, quantize_variants
 from ggufreap.verbs.stages import apply, calibrate, inspect, plan, verify
 from ggufreap.verbs.whole import Pruned, demo, prune
 
 __all__ = [
     "Evaluation",
+    "ImatrixReport",
     "Preview",
     "Pruned",
     "Variants",
@@ -17,6 +19,8 @@ __all__ = [
     "choose_ratio",
     "demo",
     "evaluate",
+    "gap_note",
+    "imatrix",
     "inspect",
     "plan",
     "preview",

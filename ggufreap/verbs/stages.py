@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap import __version__, saliency
+from ggufreap import imatrix as matrices
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.calibration import observe
 from ggufreap.container import GgufFile, check_target, open_gguf
@@ -21,6 +22,7 @@ from ggufreap.files import check_output
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.planning import (
     MTP_MODES,
+    NOTES,
     ModelIdentity,
     PruningPlan,
     check_plan,
@@ -35,6 +37,7 @@ from ggufreap.verbs.data import Data, open_data
 from ggufreap.verification import N_TOKENS, Verification, verify_file
 
 _LOG = logging.getLogger(__name__)
+DEFAULT_METHOD = "reap"
 
 
 def open_model(model: str | Path) -> tuple[GgufFile, MoeLayout, ModelIdentity]:
@@ -110,21 +113,30 @@ def plan(
     model: str | Path,
     *,
     stats: str | Path | None = None,
+    from_imatrix: str | Path | None = None,
     ratio: str | float | None = None,
     keep: int | None = None,
-    method: str = "reap",
+    method: str = DEFAULT_METHOD,
     mtp: str = "mirror",
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruningPlan:
     """Choose the experts that stay, `ratio` removed or `keep` kept in every block.
 
-    `stats` is what `calibrate` saved; the methods `random` and `weight_norm` need none.
+    `stats` is what `calibrate` saved; the methods `random` and `weight_norm` need none. `from_imatrix` takes a GGUF
+    importance matrix of the model instead, which is a weaker guide than any calibration; it is a method of its own.
     """
-    check_choice(method, mtp)
+    method = chosen_method(method, mtp, from_imatrix)
     source, layout, identity = open_model(model)
     count_to_keep(layout, ratio, keep)
-    scores, provenance = _scores(source, layout, identity, stats, method, seed, progress)
+    if from_imatrix is not None:
+        if stats is not None:
+            raise InputError("both statistics and an importance matrix were given to choose by; give one of them")
+        matrix = matrices.load(from_imatrix)
+        matrices.check(matrix, source, layout)
+        scores, provenance = saliency.imatrix_scores(matrix, source, layout, progress), None
+    else:
+        scores, provenance = _scores(source, layout, identity, stats, method, seed, progress)
     return make_plan(
         layout,
         identity,
@@ -138,11 +150,19 @@ def plan(
     )
 
 
-def check_choice(method: str, mtp: str) -> None:
-    """Raise InputError unless both are names that are known."""
-    for what, name, known in (("method", method, saliency.METHOD_NAMES), ("mtp", mtp, MTP_MODES)):
+def chosen_method(method: str, mtp: str, from_imatrix: str | Path | None) -> str:
+    """The method, `imatrix` where there is one to choose from; raises InputError unless all of it is known and fits."""
+    if from_imatrix is not None:
+        if method not in (DEFAULT_METHOD, saliency.IMATRIX):
+            raise InputError(f"method {method} does not work from an importance matrix; leave it or the matrix out")
+        method = saliency.IMATRIX
+        _LOG.warning("the experts that stay are %s. Calibrate where you can.", NOTES[method])
+    elif method == saliency.IMATRIX:
+        raise InputError("method imatrix needs an importance matrix; name one with --from-imatrix")
+    for what, name, known in (("method", method, (*saliency.METHOD_NAMES, saliency.IMATRIX)), ("mtp", mtp, MTP_MODES)):
         if name not in known:
             raise InputError(f"{what} {name!r} is not known; choose one of {', '.join(known)}")
+    return method
 
 
 def _scores(

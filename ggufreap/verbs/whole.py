@@ -14,6 +14,7 @@ from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.demonstration import Demonstration
 from ggufreap.demonstration.text import calibration_text, held_out_text
 from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.errors import InputError
 from ggufreap.evaluation import continuation, perplexity
 from ggufreap.files import check_space, make_folder, replacing
 from ggufreap.planning import (
@@ -26,7 +27,7 @@ from ggufreap.quantization import Quantized
 from ggufreap.recipe import Variant
 from ggufreap.rewriting import RewriteScript, execute, lower
 from ggufreap.verbs.data import Data, open_data
-from ggufreap.verbs.stages import calibrate, check_choice, open_model, plan, verify
+from ggufreap.verbs.stages import DEFAULT_METHOD, calibrate, chosen_method, open_model, plan, verify
 from ggufreap.verbs.variants import AUTO, KEEP, VariantJobs, resolved
 from ggufreap.verification import Verification
 
@@ -59,7 +60,8 @@ def prune(
     *,
     ratio: str | float | None = None,
     keep: int | None = None,
-    method: str = "reap",
+    method: str = DEFAULT_METHOD,
+    from_imatrix: str | Path | None = None,
     mtp: str = "mirror",
     seed: int = 0,
     out: str | Path | None = None,
@@ -83,10 +85,15 @@ def prune(
     variants are guided by the importance matrix of the same calibration, or by `imatrix`, sliced to the experts that
     stay; `process_output` collects it of the output head too.
 
+    With `from_imatrix`, a GGUF importance matrix of the model, nothing is calibrated: its counts and energies choose
+    the experts, and it guides the quantiser. That is a weaker choice, and said to be one wherever it shows.
+
     Whatever could fail for want of space, of experts or of leave to quantise twice fails before the calibration.
     Statistics that are already there for the same model, text and settings are used again.
     """
-    check_choice(method, mtp)
+    method = chosen_method(method, mtp, from_imatrix)
+    if from_imatrix is not None and (file, tokens) != (None, None):
+        raise InputError("both an importance matrix to choose from and a text were given; give one of them")
     source, layout, identity = open_model(model)
     wanted = resolved(quant, source)
     rewrite = partial(lower, split_max_size=split_max_size, keep_split=keep_split)
@@ -108,7 +115,8 @@ def prune(
     script = rewrite(source, layout, preview, result)
     jobs = VariantJobs(wanted.variants, layout, result, allow_requantize, settings.n_threads if settings else 0)
     jobs.check_names(script)
-    given = matrices.load(imatrix) if imatrix is not None else None
+    guide = imatrix if imatrix is not None else from_imatrix
+    given = matrices.load(guide) if guide is not None else None
     if given is not None:
         matrices.check(given, source, layout)
     foreseen = jobs.foresee(script, preview, given, opened.names if opened else None)
@@ -141,7 +149,15 @@ def prune(
             progress=progress,
         )
     chosen = plan(
-        source.path, stats=stats_path, ratio=ratio, keep=keep, method=method, mtp=mtp, seed=seed, progress=progress
+        source.path,
+        stats=stats_path,
+        from_imatrix=from_imatrix,
+        ratio=ratio,
+        keep=keep,
+        method=method,
+        mtp=mtp,
+        seed=seed,
+        progress=progress,
     )
     save_plan(plan_path, chosen)
     script = rewrite(source, layout, chosen, result)

@@ -1,0 +1,57 @@
+"""Importance matrices by themselves: what they hold, merged, checked against a model, sliced by a plan."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufreap import imatrix as matrices
+from ggufreap.errors import InputError
+from ggufreap.files import check_output
+from ggufreap.imatrix import Coverage, Filled, ImatrixSummary
+from ggufreap.planning import PruningPlan, check_plan, load_plan
+from ggufreap.verbs.stages import open_model
+
+
+@dataclass(frozen=True)
+class ImatrixReport:
+    """What an importance matrix holds, how far it covers a model, and which gaps were filled; `path` has it if saved.
+
+    `coverage` and `filled` are of the unpruned model; the rest is of the matrix as it came out.
+    """
+
+    summary: ImatrixSummary
+    coverage: Coverage | None = None
+    filled: tuple[Filled, ...] = ()
+    path: Path | None = None
+
+
+def imatrix(
+    files: Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    model: str | Path | None = None,
+    plan: PruningPlan | str | Path | None = None,
+) -> ImatrixReport:
+    """Describe the importance matrix in `files`, GGUF or .dat, several of them added up, and save it at `out`.
+
+    `model`: check that it fits. `plan`: fill experts without data and slice to the experts that stay, of `model`, the
+    unpruned one; what `prune` does. `out` ending in .dat gets the legacy format.
+    """
+    if out is not None:
+        check_output(Path(out), *files, model, None if isinstance(plan, PruningPlan) else plan)
+    matrix = matrices.merged([matrices.load(file) for file in files])
+    coverage: Coverage | None = None
+    filled: tuple[Filled, ...] = ()
+    if model is not None:
+        source, layout, identity = open_model(model)
+        coverage = matrices.check(matrix, source, layout)
+        if plan is not None:
+            chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
+            check_plan(chosen, identity, layout)
+            matrix, filled = matrices.filled(matrix)
+            matrix = matrices.sliced(matrix, layout, chosen.keep)
+    elif plan is not None:
+        raise InputError("a plan was given without the model it was made for; name the unpruned one with --model")
+    if out is not None:
+        matrices.save(out, matrix, legacy=Path(out).suffix == ".dat")
+    return ImatrixReport(matrices.describe(matrix), coverage, filled, Path(out) if out is not None else None)
