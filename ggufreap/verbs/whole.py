@@ -14,9 +14,10 @@ from ggufreap.container import GgufFile, check_target, type_name
 from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.demonstration import Demonstration
 from ggufreap.demonstration.text import calibration_text, held_out_text
+from ggufreap.engine.generator import Sampling
 from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import InputError
-from ggufreap.evaluation import continuation, perplexity
+from ggufreap.evaluation import answers, perplexity
 from ggufreap.files import make_folder, replacing
 from ggufreap.imatrix import Imatrix
 from ggufreap.planning import (
@@ -38,6 +39,7 @@ AUTO_TYPES = ("Q4_K_M", "IQ4_XS")
 LOSSLESS = {"F32", "F16", "BF16", "Q8_0"}  # 8 bits per weight or more: a good start for a quantiser
 DEMO_CALIBRATION_BYTES, DEMO_HELD_OUT_BYTES = 150_000, 60_000
 DEMO_PROMPT = "def read_header(path):\n"
+DEMO_SAMPLING = Sampling(n_predict=60, temperature=0.7, seed=1)
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,5 @@ def demo(
         with LlamaSession(source.path, layout.nodes, settings) as engine:
             corpus = corpora.from_text(engine, held_out, settings.n_ctx, "held-out text")
             measured.append(perplexity(engine, corpus, progress, f"perplexity, {which}"))
-            written = continuation(engine, engine.tokenize(DEMO_PROMPT), 60, temperature=0.7, seed=1)
-            sample = engine.detokenize(written.tolist())
+            sample = answers(engine, [DEMO_PROMPT], DEMO_SAMPLING)[0].text
     return Demonstration(pruned, measured[0], measured[1], DEMO_PROMPT, sample)
