@@ -21,7 +21,7 @@ from ggufreap.evaluation.generation import prompt_tokens
 SETTINGS = EngineSettings(n_ctx=256, n_ubatch=16, n_threads=1, n_gpu_layers=0, exact=True, n_parallel=3)
 PROMPTS = [np.random.default_rng(n).integers(0, 128, n).astype(np.int32) for n in (5, 23, 9, 1, 14)]
 # Attention of several kinds, windows, states of recurrent blocks.
-ARCHITECTURES = "qwen3moe gpt-oss qwen35moe lfm2moe deepseek2 deepseek4 llama4 gemma4 nemotron_h_moe jamba".split()
+ARCHITECTURES = ("qwen3moe", "gpt-oss", "qwen35moe", "lfm2moe", "deepseek2", "deepseek4", "llama4", "gemma4", "jamba")
 
 
 def session(path: Path, settings: EngineSettings = SETTINGS) -> LlamaSession:
