@@ -21,7 +21,7 @@ from ggufreap.evaluation.generation import prompt_tokens
 SETTINGS = EngineSettings(n_ctx=256, n_ubatch=16, n_threads=1, n_gpu_layers=0, exact=True, n_parallel=3)
 PROMPTS = [np.random.default_rng(n).integers(0, 128, n).astype(np.int32) for n in (5, 23, 9, 1, 14)]
 # Attention of several kinds, windows, states of recurrent blocks.
-ARCHITECTURES = ("qwen3moe", "gpt-oss", "qwen35moe", "lfm2moe", "deepseek2", "deepseek4", "llama4", "gemma4", "jamba")
+ARCHITECTURES = ("qwen3moe", "gpt-oss", "qwen35moe", "lfm2moe", "deepseek2", "kimi-linear", "llama4", "gemma4", "jamba")
 
 
 def session(path: Path, settings: EngineSettings = SETTINGS) -> LlamaSession:
@@ -122,8 +122,8 @@ class Counting:
     def drop(self, sequence: int) -> None:
         del self.memory[sequence]
 
-    def tokenize(self, text: str, special: bool = False) -> Tokens:
-        return np.array([self.bos, *([self.bos] if special else []), len(text)], np.int32)
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
+        return np.array([self.bos, *([self.bos] if parse_special else []), len(text)], np.int32)
 
 
 def test_runs_end_at_the_end_token_the_limit_or_the_stop_and_make_room_for_the_next() -> None:
@@ -148,3 +148,12 @@ def test_sampling_follows_the_softmax() -> None:
     assert np.abs(found - expected).max() < 0.03
     assert found[3] == 0
     assert sample(np.array([1.0, 3.0, 3.0], np.float32), 0, random) == 1
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("scored_from", [0, 5, 16, 22])
+def test_rows_that_are_not_scored_are_left_out(tmp_path: Path, scored_from: int) -> None:
+    with session(tiny_native.build("qwen3moe", tmp_path / "m.gguf")) as engine:
+        for keep in (None, half(engine)):
+            found = engine.logits(PROMPTS[1], keep, scored_from=scored_from)
+            np.testing.assert_allclose(found, engine.logits(PROMPTS[1], keep)[scored_from:], rtol=1e-4, atol=1e-5)

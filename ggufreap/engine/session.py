@@ -123,15 +123,15 @@ class LlamaSession:
                 free(handle)
         self._batch = self._context = self._model = None
 
-    def tokenize(self, text: str, special: bool = False) -> Tokens:
-        """Tokens of `text` as llama-imatrix makes them: special tokens added, none parsed unless with `special`."""
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
+        """Tokens of `text`, by default as llama-imatrix makes them: special tokens added, none parsed."""
         llama = self._llama
         if llama.llama_vocab_type(self._vocab) == llama.LLAMA_VOCAB_TYPE_NONE or self.n_vocab == 0:
             raise EngineError("this model has no tokenizer; give token ids with --tokens IDS.npy")
         data = text.encode()
         tokens = np.empty(len(data) + 8, np.int32)
         pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        count = llama.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), True, special)
+        count = llama.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), add_special, parse_special)
         if count < 0:
             raise EngineError("llama.cpp cannot tokenise the text with this model's vocabulary; use --tokens IDS.npy")
         return tokens[:count].copy()
@@ -162,15 +162,20 @@ class LlamaSession:
             pass
         return routing.batches
 
-    def logits(self, tokens: Tokens, keep: Keep | None = None) -> npt.NDArray[np.float32]:
-        """Logits `[n_tokens, n_vocab]` of one chunk, experts outside `keep` masked.
+    def logits(self, tokens: Tokens, keep: Keep | None = None, scored_from: int = 0) -> npt.NDArray[np.float32]:
+        """Logits `[n_tokens - scored_from, n_vocab]` of one chunk, experts outside `keep` masked.
 
-        Of a model without output head: its final hidden states `[n_tokens, n_embd]`.
+        Rows before `scored_from` are left out, and so is their way through the output head and the last block's
+        experts. Of a model without output head: its final hidden states `[n_tokens - scored_from, n_embd]`.
         """
         tap = MaskTap(self._nodes, keep, self._reader) if keep else None
-        result = np.empty((len(tokens), self._width), np.float32)
-        for start, count in self._decode(tokens, tap):
-            result[start : start + count] = self.outputs(count)
+        first = 0 if self._nodes.headless else scored_from  # hidden states come for all tokens or none
+        result = np.empty((len(tokens) - scored_from, self._width), np.float32)
+        for start, count in self._decode(tokens, tap, first):
+            skipped, wanted = max(first - start, 0), max(scored_from - start, 0)
+            if wanted < count:
+                rows = self.outputs(count - skipped)[wanted - skipped :]
+                result[start + wanted - scored_from :][: len(rows)] = rows
         return result
 
     def is_end(self, token: int) -> bool:
@@ -189,15 +194,18 @@ class LlamaSession:
         self._llama.llama_memory_clear(memory, True)
         return memory
 
-    def _decode(self, tokens: Tokens, tap: Tap | None) -> Iterator[tuple[int, int]]:
-        """Decode one chunk from an empty memory, micro-batch by micro-batch; yields (start, count) after each."""
+    def _decode(self, tokens: Tokens, tap: Tap | None, first_output: int = 0) -> Iterator[tuple[int, int]]:
+        """Decode one chunk from an empty memory, micro-batch by micro-batch; yields (start, count) after each.
+
+        Tokens from `first_output` on are outputs: the last block computes only those rows (src/models, inp_out_ids).
+        """
         if len(tokens) > self.n_ctx:
             raise EngineError(f"a chunk of {len(tokens)} tokens does not fit -c {self.n_ctx}; raise -c")
         self._memory()
         for start in range(0, len(tokens), self.n_batch):
             part = tokens[start : start + self.n_batch]
-            # Every token is an output: the last block computes only output rows (src/models, inp_out_ids).
-            self.decode(part, np.arange(start, start + len(part)), sequences=0, outputs=1, tap=tap)
+            positions = np.arange(start, start + len(part))
+            self.decode(part, positions, sequences=0, outputs=positions >= first_output, tap=tap)
             yield start, len(part)
 
     def decode(

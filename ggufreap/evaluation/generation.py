@@ -14,8 +14,8 @@ class TextEngine(GenerativeEngine, Protocol):
 
     bos: int | None
 
-    def tokenize(self, text: str, special: bool = False) -> Tokens:
-        """Tokens of `text`, with `special` those of its control tokens too."""
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
+        """Tokens of `text`, see ggufreap.engine.protocol.Engine."""
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`."""
@@ -50,6 +50,6 @@ def answers(
 
 def prompt_tokens(engine: TextEngine, prompt: str, special: bool = False) -> Tokens:
     """Tokens of a prompt, with one BOS: a template may have written the one that the vocabulary adds."""
-    tokens = engine.tokenize(prompt, special)
+    tokens = engine.tokenize(prompt, parse_special=special)
     doubled = special and engine.bos is not None and tokens[:2].tolist() == [engine.bos] * 2
     return tokens[1:] if doubled else tokens
