@@ -17,17 +17,22 @@ from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.importance_tap import ImportanceTap
 from ggufreap.engine.native import TensorReader, bindings
 from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
+from ggufreap.engine.sequences import Sequences
 from ggufreap.engine.taps import MaskTap, NodeHandler, RoutingTap, StopTap, Tap, Together
 from ggufreap.errors import EngineError
 from ggufreap.interrupts import held
 
+NO_ROOM = 1  # what llama_decode returns when the memory has no free cells (include/llama.h)
+
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How llama.cpp runs; names and defaults are llama.cpp's own flags (`-c -ub -t -ngl`).
+    """How llama.cpp runs; names and defaults are llama.cpp's own flags (`-c -ub -t -ngl -np`).
 
-    `n_ctx`: tokens per chunk; `n_ubatch`: tokens computed at once; `n_threads` 0: one per core this process may use;
-    `n_gpu_layers` -1: as many as llama.cpp chooses; `exact`: no half precision in attention, for comparisons.
+    `n_ctx`: tokens per chunk, or of all sequences together; `n_ubatch`: tokens computed at once; `n_threads` 0: one per
+    core this process may use; `n_gpu_layers` -1: as many as llama.cpp chooses; `exact`: no half precision in attention,
+    for comparisons; `n_parallel`: sequences in memory at once; `watched`: whether taps may look into the graph, which
+    costs a call from C to Python per node.
     """
 
     n_ctx: int = 512
@@ -35,6 +40,8 @@ class EngineSettings:
     n_threads: int = 0
     n_gpu_layers: int = -1
     exact: bool = False
+    n_parallel: int = 1
+    watched: bool = True
 
 
 class LlamaSession:
@@ -46,8 +53,8 @@ class LlamaSession:
     def __init__(self, path: Path, nodes: RoutingNodes, settings: EngineSettings) -> None:
         self._llama = llama = bindings()
         self._nodes = nodes
-        self._n_ctx = settings.n_ctx
-        self._n_batch = min(settings.n_ubatch, settings.n_ctx) if nodes.causal else settings.n_ctx
+        self.n_ctx, self.n_parallel, self._watched = settings.n_ctx, settings.n_parallel, settings.watched
+        self.n_batch = min(settings.n_ubatch, settings.n_ctx) if nodes.causal else settings.n_ctx
         self._reader = TensorReader()
         self._tap: Tap | None = None
         self._handler: NodeHandler | None = None
@@ -65,7 +72,7 @@ class LlamaSession:
         # Kept for the life of the context: llama.cpp holds only the address.
         self._callback = llama.ggml_backend_sched_eval_callback(self._on_node)
         self._context = self._open(path, settings)
-        self._batch = llama.llama_batch_init(self._n_batch, 0, 1)
+        self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
 
     def _load(self, path: Path, settings: EngineSettings) -> Any:
         parameters = self._llama.llama_model_default_params()
@@ -78,11 +85,13 @@ class LlamaSession:
 
     def _open(self, path: Path, settings: EngineSettings) -> Any:
         parameters = self._llama.llama_context_default_params()
-        parameters.n_ctx = self._n_ctx
-        parameters.n_batch = parameters.n_ubatch = self._n_batch
+        parameters.n_ctx = self.n_ctx
+        parameters.n_batch = parameters.n_ubatch = self.n_batch
         n_threads = settings.n_threads or default_threads()
         parameters.n_threads = parameters.n_threads_batch = n_threads
-        parameters.cb_eval = self._callback
+        parameters.n_seq_max, parameters.kv_unified = self.n_parallel, self.n_parallel > 1
+        if self._watched:
+            parameters.cb_eval = self._callback
         if settings.exact:
             parameters.type_k = parameters.type_v = self._llama.GGML_TYPE_F32
             parameters.flash_attn_type = self._llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -91,7 +100,7 @@ class LlamaSession:
         context = self._llama.llama_init_from_model(self._model, parameters)
         if not context:
             self.close()
-            raise EngineError(f"llama.cpp cannot run {path} with -c {self._n_ctx}: {log.reason()}; lower -c or -ub")
+            raise EngineError(f"llama.cpp cannot run {path} with -c {self.n_ctx}: {log.reason()}; lower -c or -ub")
         return context
 
     def __enter__(self) -> Self:
@@ -122,9 +131,7 @@ class LlamaSession:
         data = text.encode()
         tokens = np.empty(len(data) + 8, np.int32)
         pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        count = llama.llama_tokenize(
-            self._vocab, data, len(data), pointer, len(tokens), add_special, parse_special
-        )
+        count = llama.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), add_special, parse_special)
         if count < 0:
             raise EngineError("llama.cpp cannot tokenise the text with this model's vocabulary; use --tokens IDS.npy")
         return tokens[:count].copy()
@@ -135,7 +142,10 @@ class LlamaSession:
         for token in tokens:
             buffer = ctypes.create_string_buffer(256)
             length = self._llama.llama_token_to_piece(self._vocab, int(token), buffer, len(buffer), 0, False)
-            pieces.append(buffer.raw[: max(length, 0)])
+            if length < 0:  # the buffer is too small: a long run of spaces, in some vocabularies
+                buffer = ctypes.create_string_buffer(-length)
+                length = self._llama.llama_token_to_piece(self._vocab, int(token), buffer, len(buffer), 0, False)
+            pieces.append(buffer.raw[:length])
         return b"".join(pieces).decode(errors="replace")
 
     def route(self, tokens: Tokens, importance: ImportanceSums | None = None) -> list[RoutedBatch]:
@@ -160,63 +170,99 @@ class LlamaSession:
         experts. Of a model without output head: its final hidden states `[n_tokens - scored_from, n_embd]`.
         """
         tap = MaskTap(self._nodes, keep, self._reader) if keep else None
-        llama = self._llama
-        if self._nodes.headless:
-            width, get = llama.llama_model_n_embd(self._model), llama.llama_get_embeddings
-        else:
-            width, get = self.n_vocab, llama.llama_get_logits
         first = 0 if self._nodes.headless else scored_from  # hidden states come for all tokens or none
-        result = np.empty((len(tokens) - scored_from, width), np.float32)
+        result = np.empty((len(tokens) - scored_from, self._width), np.float32)
         for start, count in self._decode(tokens, tap, first):
             skipped, wanted = max(first - start, 0), max(scored_from - start, 0)
             if wanted < count:
-                rows = np.ctypeslib.as_array(get(self._context), (count - skipped, width))[wanted - skipped :]
+                rows = self.outputs(count - skipped)[wanted - skipped :]
                 result[start + wanted - scored_from :][: len(rows)] = rows
         return result
+
+    def is_end(self, token: int) -> bool:
+        """Whether `token` ends what a model writes, as llama.cpp's programs see it."""
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    def sequences(self, keep: Keep | None = None) -> Sequences:
+        """An empty memory for `n_parallel` texts that grow, experts outside `keep` masked; ends the previous one."""
+        if self._nodes.headless or not self._nodes.causal:
+            raise EngineError("this model reads text but writes none: it has no output head, or looks ahead")
+        tap = MaskTap(self._nodes, keep, self._reader) if keep else None
+        return Sequences(self, self._memory(), tap)
+
+    def _memory(self) -> Any:
+        memory = self._llama.llama_get_memory(self._context)
+        self._llama.llama_memory_clear(memory, True)
+        return memory
 
     def _decode(self, tokens: Tokens, tap: Tap | None, first_output: int = 0) -> Iterator[tuple[int, int]]:
         """Decode one chunk from an empty memory, micro-batch by micro-batch; yields (start, count) after each.
 
         Tokens from `first_output` on are outputs: the last block computes only those rows (src/models, inp_out_ids).
         """
-        if len(tokens) > self._n_ctx:
-            raise EngineError(f"a chunk of {len(tokens)} tokens does not fit -c {self._n_ctx}; raise -c")
-        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        if len(tokens) > self.n_ctx:
+            raise EngineError(f"a chunk of {len(tokens)} tokens does not fit -c {self.n_ctx}; raise -c")
+        self._memory()
+        for start in range(0, len(tokens), self.n_batch):
+            part = tokens[start : start + self.n_batch]
+            positions = np.arange(start, start + len(part))
+            self.decode(part, positions, sequences=0, outputs=positions >= first_output, tap=tap)
+            yield start, len(part)
+
+    def decode(
+        self,
+        tokens: Tokens,
+        positions: npt.ArrayLike,
+        sequences: npt.ArrayLike,
+        outputs: npt.ArrayLike,
+        tap: Tap | None = None,
+    ) -> None:
+        """Run `[n]` tokens, `n_batch` at most, at their positions in their sequences; `outputs`: whose logits count."""
+        if tap is not None and not self._watched:
+            raise EngineError("this session was opened unwatched: no tap can look into its graph")
+        self._fill_batch(tokens, positions, sequences, outputs)
         self._tap = tap
         try:
-            for start in range(0, len(tokens), self._n_batch):
-                part = tokens[start : start + self._n_batch]
-                self._fill_batch(part, start, first_output)
-                if tap is not None:
-                    tap.begin()
-                # Raised inside the callback, a KeyboardInterrupt would be printed by ctypes and lost.
-                with held(notice=self._stop):
-                    status = self._llama.llama_decode(self._context, self._batch)
-                if self._failure is not None:
-                    raise self._failure
-                if status != 0:
-                    raise EngineError(
-                        f"llama.cpp cannot decode a chunk (llama_decode returned {status}); lower -c or -ub"
-                    )
-                yield start, len(part)
+            if tap is not None:
+                tap.begin()
+            # Raised inside the callback, a KeyboardInterrupt would be printed by ctypes and lost.
+            with held(notice=self._stop):
+                status = self._llama.llama_decode(self._context, self._batch)
+            if self._failure is not None:
+                raise self._failure
+            if status == NO_ROOM:
+                raise EngineError(f"the texts in memory do not fit -c {self.n_ctx} together; raise -c or lower -np")
+            if status != 0:
+                raise EngineError(f"llama.cpp cannot decode a chunk (llama_decode returned {status}); lower -c or -ub")
         finally:
             self._tap = self._failure = None
             self._stopping = False
 
+    def outputs(self, count: int) -> npt.NDArray[np.float32]:
+        """The logits `[count, n_vocab]` that `decode` just computed, or hidden states; llama.cpp's own memory."""
+        llama = self._llama
+        get = llama.llama_get_embeddings if self._nodes.headless else llama.llama_get_logits
+        return np.ctypeslib.as_array(get(self._context), (count, self._width))
+
+    @property
+    def _width(self) -> int:
+        return int(self._llama.llama_model_n_embd(self._model)) if self._nodes.headless else self.n_vocab
+
     def _stop(self) -> None:
         self._stopping = True
 
-    def _fill_batch(self, tokens: Tokens, start: int, first_output: int) -> None:
+    def _fill_batch(
+        self, tokens: Tokens, positions: npt.ArrayLike, sequences: npt.ArrayLike, outputs: npt.ArrayLike
+    ) -> None:
         batch, count = self._batch, len(tokens)
         assert batch is not None  # only None once closed
         batch.n_tokens = count
         np.ctypeslib.as_array(batch.token, (count,))[:] = tokens
-        positions = np.arange(start, start + count)
         np.ctypeslib.as_array(batch.pos, (count,))[:] = positions
         np.ctypeslib.as_array(batch.n_seq_id, (count,))[:] = 1
-        np.ctypeslib.as_array(batch.logits, (count,))[:] = positions >= first_output
-        for index in range(count):
-            batch.seq_id[index][0] = 0
+        np.ctypeslib.as_array(batch.logits, (count,))[:] = outputs
+        for index, sequence in enumerate(np.broadcast_to(np.asarray(sequences), count).tolist()):
+            batch.seq_id[index][0] = sequence
 
     def _on_node(self, pointer: int, ask: bool, _data: int) -> bool:
         """ggml_backend_sched_eval_callback: asked about every node first, called again with each wanted one.

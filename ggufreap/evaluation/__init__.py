@@ -3,21 +3,22 @@
 from ggufreap.evaluation.base_file import BaseFile, open_base, writing_base
 from ggufreap.evaluation.comparing import compare_with, compare_with_base, of_engine, threads
 from ggufreap.evaluation.gates import METRICS, Gate, Outcome, parse_gate
-from ggufreap.evaluation.generation import continuation
+from ggufreap.evaluation.generation import Answer, answers
 from ggufreap.evaluation.meters import Comparison, Meters
 from ggufreap.evaluation.perplexity import Perplexity, geometric_mean, ignore, perplexity
 
 __all__ = [
     "METRICS",
+    "Answer",
     "BaseFile",
     "Comparison",
     "Gate",
     "Meters",
     "Outcome",
     "Perplexity",
+    "answers",
     "compare_with",
     "compare_with_base",
-    "continuation",
     "geometric_mean",
     "ignore",
     "of_engine",

@@ -13,9 +13,10 @@ from ggufreap.container import check_target
 from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.demonstration import Demonstration
 from ggufreap.demonstration.text import calibration_text, held_out_text
+from ggufreap.engine.generator import Sampling
 from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import InputError
-from ggufreap.evaluation import continuation, perplexity
+from ggufreap.evaluation import answers, perplexity
 from ggufreap.files import check_space, make_folder, replacing
 from ggufreap.planning import (
     PruningPlan,
@@ -35,6 +36,7 @@ _LOG = logging.getLogger(__name__)
 DEMO_CALIBRATION_BYTES, DEMO_HELD_OUT_BYTES = 150_000, 60_000
 DEMO_QUANT = (KEEP, "Q4_K_M")
 DEMO_PROMPT = "def read_header(path):\n"
+DEMO_SAMPLING = Sampling(n_predict=60, temperature=0.7, seed=1)
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,6 @@ def demo(
             corpus = corpora.from_text(engine, held_out, settings.n_ctx, "held-out text")
             measured.append(perplexity(engine, corpus, progress, f"perplexity, {which}"))
             if path == exact:
-                written = continuation(engine, engine.tokenize(DEMO_PROMPT), 60, temperature=0.7, seed=1)
-                sample = engine.detokenize(written.tolist())
+                sample = answers(engine, [DEMO_PROMPT], DEMO_SAMPLING)[0].text
     before, after, quantised = measured
     return Demonstration(pruned, before, after, quantised, DEMO_PROMPT, sample)
