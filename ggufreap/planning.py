@@ -42,7 +42,7 @@ class PruningPlan:
 
     `keep` names every MoE block but dropped MTP blocks. `why` holds, per trunk block, what the method knew: the share
     of the block's score that stays (`retained`). `corpus` identifies the calibration data, empty where none were used;
-    `datasets` tells what was read of them.
+    `datasets` tells what was read of them, `blend` how their domains were weighed.
     """
 
     model: ModelIdentity
@@ -55,6 +55,8 @@ class PruningPlan:
     why: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     corpus: str = ""
     datasets: tuple[SourceRecord, ...] = ()
+    blend: str = ""
+    n_group: int = 1
 
     @property
     def summary(self) -> str:
@@ -85,6 +87,8 @@ class PruningPlan:
             "n_expert": self.n_expert,
             "n_keep": self.n_keep,
             "mtp": self.mtp,
+            "blend": self.blend,
+            "n_group": self.n_group,
             "corpus": self.corpus,
             "datasets": [vars(record) for record in self.datasets],
         } | ({"note": self.note} if self.note else {})
@@ -160,6 +164,7 @@ def make_plan(
     mtp: str = "mirror",
     corpus: str = "",
     datasets: Sequence[SourceRecord] = (),
+    blend: str = "",
 ) -> PruningPlan:
     """Plan from scores `[n_trunk_blocks, n_expert]`, row by row of `layout.trunk`.
 
@@ -176,7 +181,7 @@ def make_plan(
         for block, row, ids in zip(layout.trunk, scores, chosen, strict=True)
     }
     label = ratio_label(layout.n_expert, n_keep, ratio)
-    return PruningPlan(model, method, label, layout.n_expert, n_keep, mtp, kept, why, corpus, tuple(datasets))
+    return PruningPlan(model, method, label, layout.n_expert, n_keep, mtp, kept, why, corpus, tuple(datasets), blend, layout.n_group)
 
 
 def _share(scores: Floats, kept: tuple[int, ...]) -> float:
@@ -237,6 +242,8 @@ def load_plan(path: Path) -> PruningPlan:
             {block: layer for block, layer in layers.items() if layer},
             data.get("corpus", ""),
             tuple(SourceRecord(**record) for record in data.get("datasets", ())),
+            data.get("blend", ""),
+            int(data.get("n_group", 1)),
         )
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None

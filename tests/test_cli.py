@@ -96,7 +96,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     made = Made(*(folder / name for name in names))
     tiny_gguf.qwen3moe(made.model, **SMALL)
     made.text.write_text("the quick brown fox jumps over the lazy dog, and so it goes on and on.\n" * 40)
-    verbs.calibrate(made.model, made.stats, file=str(made.text), settings=SETTINGS)
+    verbs.calibrate(made.model, made.stats, data=str(made.text), settings=SETTINGS)
     assert main(["plan", str(made.model), "--stats", str(made.stats), "--ratio", "0.25", "-o", str(made.plan)]) == 0
     verbs.apply(made.model, made.plan, made.pruned)
     before = contents(folder)
@@ -923,7 +923,7 @@ def test_the_library_is_silent(made: Made, tmp_path: Path) -> None:
         "import sys\n"
         "from ggufreap.engine.session import EngineSettings\n"
         "from ggufreap import prune\n"
-        f"prune({str(made.model)!r}, ratio='0.25', file={str(made.text)!r}, out={str(tmp_path)!r},"
+        f"prune({str(made.model)!r}, ratio='0.25', data={str(made.text)!r}, out={str(tmp_path)!r},"
         " settings=EngineSettings(n_ctx=64, n_threads=1))\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=60)
@@ -936,7 +936,7 @@ from pathlib import Path
 
 from ggufreap import apply, calibrate, demo, inspect, plan, prune, verify
 
-statistics = calibrate("model.gguf", "S.npz", file="text.txt")
+statistics = calibrate("model.gguf", "S.npz", data="text.txt")
 chosen = plan("model.gguf", stats=Path("S.npz"), ratio="0.2", method="reap")
 script = apply("model.gguf", chosen, Path("pruned.gguf"), dry_run=True)
 verify("model.gguf", "pruned.gguf", chosen).require()

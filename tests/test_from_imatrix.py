@@ -144,7 +144,7 @@ def test_what_does_not_go_with_it_is_refused(model: Path, matrix: Path, tmp_path
     with pytest.raises(InputError, match="both statistics and an importance matrix"):
         plan(model, **options, stats="S.npz")
     with pytest.raises(InputError, match="both an importance matrix to choose from and a text"):
-        prune(model, **options, file="text.txt", out=tmp_path / "a")
+        prune(model, **options, data="text.txt", out=tmp_path / "a")
     with pytest.raises(InputError, match="method imatrix needs an importance matrix; name one with --from-imatrix"):
         plan(model, ratio="0.25", method="imatrix")
     legacy = tmp_path / "old.dat"

@@ -50,7 +50,7 @@ def test_the_legacy_format_is_written_on_request(tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 320, 256))
     for suffix in ("gguf", "dat"):
         out = tmp_path / f"{suffix}.npz"
-        calibrate(path, out, tokens=tmp_path / "ids.npy", imatrix_out=tmp_path / f"imatrix.{suffix}", settings=SETTINGS)
+        calibrate(path, out, data=tmp_path / "ids.npy", imatrix_out=tmp_path / f"imatrix.{suffix}", settings=SETTINGS)
     new, old = (imatrix.load(tmp_path / f"imatrix.{suffix}") for suffix in ("gguf", "dat"))
     assert old.per_chunk
     assert not new.per_chunk
@@ -124,7 +124,7 @@ def test_the_output_head_is_summed_on_request(tmp_path: Path) -> None:
 def test_tied_output_heads_have_no_entry_as_in_llama_imatrix(tmp_path: Path) -> None:
     model = tiny_gguf.qwen3moe(tmp_path / "m.gguf", changes=[lambda model: model.tensors.pop("output.weight")])
     np.save(tmp_path / "ids.npy", np.arange(256) % 100)
-    options = {"tokens": tmp_path / "ids.npy", "settings": SETTINGS, "process_output": True}
+    options = {"data": tmp_path / "ids.npy", "settings": SETTINGS, "process_output": True}
     calibrate(model, tmp_path / "S.npz", imatrix_out=tmp_path / "I.gguf", **options)
     assert all(name.startswith("blk.") for name in imatrix.load(tmp_path / "I.gguf").entries)
 
@@ -132,7 +132,7 @@ def test_tied_output_heads_have_no_entry_as_in_llama_imatrix(tmp_path: Path) -> 
 def test_an_existing_matrix_without_the_head_is_made_again(tmp_path: Path) -> None:
     model = tiny_gguf.qwen3moe(tmp_path / "m.gguf")
     np.save(tmp_path / "ids.npy", np.arange(256) % 100)
-    options = {"tokens": tmp_path / "ids.npy", "settings": SETTINGS, "imatrix_out": tmp_path / "I.gguf"}
+    options = {"data": tmp_path / "ids.npy", "settings": SETTINGS, "imatrix_out": tmp_path / "I.gguf"}
     first = calibrate(model, tmp_path / "S.npz", **options)
     assert "output.weight" not in imatrix.load(tmp_path / "I.gguf").entries
     second = calibrate(model, tmp_path / "S.npz", **options, process_output=True)

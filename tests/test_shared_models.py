@@ -39,7 +39,7 @@ def test_the_oracle_agrees(shared: Path, tmp_path: Path, name: str) -> None:
     settings = EngineSettings(n_ctx=128, n_ubatch=128)
     # The oracle takes the place of verification.
     options = {"settings": settings, "verification": False, "quant": ["keep"]}
-    result = prune(model, ratio="0.25", tokens=tmp_path / "ids.npy", out=tmp_path, **options)
+    result = prune(model, ratio="0.25", data=tmp_path / "ids.npy", out=tmp_path, **options)
     oracle = shared / "oracle" / "check_pruned.py"
     # These models are Q8_0: llama.cpp rounds their activations to 8 bits, and a softmax over 12 instead of 16 experts
     # may differ in its last bit. In about one plan of ten, one token of 64 so rounds the other way, by 1e-6 in all.

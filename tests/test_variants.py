@@ -34,7 +34,7 @@ def tokens(tmp_path: Path) -> Path:
 
 def test_one_command_makes_all_variants(model: Path, tokens: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    made = prune(model, ratio="0.25", tokens=tokens, quant=["q4_k_m", "IQ2_XS"], out=out, settings=SETTINGS)
+    made = prune(model, ratio="0.25", data=tokens, quant=["q4_k_m", "IQ2_XS"], out=out, settings=SETTINGS)
     assert made.verification is not None
     assert made.verification.ok
     assert sorted(path.name for path in out.glob("*.gguf")) == [
@@ -53,7 +53,7 @@ def test_one_command_makes_all_variants(model: Path, tokens: Path, tmp_path: Pat
 
 
 def test_the_sliced_matrix_is_the_slice_of_the_whole(model: Path, tokens: Path, tmp_path: Path) -> None:
-    made = prune(model, ratio="0.5", tokens=tokens, quant=["Q4_K_M"], out=tmp_path / "out", settings=SETTINGS)
+    made = prune(model, ratio="0.5", data=tokens, quant=["Q4_K_M"], out=tmp_path / "out", settings=SETTINGS)
     assert made.imatrix_path is not None
     whole, _ = imatrix.filled(imatrix.load(tmp_path / "out" / "Toy-F16.imatrix.gguf"))
     part = imatrix.load(made.imatrix_path)
@@ -68,11 +68,11 @@ def test_the_sliced_matrix_is_the_slice_of_the_whole(model: Path, tokens: Path, 
 
 
 def test_a_given_matrix_takes_the_place_of_a_collected_one(model: Path, tokens: Path, tmp_path: Path) -> None:
-    first = prune(model, ratio="0.25", tokens=tokens, quant=["IQ4_XS"], out=tmp_path / "a", settings=SETTINGS)
+    first = prune(model, ratio="0.25", data=tokens, quant=["IQ4_XS"], out=tmp_path / "a", settings=SETTINGS)
     second = prune(
         model,
         ratio="0.25",
-        tokens=tokens,
+        data=tokens,
         quant=["IQ4_XS"],
         imatrix=tmp_path / "a" / "Toy-F16.imatrix.gguf",
         out=tmp_path / "b",
@@ -87,7 +87,7 @@ def test_a_given_matrix_takes_the_place_of_a_collected_one(model: Path, tokens: 
 def test_auto_quantises_what_has_8_bits_and_keeps_the_rest(
     model: Path, tokens: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = prune(model, ratio="0.25", tokens=tokens, out=tmp_path / "a", settings=SETTINGS)
+    made = prune(model, ratio="0.25", data=tokens, out=tmp_path / "a", settings=SETTINGS)
     assert [variant.paths[0].name for variant in made.quantized] == [
         "Toy-REAP-0.25-Q4_K_M.gguf",
         "Toy-REAP-0.25-IQ4_XS.gguf",
@@ -95,7 +95,7 @@ def test_auto_quantises_what_has_8_bits_and_keeps_the_rest(
     assert not made.script.files[0].path.exists()
     low = tiny_gguf.qwen3moe(tmp_path / "Toy-Q4_K.gguf", types=Kind.Q4_K)
     with caplog.at_level("INFO", "ggufreap"):
-        kept = prune(low, ratio="0.25", tokens=tokens, out=tmp_path / "b", settings=SETTINGS)
+        kept = prune(low, ratio="0.25", data=tokens, out=tmp_path / "b", settings=SETTINGS)
     assert not kept.quantized
     assert kept.script.files[0].path.exists()
     assert "it has weights in Q4_K, and quantising twice loses twice" in caplog.text
@@ -103,7 +103,7 @@ def test_auto_quantises_what_has_8_bits_and_keeps_the_rest(
 
 
 def test_a_file_that_was_named_is_there_at_the_end(model: Path, tokens: Path, tmp_path: Path) -> None:
-    made = prune(model, ratio="0.25", tokens=tokens, quant=["IQ4_XS"], out=tmp_path / "mine.gguf", settings=SETTINGS)
+    made = prune(model, ratio="0.25", data=tokens, quant=["IQ4_XS"], out=tmp_path / "mine.gguf", settings=SETTINGS)
     assert made.script.files[0].path == tmp_path / "mine.gguf"
     assert {path.name for path in tmp_path.glob("mine*")} == {
         "mine.gguf",
@@ -132,7 +132,7 @@ def recipe(tmp_path: Path) -> str:
 
 def test_a_recipe_stands_for_its_variants(model: Path, tokens: Path, tmp_path: Path, recipe: str) -> None:
     quant = [recipe, "edges-high", "q4_k_m"]  # the last is a type and a recipe, which say the same
-    made = prune(model, ratio="0.25", tokens=tokens, quant=quant, out=tmp_path, settings=SETTINGS, dry_run=True)
+    made = prune(model, ratio="0.25", data=tokens, quant=quant, out=tmp_path, settings=SETTINGS, dry_run=True)
     assert [variant.paths[0].name for variant in made.quantized] == [
         f"Toy-REAP-0.25-{name}.gguf" for name in ("mixed", "IQ4_XS", "Q4_K_M-edges-high", "Q4_K_M")
     ]
@@ -162,12 +162,12 @@ def test_a_dry_run_tells_every_variant_to_the_byte(model: Path, tmp_path: Path, 
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 60)
     matrix = tmp_path / "whole.imatrix.gguf"
     if source == "given":
-        calibrate(model, tmp_path / "S.npz", tokens=tokens, imatrix_out=matrix, settings=SETTINGS)
+        calibrate(model, tmp_path / "S.npz", data=tokens, imatrix_out=matrix, settings=SETTINGS)
     options = {
-        "tokens": {"tokens": tokens},
+        "tokens": {"data": tokens},
         "file": {"file": str(text)},
         "neither": {},
-        "given": {"tokens": tokens, "imatrix": matrix},
+        "given": {"data": tokens, "imatrix": matrix},
     }[source]
     options |= {"ratio": "0.25", "quant": ["Q4_K_M", "IQ2_XS"], "out": tmp_path / "out", "chunks": 8}
     before = set(tmp_path.iterdir())
@@ -180,7 +180,7 @@ def test_a_dry_run_tells_every_variant_to_the_byte(model: Path, tmp_path: Path, 
 
 
 def test_shards_are_foretold_as_well(model: Path, tokens: Path, tmp_path: Path) -> None:
-    options = {"ratio": "0.25", "tokens": tokens, "quant": ["IQ4_XS"], "split_max_size": 1_000_000, "out": tmp_path}
+    options = {"ratio": "0.25", "data": tokens, "quant": ["IQ4_XS"], "split_max_size": 1_000_000, "out": tmp_path}
     foreseen = prune(model, **options, settings=SETTINGS, dry_run=True)
     assert len(foreseen.script.files) > 1
     made = prune(model, **options, settings=SETTINGS)
@@ -190,7 +190,7 @@ def test_shards_are_foretold_as_well(model: Path, tokens: Path, tmp_path: Path) 
 def test_all_files_together_must_fit_the_disk(
     model: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"ratio": "0.25", "tokens": tokens, "out": tmp_path / "out", "settings": SETTINGS}
+    options = {"ratio": "0.25", "data": tokens, "out": tmp_path / "out", "settings": SETTINGS}
     foreseen = prune(model, **options, dry_run=True)
     needed = foreseen.script.nbytes + sum(variant.nbytes for variant in foreseen.quantized)
     usage = shutil.disk_usage(tmp_path)._replace(free=needed)  # and nothing for the importance matrices
@@ -208,7 +208,7 @@ def test_importance_that_will_be_missing_is_found_before_the_work(model: Path, t
 
 def test_fp4_experts_are_kept_or_refused(tokens: Path, tmp_path: Path) -> None:
     fp4 = tiny_gguf.qwen3moe(tmp_path / "Toy-MXFP4.gguf", types=Kind.MXFP4)
-    options = {"ratio": "0.25", "tokens": tokens, "settings": SETTINGS, "dry_run": True}
+    options = {"ratio": "0.25", "data": tokens, "settings": SETTINGS, "dry_run": True}
     assert not prune(fp4, **options).quantized
     with pytest.raises(InputError, match="are MXFP4, often the type a model was trained in"):
         prune(fp4, **options, quant=["Q4_K_M"], allow_requantize=True)
@@ -239,7 +239,7 @@ def test_a_single_variant_may_name_its_file(model: Path, tmp_path: Path) -> None
 
 def test_quantising_twice_is_refused_before_the_work(tokens: Path, tmp_path: Path) -> None:
     low = tiny_gguf.qwen3moe(tmp_path / "Toy-Q4_K.gguf", types=Kind.Q4_K)
-    options = {"ratio": "0.25", "tokens": tokens, "quant": ["IQ4_XS"], "out": tmp_path / "a", "settings": SETTINGS}
+    options = {"ratio": "0.25", "data": tokens, "quant": ["IQ4_XS"], "out": tmp_path / "a", "settings": SETTINGS}
     with pytest.raises(InputError, match="are Q4_K and would become IQ4_XS; quantising twice loses twice"):
         prune(low, **options)
     assert not (tmp_path / "a").exists()
@@ -252,26 +252,26 @@ def test_the_byte_exact_file_stays_where_it_is_wanted(model: Path, tokens: Path,
         "asked": {"quant": ["keep", "Q4_K_M"]},
         "intermediate": {"quant": ["Q4_K_M"], "keep_intermediate": True},
     }.items():
-        prune(model, ratio="0.25", tokens=tokens, out=tmp_path / name, settings=SETTINGS, **options)
+        prune(model, ratio="0.25", data=tokens, out=tmp_path / name, settings=SETTINGS, **options)
         assert (tmp_path / name / "Toy-REAP-0.25-F16.gguf").exists()
 
 
 def test_the_matrix_of_another_model_is_refused_before_the_work(model: Path, tokens: Path, tmp_path: Path) -> None:
-    prune(model, ratio="0.25", tokens=tokens, quant=["Q4_K_M"], out=tmp_path / "a", settings=SETTINGS)
+    prune(model, ratio="0.25", data=tokens, quant=["Q4_K_M"], out=tmp_path / "a", settings=SETTINGS)
     sliced = tmp_path / "a" / "Toy-REAP-0.25-F16.imatrix.gguf"
     with pytest.raises(MismatchError, match="slice its original"):
-        prune(model, ratio="0.25", tokens=tokens, quant=["Q4_K_M"], imatrix=sliced, out=tmp_path / "b")
+        prune(model, ratio="0.25", data=tokens, quant=["Q4_K_M"], imatrix=sliced, out=tmp_path / "b")
     assert not list((tmp_path / "b").glob("*.gguf"))
 
 
 def test_an_unknown_type_is_refused_before_the_work(model: Path, tokens: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Q4_K_M"):
-        prune(model, ratio="0.25", tokens=tokens, quant=["Q4_K_N"], out=tmp_path / "a")
+        prune(model, ratio="0.25", data=tokens, quant=["Q4_K_N"], out=tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
 def test_quantising_alone_says_which_experts_had_no_data(model: Path, tokens: Path, tmp_path: Path) -> None:
-    prune(model, ratio="0.25", tokens=tokens, quant=["Q4_K_M"], out=tmp_path / "a", settings=SETTINGS)
+    prune(model, ratio="0.25", data=tokens, quant=["Q4_K_M"], out=tmp_path / "a", settings=SETTINGS)
     path = tmp_path / "a" / "Toy-F16.imatrix.gguf"
     whole = imatrix.load(path)
     name = "blk.0.ffn_up_exps.weight"

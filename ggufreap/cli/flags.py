@@ -98,6 +98,11 @@ def target(command: argparse.ArgumentParser) -> None:
         help="choose by a GGUF importance matrix of the model, without calibration: a weaker choice",
     )
     group.add_argument(
+        "--blend",
+        metavar="HOW",
+        help="domains of the text: maxmin (default for several), uniform, tokens, or NAME=WEIGHT,NAME=WEIGHT",
+    )
+    group.add_argument(
         "--mtp", choices=("mirror", "drop"), default="mirror", help="MTP blocks: as the last block (default), or out"
     )
 

@@ -1,9 +1,8 @@
 """What the verbs of single stages do with their flags."""
 
 import argparse
-from pathlib import Path
 
-from ggufreap.cli.common import Result, Verbs, choice, data, progress, settings, splitting
+from ggufreap.cli.common import Result, Verbs, data, progress, settings, splitting
 from ggufreap.cli.flags import (
     argument,
     device,
@@ -17,7 +16,6 @@ from ggufreap.cli.flags import (
     seed,
     shard,
     source,
-    target,
 )
 
 
@@ -42,19 +40,6 @@ def _run_calibrate(options: argparse.Namespace) -> Result:
         progress=progress(),
     )
     return statistics, 0
-
-
-def _run_plan(options: argparse.Namespace) -> Result:
-
-    from ggufreap import verbs
-    from ggufreap.files import check_output
-    from ggufreap.planning import save_plan
-
-    plan_path = Path(options.output)
-    check_output(plan_path, options.model, options.stats, options.from_imatrix)
-    plan = verbs.plan(options.model, stats=options.stats, **choice(options), progress=progress())
-    save_plan(plan_path, plan)
-    return plan, 0
 
 
 def _run_apply(options: argparse.Namespace) -> Result:
@@ -99,17 +84,6 @@ VERBS: Verbs = {
         _run_calibrate,
         "run text through the model and record what every expert does",
         (model, out("statistics file, S.npz"), source, seed, shard, imatrix, output_head, engine),
-    ),
-    "plan": (
-        _run_plan,
-        "choose which experts stay",
-        (
-            model,
-            argument("--stats", metavar="S.npz", help="what calibrate saved"),
-            out("plan file, P.json"),
-            target,
-            seed,
-        ),
     ),
     "apply": (
         _run_apply,

@@ -15,10 +15,10 @@ from typing import Any
 
 from ggufreap.console import evaluation, importance, stages, whole
 from ggufreap.console.draw import Drawers, Plain, size
-from ggufreap.console.stages import DryRun
+from ggufreap.console.stages import Choice, DryRun
 from ggufreap.progress import Bar
 
-__all__ = ["DryRun", "listen", "progress", "show", "size"]
+__all__ = ["Choice", "DryRun", "listen", "progress", "show", "size"]
 _DRAWERS: Drawers = {**stages.DRAWERS, **importance.DRAWERS, **evaluation.DRAWERS, **whole.DRAWERS}
 _PLAIN: Plain = {**stages.PLAIN, **evaluation.PLAIN, **whole.PLAIN}
 

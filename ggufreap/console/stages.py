@@ -7,6 +7,7 @@ from typing import Any
 
 from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
 from ggufreap.container import OutputFile, type_name
+from ggufreap.coverage import Coverage
 from ggufreap.inspection import Inspection
 from ggufreap.planning import PruningPlan
 from ggufreap.quantization import Quantized
@@ -65,6 +66,40 @@ def _statistics(found: DomainStatistics) -> None:
         say(f"domains  {', '.join(shares)}")
     say(f"experts  {statistics.n_expert} in each of {len(statistics.blocks)} MoE blocks, {idle} never routed to")
     say(f"routed   {median:,} tokens per expert (median), {int(counts.min()):,} at least")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan, and what it leaves of each domain, where statistics tell."""
+
+    plan: PruningPlan
+    coverage: Coverage | None
+
+
+def _choice(choice: Choice) -> None:
+    _plan(choice.plan)
+    if choice.coverage:
+        draw_coverage(choice.coverage)
+
+
+def draw_coverage(coverage: Coverage) -> None:
+    """What stays of each domain, with a warning where it is little, and whether there was enough text."""
+    rows = [
+        (
+            row.domain,
+            f"{row.n_tokens:,}",
+            f"{row.retained:.1%}",
+            f"{row.lowest:.1%} ({row.lowest_block})",
+            f"{row.stability.removed:.0%}" if row.stability else "-",
+            f"{row.routed.least:,} / {row.routed.median:,}",
+        )
+        for row in coverage.domains
+    ]
+    columns = ("domain", "tokens", "retained", "lowest (block)", "halves agree", "tokens per expert, least / median")
+    table("What stays of each domain, against experts chosen for it alone", columns, rows)
+    for warning in coverage.warnings():
+        say(styled("WARNING", "yellow"), f" {warning}")
+    say(coverage.advice)
 
 
 def _plan(plan: PruningPlan) -> None:
@@ -155,6 +190,16 @@ def _plain_statistics(statistics: ExpertStatistics) -> dict[str, Any]:
     }
 
 
+def _plain_choice(choice: Choice) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads(choice.plan.to_json())
+    return {**plan, "coverage": plain_coverage(choice.coverage) if choice.coverage else None}
+
+
+def plain_coverage(coverage: Coverage) -> dict[str, Any]:
+    """All of it, with what follows from it."""
+    return {**asdict(coverage), "warnings": coverage.warnings(), "factor": coverage.factor, "advice": coverage.advice}
+
+
 def _plain_script(script: RewriteScript) -> dict[str, Any]:
     return {
         "nbytes": script.nbytes,
@@ -182,6 +227,8 @@ DRAWERS: Drawers = {
     Inspection: _inspection,
     DomainStatistics: _statistics,
     PruningPlan: _plan,
+    Choice: _choice,
+    Coverage: draw_coverage,
     RewriteScript: draw_script,
     DryRun: _dry_run,
     Verification: draw_verification,
@@ -191,6 +238,8 @@ DRAWERS: Drawers = {
 PLAIN: Plain = {
     DomainStatistics: _plain_domains,
     PruningPlan: lambda plan: json.loads(plan.to_json()),
+    Choice: _plain_choice,
+    Coverage: plain_coverage,
     RewriteScript: _plain_script,
     DryRun: lambda run: _plain_script(run.script) | {"quantized": [asdict(made) for made in run.quantized]},
     Verification: plain_verification,

@@ -4,7 +4,14 @@ from dataclasses import asdict
 from typing import Any
 
 from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
-from ggufreap.console.stages import draw_note, draw_variant, draw_verification, plain_verification
+from ggufreap.console.stages import (
+    draw_coverage,
+    draw_note,
+    draw_variant,
+    draw_verification,
+    plain_coverage,
+    plain_verification,
+)
 from ggufreap.demonstration import Demonstration
 from ggufreap.verbs import Pruned
 
@@ -12,6 +19,8 @@ from ggufreap.verbs import Pruned
 def _pruned(pruned: Pruned) -> None:
     if pruned.verification:
         draw_verification(pruned.verification)
+    if pruned.coverage:
+        draw_coverage(pruned.coverage)
     before, after = pruned.script.source_nbytes, pruned.script.nbytes
     say(styled(f"{pruned.plan.summary}:", "bold"), f"{size(before)} -> {size(after)} ({after / before:.0%})")
     draw_note(pruned.plan)
@@ -48,6 +57,7 @@ def _plain_pruned(pruned: Pruned) -> dict[str, Any]:
         "note": pruned.plan.note,
         "plan": pruned.plan_path,
         "statistics": pruned.statistics_path,
+        "coverage": plain_coverage(pruned.coverage) if pruned.coverage else None,
         "verification": plain_verification(pruned.verification) if pruned.verification else None,
         "imatrix": pruned.imatrix_path,
         "quantized": [asdict(made) for made in pruned.quantized],

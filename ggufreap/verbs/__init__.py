@@ -1,11 +1,12 @@
 """What a user can ask for, with the flags of the command line as parameters."""
 
 from ggufreap.verbs.candidates import Preview, choose_ratio, preview
+from ggufreap.verbs.choice import coverage, merge, plan
 from ggufreap.verbs.evaluation import Evaluation, evaluate
 from ggufreap.verbs.importance import ImatrixReport, imatrix
 from ggufreap.verbs.recipes import run
 from ggufreap.verbs.requantize import Variants, gap_note, quantize, quantize_variants
-from ggufreap.verbs.stages import apply, calibrate, inspect, plan, verify
+from ggufreap.verbs.stages import apply, calibrate, inspect, verify
 from ggufreap.verbs.whole import Pruned, demo, prune
 
 __all__ = [
@@ -17,11 +18,13 @@ __all__ = [
     "apply",
     "calibrate",
     "choose_ratio",
+    "coverage",
     "demo",
     "evaluate",
     "gap_note",
     "imatrix",
     "inspect",
+    "merge",
     "plan",
     "preview",
     "prune",

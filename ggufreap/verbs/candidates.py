@@ -12,8 +12,9 @@ from ggufreap.evaluation import METRICS, Comparison, Gate, Outcome, compare_with
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import lower
+from ggufreap.verbs.choice import chosen_method
 from ggufreap.verbs.evaluation import LEAST_CTX, check_gates, named_texts, tokenised
-from ggufreap.verbs.stages import check_choice, open_model
+from ggufreap.verbs.stages import open_model
 from ggufreap.verbs.stages import plan as make_plan
 
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")
@@ -80,7 +81,7 @@ def preview(
     `fail_if` (or else DEFAULT_GATE) fails, and among the methods the smallest file, then the lower KLD.
     """
     for method in methods:
-        check_choice(method, mtp)
+        chosen_method(method, mtp, None)
     plans, refused = [], {}
     for method in methods:
         for ratio in sorted(map(str, ratios), key=as_fraction):
@@ -117,7 +118,7 @@ def choose_ratio(
     A search over all that the router can work with, for a KLD that grows with what is removed. Raises InfeasiblePlan
     when already the smallest removal costs more.
     """
-    check_choice(method, mtp)
+    chosen_method(method, mtp, None)
     if not max_kld > 0:
         raise InputError(f"--max-kld {max_kld}: it is the mean KLD in nats of the worst domain, such as 0.1")
     _, layout, _ = open_model(model)

@@ -30,8 +30,10 @@ def open_data(data: Data) -> Opened:
 
 
 def as_request(data: Request | str | Path) -> Request:
-    """A bare path is a file."""
-    return data if isinstance(data, Request) else Request(file=(str(data),))
+    """A bare path is token ids where it ends in .npy, else a file."""
+    if isinstance(data, Request):
+        return data
+    return Request(tokens=data) if Path(data).suffix == ".npy" else Request(file=(str(data),))
 
 
 def offline_default() -> Request:

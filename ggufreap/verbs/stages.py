@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ggufreap import __version__, saliency
-from ggufreap import imatrix as matrices
+from ggufreap import __version__
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.calibration import observe
 from ggufreap.container import GgufFile, check_target, open_gguf
@@ -17,27 +16,21 @@ from ggufreap.engine import subprocess_probe
 from ggufreap.engine.importance import OUTPUT
 from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession
-from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import check_output
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.planning import (
-    MTP_MODES,
-    NOTES,
     ModelIdentity,
     PruningPlan,
     check_plan,
-    count_to_keep,
     load_plan,
-    make_plan,
 )
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import RewriteScript, execute, lower
-from ggufreap.statistics import DomainStatistics, Floats, Provenance, load
+from ggufreap.statistics import DomainStatistics, Provenance
 from ggufreap.verbs.data import Data, open_data
 from ggufreap.verification import N_TOKENS, Verification, verify_file
 
 _LOG = logging.getLogger(__name__)
-DEFAULT_METHOD = "reap"
 
 
 def open_model(model: str | Path) -> tuple[GgufFile, MoeLayout, ModelIdentity]:
@@ -107,87 +100,6 @@ def calibrate(
             process_output=process_output and OUTPUT in source.by_name,
             progress=progress,
         )
-
-
-def plan(
-    model: str | Path,
-    *,
-    stats: str | Path | None = None,
-    from_imatrix: str | Path | None = None,
-    ratio: str | float | None = None,
-    keep: int | None = None,
-    method: str = DEFAULT_METHOD,
-    mtp: str = "mirror",
-    seed: int = 0,
-    progress: Progress = silent,
-) -> PruningPlan:
-    """Choose the experts that stay, `ratio` removed or `keep` kept in every block.
-
-    `stats` is what `calibrate` saved; the methods `random` and `weight_norm` need none. `from_imatrix` takes a GGUF
-    importance matrix of the model instead, which is a weaker guide than any calibration; it is a method of its own.
-    """
-    method = chosen_method(method, mtp, from_imatrix)
-    source, layout, identity = open_model(model)
-    count_to_keep(layout, ratio, keep)
-    if from_imatrix is not None:
-        if stats is not None:
-            raise InputError("both statistics and an importance matrix were given to choose by; give one of them")
-        matrix = matrices.load(from_imatrix)
-        matrices.check(matrix, source, layout)
-        scores, provenance = saliency.imatrix_scores(matrix, source, layout, progress), None
-    else:
-        scores, provenance = _scores(source, layout, identity, stats, method, seed, progress)
-    return make_plan(
-        layout,
-        identity,
-        scores,
-        method=method,
-        ratio=ratio,
-        keep=keep,
-        mtp=mtp,
-        corpus=provenance.corpus if provenance else "",
-        datasets=provenance.sources if provenance else (),
-    )
-
-
-def chosen_method(method: str, mtp: str, from_imatrix: str | Path | None) -> str:
-    """The method, `imatrix` where there is one to choose from; raises InputError unless all of it is known and fits."""
-    if from_imatrix is not None:
-        if method not in (DEFAULT_METHOD, saliency.IMATRIX):
-            raise InputError(f"method {method} does not work from an importance matrix; leave it or the matrix out")
-        method = saliency.IMATRIX
-        _LOG.warning("the experts that stay are %s. Calibrate where you can.", NOTES[method])
-    elif method == saliency.IMATRIX:
-        raise InputError("method imatrix needs an importance matrix; name one with --from-imatrix")
-    for what, name, known in (("method", method, (*saliency.METHOD_NAMES, saliency.IMATRIX)), ("mtp", mtp, MTP_MODES)):
-        if name not in known:
-            raise InputError(f"{what} {name!r} is not known; choose one of {', '.join(known)}")
-    return method
-
-
-def _scores(
-    source: GgufFile,
-    layout: MoeLayout,
-    identity: ModelIdentity,
-    stats: str | Path | None,
-    method: str,
-    seed: int,
-    progress: Progress,
-) -> tuple[Floats, Provenance | None]:
-    if method == saliency.RANDOM:
-        return saliency.random_scores(len(layout.trunk), layout.n_expert, seed), None
-    if method == saliency.WEIGHT_NORM:
-        return saliency.weight_norms(source, layout, progress), None
-    if stats is None:
-        raise InputError(f"method {method} needs statistics; make them with calibrate, or use {saliency.WEIGHT_NORM}")
-    statistics, provenance = load(Path(stats))
-    if provenance.model != identity.fingerprint:
-        raise MismatchError(
-            f"{stats} was calibrated on model {provenance.model[:12]}, this one is {identity.fingerprint[:12]}; "
-            "calibrate this file"
-        )
-    statistics.check()
-    return saliency.METHODS[method].score(statistics.total), provenance
 
 
 def apply(

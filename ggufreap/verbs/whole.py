@@ -10,6 +10,7 @@ from ggufreap import corpus as corpora
 from ggufreap import imatrix as matrices
 from ggufreap import naming, saliency
 from ggufreap.container import check_target
+from ggufreap.coverage import Coverage
 from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.demonstration import Demonstration
 from ggufreap.demonstration.text import calibration_text, held_out_text
@@ -27,8 +28,9 @@ from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized
 from ggufreap.recipe import Variant
 from ggufreap.rewriting import RewriteScript, execute, lower
+from ggufreap.verbs.choice import DEFAULT_METHOD, chosen_method, coverage, default_blend, plan
 from ggufreap.verbs.data import Data, open_data
-from ggufreap.verbs.stages import DEFAULT_METHOD, calibrate, chosen_method, open_model, plan, verify
+from ggufreap.verbs.stages import calibrate, open_model, verify
 from ggufreap.verbs.variants import AUTO, KEEP, VariantJobs, resolved
 from ggufreap.verification import Verification
 
@@ -41,7 +43,7 @@ DEMO_SAMPLING = Sampling(n_predict=60, temperature=0.7, seed=1)
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune` made: the files, the plan, and the proof (None when verification was turned off).
+    """What `prune` made: the files, the plan and what it leaves of each domain, and the proof (None if turned off).
 
     `script` tells of the byte-exact file, which `quantized` variants were made from; `imatrix_path` is the importance
     matrix of the pruned model that guided them. After a dry run all of it is what would be made.
@@ -52,6 +54,7 @@ class Pruned:
     plan_path: Path
     statistics_path: Path | None
     verification: Verification | None
+    coverage: Coverage | None = None
     quantized: tuple[Quantized, ...] = ()
     imatrix_path: Path | None = None
 
@@ -64,6 +67,7 @@ def prune(
     keep: int | None = None,
     method: str = DEFAULT_METHOD,
     from_imatrix: str | Path | None = None,
+    blend: str | None = None,
     mtp: str = "mirror",
     seed: int = 0,
     out: str | Path | None = None,
@@ -93,8 +97,8 @@ def prune(
     Whatever could fail for want of space, of experts or of leave to quantise twice fails before the calibration.
     Statistics that are already there for the same model, text and settings are used again.
     """
-    method = chosen_method(method, mtp, from_imatrix)
-    if from_imatrix is not None and (file, tokens) != (None, None):
+    method = chosen_method(method, mtp, from_imatrix, blend)
+    if from_imatrix is not None and data is not None:
         raise InputError("both an importance matrix to choose from and a text were given; give one of them")
     source, layout, identity = open_model(model)
     wanted = resolved(quant, source)
@@ -112,6 +116,7 @@ def prune(
         mtp=mtp,
         corpus=opened.identity if opened else "",
         datasets=[replace(record, sha256="0" * 64) for record in opened.records] if opened else (),
+        blend=blend or default_blend({record.domain for record in opened.records}) if opened else "",
     )
     result = naming.target(source.path, Path(out) if out is not None else None, preview.label)
     script = rewrite(source, layout, preview, result)
@@ -135,7 +140,7 @@ def prune(
     for made in foreseen:
         _LOG.info("%s -> %s (%s bytes)", first.name, made.paths[0], f"{made.nbytes:,}")
     if dry_run:
-        return Pruned(script, preview, plan_path, None, None, foreseen)
+        return Pruned(script, preview, plan_path, None, None, quantized=foreseen)
     stats_path = collected = None
     if opened:
         stats_path = result.with_name(f"{naming.stem_of(source.path)}.stats.npz")
@@ -157,10 +162,12 @@ def prune(
         ratio=ratio,
         keep=keep,
         method=method,
+        blend=blend,
         mtp=mtp,
         seed=seed,
         progress=progress,
     )
+    covered = coverage(stats_path, chosen) if stats_path else None
     save_plan(plan_path, chosen)
     script = rewrite(source, layout, chosen, result)
     execute(script, progress)
@@ -169,7 +176,7 @@ def prune(
         if verification
         else None
     )
-    pruned = Pruned(script, chosen, plan_path, stats_path, proof)
+    pruned = Pruned(script, chosen, plan_path, stats_path, proof, covered)
     if not wanted.variants or (proof and not proof.ok):
         return pruned
     matrix = given or (matrices.load(collected) if collected else None)

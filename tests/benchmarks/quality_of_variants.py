@@ -51,7 +51,7 @@ def main() -> None:
         work = Path(folder)
         np.save(work / "ids.npy", np.concatenate(calibration))
         types = {"quant": [*options.types], "keep_intermediate": True, "verification": False}
-        made = prune(options.model, ratio=options.ratio, tokens=work / "ids.npy", out=work, settings=settings, **types)
+        made = prune(options.model, ratio=options.ratio, data=work / "ids.npy", out=work, settings=settings, **types)
         exact = made.script.files[0].path
         candidates = {"pruned, types of the original": exact}
         for name, variant in zip(options.types, made.quantized, strict=True):
