@@ -181,7 +181,20 @@ def make_plan(
         for block, row, ids in zip(layout.trunk, scores, chosen, strict=True)
     }
     label = ratio_label(layout.n_expert, n_keep, ratio)
-    return PruningPlan(model, method, label, layout.n_expert, n_keep, mtp, kept, why, corpus, tuple(datasets), blend, layout.n_group)
+    return PruningPlan(
+        model=model,
+        method=method,
+        ratio=label,
+        n_expert=layout.n_expert,
+        n_keep=n_keep,
+        mtp=mtp,
+        keep=kept,
+        why=why,
+        corpus=corpus,
+        datasets=tuple(datasets),
+        blend=blend,
+        n_group=layout.n_group,
+    )
 
 
 def _share(scores: Floats, kept: tuple[int, ...]) -> float:

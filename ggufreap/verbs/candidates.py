@@ -13,9 +13,9 @@ from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import lower
 from ggufreap.verbs.choice import chosen_method
+from ggufreap.verbs.choice import plan as make_plan
 from ggufreap.verbs.evaluation import LEAST_CTX, check_gates, named_texts, tokenised
 from ggufreap.verbs.stages import open_model
-from ggufreap.verbs.stages import plan as make_plan
 
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")
 # Where nobody says what is too much. A loss that users notice in the domain that loses most: published quantisations

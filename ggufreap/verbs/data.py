@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from ggufreap.corpus.default import DEFAULT
+from ggufreap.corpus.default import DEFAULT_SOURCES
 from ggufreap.corpus.request import Opened, Request, open_request
 from ggufreap.demonstration.text import calibration_text
 from ggufreap.errors import InputError
@@ -21,7 +21,7 @@ def open_data(data: Data) -> Opened:
     if data is not None:
         return open_request(as_request(data))
     try:
-        return open_request(Request(domain=DEFAULT))
+        return open_request(Request(domain=DEFAULT_SOURCES))
     except InputError as error:
         raise InputError(
             f"no text was given, and the built-in mix of data sets cannot be had: {error}; "
