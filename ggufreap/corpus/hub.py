@@ -18,6 +18,7 @@ from ggufreap.errors import InputError
 SHUFFLED_ROWS = 1000  # rows from which the next one is drawn; `datasets` fills them from several files
 
 _ADVICE = "or give text of your own with -f FILE"
+_LONGEST_LINE = 240
 _CHOICES = re.compile(r"[Aa]vailable[^\[]*\[(.*?)\]|configurations in the cache: (.*)", re.DOTALL)
 
 
@@ -35,7 +36,7 @@ class DataSet:
     def open(cls, spec: SourceSpec) -> Self:
         """Find the data set; raises InputError where it, its subset or its split cannot be had, and says what could."""
         try:
-            builder = _builder(spec)
+            builder, revision = _found(spec)
             splits = builder.as_streaming_dataset()
         except InputError:
             raise
@@ -50,7 +51,7 @@ class DataSet:
         rows = sliced[0] if len(sliced) == 1 else quiet.datasets().concatenate_datasets(sliced)
         return cls(
             spec.name,
-            None if spec.local else builder.hash,
+            revision,
             builder.config.name,
             spec.split or parts[0].split,
             rows.decode(False),  # pictures and sounds stay bytes
@@ -71,14 +72,17 @@ class DataSet:
             raise InputError(f"cannot read on in {self.name}: {_first_line(error)}; try again, {_ADVICE}") from None
 
 
-def _builder(spec: SourceSpec) -> Any:
+def _found(spec: SourceSpec) -> tuple[Any, str | None]:
+    """The builder of `datasets`, which knows the subset and the splits, and the commit on the hub."""
     datasets = quiet.datasets()
     if spec.local:
-        return datasets.load_dataset_builder(str(Path(spec.name).expanduser()), spec.subset)
+        return datasets.load_dataset_builder(str(Path(spec.name).expanduser()), spec.subset), None
     try:
         builder = datasets.load_dataset_builder(spec.name, spec.subset, revision=spec.revision)
     except ConnectionError as error:
         return _downloaded(spec, error)
+    if builder.repo_id is None:  # csv, json, text ...: for `datasets` these are the files of the working directory
+        raise InputError(f"{spec.name} is a kind of file, not a data set; name the files, as in ./*.{spec.name}")
     # Without a network `datasets` takes the newest revision that it has prepared, whichever was asked for.
     prepared = type(builder).__module__.endswith(".cache.cache")
     if prepared and spec.revision not in (None, "main") and not str(builder.hash).startswith(str(spec.revision)):
@@ -86,20 +90,18 @@ def _builder(spec: SourceSpec) -> Any:
             f"{spec.name}@{spec.revision} cannot be had offline, the cache holds revision {builder.hash}; "
             f"name that one, {_ADVICE}"
         )
-    return builder
+    return builder, builder.hash
 
 
-def _downloaded(spec: SourceSpec, error: Exception) -> Any:
+def _downloaded(spec: SourceSpec, error: Exception) -> tuple[Any, str]:
     """The data set in the hub's own cache, where `hf download` puts it; raises `error` where it is not there."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(spec.name, repo_type="dataset", revision=spec.revision, local_files_only=True)
-    except OSError:
+        return quiet.datasets().load_dataset_builder(folder, spec.subset), Path(folder).name
+    except OSError:  # nothing of it, or the card without the data
         raise error from None
-    builder = quiet.datasets().load_dataset_builder(folder, spec.subset)
-    builder.hash = Path(folder).name
-    return builder
 
 
 def _default_split(spec: SourceSpec, splits: list[str]) -> str:
@@ -130,7 +132,8 @@ def _bound(bound: str | None, n_rows: int | None, part: Slice, name: str) -> int
 
 
 def _first_line(error: Exception) -> str:
-    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__).rstrip(".;")
+    line = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__).rstrip(".;")
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
 
 
 def _refuse(spec: SourceSpec, error: Exception) -> NoReturn:
@@ -142,9 +145,9 @@ def _refuse(spec: SourceSpec, error: Exception) -> NoReturn:
             raise InputError(f"{spec.name} has no subset {spec.subset}; it has {choices}") from None
         example = choices.partition(",")[0]
         raise InputError(f"{spec.name} has the subsets {choices}; name one, as in {spec.name}[{example}]") from None
-    remedy = "correct the name"
+    what, remedy = _first_line(error), "correct the name"
     if isinstance(error, ConnectionError):
-        remedy = "check the name and the network"
-    elif "gated" in text:
-        remedy = "ask for access on its page and log in with hf auth login"
-    raise InputError(f"cannot read the data set {spec.name}: {_first_line(error)}; {remedy}, {_ADVICE}") from None
+        what, remedy = "the hub is out of reach, and no cache holds it", "check the name and the network"
+    elif "is a gated dataset" in text:
+        what, remedy = "it is gated", "ask for access on its page and log in with hf auth login"
+    raise InputError(f"cannot read the data set {spec.name}: {what}; {remedy}, {_ADVICE}") from None

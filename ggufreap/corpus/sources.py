@@ -39,8 +39,8 @@ class Source:
     """An open source: iterate over its samples, again if need be.
 
     `taken` samples were yielded and `position` bytes or rows read so far; `skipped` counts, by reason, the rows that
-    gave no sample. `identity` says which data this is, before any is read: SHA-256 of the files, or name, commit, subset and
-    split on the hub. `nbytes` is what `position` ends with, None for what streams: there it counts rows.
+    gave no sample. `identity` says which data this is, before any is read: SHA-256 of the files, or name, commit,
+    subset and split on the hub. `nbytes` is what `position` ends with, None for what streams: there it counts rows.
     """
 
     def __init__(self, spec: SourceSpec, data: LocalFiles | DataSet, seed: int, text_field: str | None = None) -> None:
@@ -135,8 +135,8 @@ class Source:
         reason, most = max(self.skipped.items(), key=lambda item: item[1].count)
         total = sum(skipped.count for skipped in self.skipped.values())
         raise InputError(
-            f"{self.spec.name} has no usable row among {total:,}: {reason} in {most.count:,} of them, first in {most.first}; "
-            "name the column of the text, or give other data"
+            f"{self.spec.name} has no usable row among {total:,}: {reason} in {most.count:,} of them, "
+            f"first in {most.first}; name the column of the text, or give other data"
         )
 
 

@@ -7,8 +7,8 @@
     code=./chats.jsonl                             the same under a domain of its own name
 
 N counts samples: documents or conversations, not tokens. Local is what exists, what has a suffix that is read, what
-holds `*` or `?`, and what starts with `./`, `../`, `/` or `~`; all else is a name on the hub. In a file's name a
-backslash takes one of the characters `,:[]()=\\` and a space at either end as they are.
+holds `*` or `?`, and what starts with `./`, `../`, `/` or `~` or ends with `/`; all else is a name on the hub. In the
+name of a file a backslash takes one of the characters `,:[]()=\\`, or a space at either end, as it is.
 """
 
 import os
@@ -106,7 +106,7 @@ class SourceSpec:
 def is_local(name: str) -> bool:
     """Whether a name is that of a file, a folder or a glob here."""
     starts = ("./", "../", "/", "~")
-    marked = name.startswith(starts) or name in (".", "..") or "*" in name or "?" in name
+    marked = name.startswith(starts) or name in (".", "..") or name.endswith("/") or "*" in name or "?" in name
     return marked or _KNOWN.search(name) is not None or os.path.exists(name)
 
 

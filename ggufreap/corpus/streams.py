@@ -17,9 +17,10 @@ LONGEST = 16 << 20
 PIECE = 1 << 20
 TOO_LONG = f"a row is larger than {LONGEST >> 20} MiB"
 
-_BLOCK = 1 << 16
-_OUTSIDE = re.compile(rb'["\[\]{},]')
-_INSIDE = re.compile(rb'\\.|"', re.DOTALL)
+_BLOCK = 1 << 18
+# A whole string is one match; possessive, or a string without an end would be tried in every way there is.
+_INSIDE = re.compile(rb'(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_OUTSIDE = re.compile(rb'"' + _INSIDE.pattern + rb'|["\[\]{},]', re.DOTALL)
 _BREAK = re.compile(r"\n(?=\S)")
 
 
@@ -67,12 +68,12 @@ def elements(file: io.BufferedReader) -> Iterator[bytes | Unusable]:
         if (len(block) - len(block.rstrip(b"\\"))) % 2:  # the escape goes on in the next block
             block += file.read(1)
         start = at = 0
-        while match := (_INSIDE if quoted else _OUTSIDE).search(block, at):
+        while match := _INSIDE.match(block, at) if quoted else _OUTSIDE.search(block, at):
             at, mark = match.end(), match[0]
-            if mark == b'"':
-                quoted = not quoted
+            if quoted or mark[:1] == b'"':
+                quoted = not quoted and mark == b'"'  # the rest of the string is in the next block
                 continue
-            if quoted or (mark == b"," and depth > 1):
+            if mark == b"," and depth > 1:
                 continue
             depth += (mark in b"[{") - (mark in b"]}")
             if depth == 1 and mark == b"[":
