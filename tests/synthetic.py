@@ -3,8 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from hypothesis import settings
 
 from ggufreap.statistics import DomainStatistics, ExpertStatistics
+
+# A busy machine is no failure.
+quick = settings(deadline=None, max_examples=50)
 
 
 def part(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import of_parts, part, random_statistics
+from synthetic import of_parts, part, quick, random_statistics
 
 from ggufreap.blending import BLENDS, blend, check_blend, most_needed, weighted
 from ggufreap.errors import InputError
@@ -65,6 +65,7 @@ def test_a_domain_of_weight_zero_is_as_if_it_were_not_there() -> None:
         np.testing.assert_allclose(found / found[0, 0], alone / alone[0, 0])
 
 
+@quick
 @given(
     SEEDS, st.lists(st.floats(0.01, 10), min_size=3, max_size=3), st.lists(st.floats(0.01, 10), min_size=3, max_size=3)
 )
@@ -80,6 +81,7 @@ def test_sums_are_linear_in_the_weights(seed: int, one: list[float], other: list
             np.testing.assert_allclose(sums(added, name), sums(one, name) + sums(other, name), rtol=1e-9)
 
 
+@quick
 @given(SEEDS, st.lists(st.floats(0.01, 10), min_size=3, max_size=3))
 def test_weighted_statistics_are_of_as_many_tokens(seed: int, weights: list[float]) -> None:
     statistics = random_statistics(seed)
@@ -93,6 +95,7 @@ def largest_loss(shares: np.ndarray, kept: tuple[int, ...]) -> float:
     return float(np.delete(shares, kept, axis=1).max())
 
 
+@quick
 @given(SEEDS, st.integers(1, 5))
 def test_maxmin_makes_the_largest_loss_of_any_domain_smallest(seed: int, n_keep: int) -> None:
     statistics = random_statistics(seed, n_blocks=1, n_expert=6)
@@ -103,6 +106,7 @@ def test_maxmin_makes_the_largest_loss_of_any_domain_smallest(seed: int, n_keep:
     assert largest_loss(shares, chosen) == best
 
 
+@quick
 @given(
     SEEDS,
     st.integers(1, 7),

@@ -9,6 +9,7 @@ import pytest
 from fake_engine import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
+from synthetic import quick
 
 from ggufreap.corpus import SourceRecord
 from ggufreap.engine.protocol import RoutedBatch
@@ -58,6 +59,7 @@ def equal(a: DomainStatistics, b: DomainStatistics, rtol: float = 1e-13) -> bool
 WHOLE = observed(list(range(len(STREAM))))
 
 
+@quick
 @given(st.lists(st.integers(0, 2), min_size=len(STREAM), max_size=len(STREAM)))
 def test_any_split_adds_up_to_the_whole(part_of: list[int]) -> None:
     parts = [observed([index for index, part in enumerate(part_of) if part == wanted]) for wanted in range(3)]
@@ -124,6 +126,7 @@ def in_micro_batches(batches: list[RoutedBatch], size: int) -> list[RoutedBatch]
     ]
 
 
+@quick
 @given(st.lists(st.booleans(), min_size=N_CTX, max_size=N_CTX), st.sampled_from([1, 3, 7, N_CTX]))
 def test_only_counted_tokens_are_folded(flags: list[bool], n_ubatch: int) -> None:
     counted = np.array(flags)

@@ -7,6 +7,7 @@ One column per choice: calibrated on one domain only, and on all of them blended
 """
 
 import argparse
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -55,20 +56,24 @@ def main() -> None:
         reference = {name: [log_probabilities(engine.logits(chunk)) for chunk in held_out[name]] for name in names}
         scores = {f"{options.only} only": METHODS[options.method].score(statistics.of(options.only))}
         scores |= {how: blend(statistics, how, options.method) for how in BLENDS}
+
+        @cache  # blends often choose the same
+        def losses(chosen: tuple[tuple[int, ...], ...]) -> list[float]:
+            keep = dict(zip(blocks, chosen, strict=True))
+
+            def loss(chunk: np.ndarray, known: np.ndarray) -> float:
+                return divergence(known, log_probabilities(engine.logits(chunk, keep)))
+
+            return [float(np.mean(list(map(loss, held_out[name], reference[name])))) for name in names]
+
         for ratio in options.ratio:
             n_keep = count_to_keep(layout, ratio)
             columns = {}
             for label, values in scores.items():
                 chosen = select(values, n_keep, layout.n_group)
-                keep = {block.index: kept for block, kept in zip(layout.trunk, chosen, strict=True)}
-                losses = [
-                    np.mean(
-                        [divergence(known, log_probabilities(engine.logits(chunk, keep))) for known, chunk in pairs]
-                    )
-                    for pairs in (zip(reference[name], held_out[name], strict=True) for name in names)
-                ]
+                found, keep = losses(chosen), dict(zip(blocks, chosen, strict=True))
                 retained = measure(statistics, keep, options.method, n_group=layout.n_group).domains
-                columns[label] = [*losses, np.mean(losses), max(losses), min(row.retained for row in retained)]
+                columns[label] = [*found, np.mean(found), max(found), min(row.retained for row in retained)]
             print(f"\nratio {ratio}, {options.method}, keeps {n_keep} of {layout.n_expert}: mean KLD in nats")
             print("| domain | " + " | ".join(columns) + " |\n|---" + "|---" * len(columns) + "|")
             for row, name in enumerate((*names, "mean", "worst", "least retained")):
