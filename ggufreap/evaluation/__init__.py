@@ -6,12 +6,14 @@ from ggufreap.evaluation.gates import METRICS, Gate, Outcome, parse_gate
 from ggufreap.evaluation.generation import continuation
 from ggufreap.evaluation.meters import Comparison, Meters
 from ggufreap.evaluation.perplexity import Perplexity, geometric_mean, ignore, perplexity
+from ggufreap.evaluation.scores import Logits
 
 __all__ = [
     "METRICS",
     "BaseFile",
     "Comparison",
     "Gate",
+    "Logits",
     "Meters",
     "Outcome",
     "Perplexity",

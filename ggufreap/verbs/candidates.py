@@ -12,7 +12,7 @@ from ggufreap.evaluation import METRICS, Comparison, Gate, Outcome, compare_with
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import lower
-from ggufreap.verbs.evaluate import LEAST_CTX, check_gates, named_texts, tokenised
+from ggufreap.verbs.evaluation import check_ctx, check_gates, named_texts, tokenised
 from ggufreap.verbs.stages import check_choice, open_model
 from ggufreap.verbs.stages import plan as make_plan
 
@@ -183,10 +183,7 @@ class _Stage:
     ) -> None:
         self._model, self._gates, self._progress = str(model), gates, progress
         self._settings = settings or EngineSettings()
-        if self._settings.n_ctx < LEAST_CTX:
-            raise InputError(
-                f"-c {self._settings.n_ctx}: chunks of {LEAST_CTX} tokens and more can be scored; raise -c"
-            )
+        check_ctx(self._settings)
         texts = named_texts(files)
         for gate in gates:
             gate.require(texts, METRICS)
