@@ -8,17 +8,15 @@ from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
 from ggufreap.evaluation import Comparison, Meters, Outcome
 from ggufreap.verbs import Evaluation, Preview
 
-COLUMNS = ("KLD", "median", "p90", "p99", "top-1", "1-TV", "PPL", "PPL ratio")
+COLUMNS = ("KLD", "p90", "p99", "top-1", "1-TV", "PPL", "PPL ratio")
 
 
 def _row(meters: Meters) -> tuple[str, ...]:
-    low, high = meters.top1_interval
     return (
         f"{meters.kld:.4f} ± {meters.kld_stderr:.4f}",
-        f"{meters.kld_median:.4f}",
-        f"{meters.kld_p90:.4f}",
-        f"{meters.kld_p99:.4f}",
-        f"{meters.top1:.1%} ({low:.1%}-{high:.1%})",
+        f"{meters.kld_p90:.3f}",
+        f"{meters.kld_p99:.3f}",
+        f"{meters.top1:.1%}",
         f"{meters.esap:.1%}",
         f"{meters.perplexity.value:.4f}",
         f"{meters.ppl_ratio:.4f} ± {meters.ppl_ratio_stderr:.4f}",
@@ -43,6 +41,8 @@ def _comparison(comparison: Comparison) -> None:
     table("What was lost (KLD in nats per token)", ("domain", *COLUMNS), rows)
     if len(rows) > 1:
         say(f"worst domain  {comparison.worst_domain}")
+    low, high = comparison.mean.top1_interval
+    say(f"top-1         {comparison.mean.top1:.2%}, between {low:.2%} and {high:.2%} (95 % Wilson interval)")
 
 
 def _gates(outcomes: Sequence[Outcome]) -> None:
@@ -61,23 +61,25 @@ def _preview(found: Preview) -> None:
         rows.append(
             (
                 name,
-                f"{plan.n_keep} of {plan.n_expert}",
-                f"{size(candidate.nbytes)} ({candidate.nbytes / found.nbytes:.0%})",
-                f"{mean.kld:.4f} ± {mean.kld_stderr:.4f}",
-                f"{worst.kld:.4f} ({candidate.comparison.worst_domain})",
-                f"{mean.kld_p99:.3f}",
+                f"{plan.n_keep}/{plan.n_expert}",
+                size(candidate.nbytes),
+                f"{mean.kld:.4f}",
+                f"{worst.kld:.4f} {candidate.comparison.worst_domain}",
+                f"{mean.kld_p99:.2f}",
                 f"{mean.top1:.1%}",
                 f"{mean.esap:.1%}",
-                f"{mean.ppl_ratio:.4f}",
-                "" if candidate.ok else "fails",
+                f"{mean.ppl_ratio:.3f}",
+                "yes" if candidate.ok else "no",
             )
         )
         by_domain.append((name, *(f"{meters.kld:.4f}" for meters in candidate.comparison.domains.values())))
-    columns = ("candidate", "keeps", "file", "KLD", "worst domain", "p99", "top-1", "1-TV", "PPL ratio", "gates")
-    table("What pruning would cost (means over the domains, KLD in nats per token)", columns, rows)
+    columns = ("plan", "keeps", "file", "KLD", "worst", "p99", "top-1", "1-TV", "PPL x", "ok")
+    table(
+        "What pruning would cost: KLD in nats per token, PPL x times the original's, means over domains", columns, rows
+    )
     if len(found.n_chunks) > 1:
         say()
-        table("KLD by domain", ("candidate", *found.n_chunks), by_domain)
+        table("KLD by domain", ("plan", *found.n_chunks), by_domain)
     for ratio, reason in found.refused.items():
         say(f"{ratio}   {reason}")
     say(styled("\nrecommended" if found.recommended else "\nnone recommended", "bold"), found.reason)

@@ -6,6 +6,7 @@ from ggufreap.evaluation.gates import METRICS, Gate, Outcome, parse_gate
 from ggufreap.evaluation.generation import Answer, answers
 from ggufreap.evaluation.meters import Comparison, Meters
 from ggufreap.evaluation.perplexity import Perplexity, geometric_mean, ignore, perplexity
+from ggufreap.evaluation.scores import Logits
 
 __all__ = [
     "METRICS",
@@ -13,6 +14,7 @@ __all__ = [
     "BaseFile",
     "Comparison",
     "Gate",
+    "Logits",
     "Meters",
     "Outcome",
     "Perplexity",

@@ -128,11 +128,11 @@ def _exponentials(logits: Logits, out: Logits) -> tuple[Logits, Floats, Floats, 
     """Of every row: exp(x - max), ln Σ exp(x), Σ exp(x - max) and the place of the maximum."""
     top = logits.argmax(axis=1)  # of a NaN, where there is one
     peak = logits[np.arange(len(top)), top]
+    if not np.isfinite(peak).all():
+        raise NumericFailure("a logit is NaN or infinite; the model file is damaged, or overflows in this precision")
     values = np.subtract(logits, peak[:, None], out=out[: len(top)])
     np.exp(values, out=values)
     total = values.sum(axis=1, dtype=np.float64)
-    if not np.isfinite(total).all():
-        raise NumericFailure("a logit is NaN or infinite; the model file is damaged, or overflows in this precision")
     return values, peak + np.log(total), total, top
 
 

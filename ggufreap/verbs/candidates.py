@@ -14,7 +14,7 @@ from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import lower
 from ggufreap.verbs.choice import chosen_method
 from ggufreap.verbs.choice import plan as make_plan
-from ggufreap.verbs.evaluation import LEAST_CTX, check_gates, named_texts, tokenised
+from ggufreap.verbs.evaluation import check_ctx, check_gates, named_texts, tokenised
 from ggufreap.verbs.stages import open_model
 
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")
@@ -81,7 +81,7 @@ def preview(
     `fail_if` (or else DEFAULT_GATE) fails, and among the methods the smallest file, then the lower KLD.
     """
     for method in methods:
-        chosen_method(method, mtp, None)
+        chosen_method(method, mtp)
     plans, refused = [], {}
     for method in methods:
         for ratio in sorted(map(str, ratios), key=as_fraction):
@@ -118,7 +118,7 @@ def choose_ratio(
     A search over all that the router can work with, for a KLD that grows with what is removed. Raises InfeasiblePlan
     when already the smallest removal costs more.
     """
-    chosen_method(method, mtp, None)
+    chosen_method(method, mtp)
     if not max_kld > 0:
         raise InputError(f"--max-kld {max_kld}: it is the mean KLD in nats of the worst domain, such as 0.1")
     _, layout, _ = open_model(model)
@@ -184,10 +184,7 @@ class _Stage:
     ) -> None:
         self._model, self._gates, self._progress = str(model), gates, progress
         self._settings = settings or EngineSettings()
-        if self._settings.n_ctx < LEAST_CTX:
-            raise InputError(
-                f"-c {self._settings.n_ctx}: chunks of {LEAST_CTX} tokens and more can be scored; raise -c"
-            )
+        check_ctx(self._settings)
         texts = named_texts(files)
         for gate in gates:
             gate.require(texts, METRICS)

@@ -1,6 +1,6 @@
 """What a model is worth on held-out text, alone or against the one it was made from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from ggufreap.evaluation import (
     BaseFile,
     Comparison,
     Gate,
+    Logits,
     Outcome,
     Perplexity,
     compare_with,
@@ -77,8 +78,7 @@ def evaluate(
     """
     gates = [parse_gate(text) for text in fail_if]
     settings = settings or EngineSettings()
-    if settings.n_ctx < LEAST_CTX:
-        raise InputError(f"-c {settings.n_ctx}: chunks of {LEAST_CTX} tokens and more can be scored; raise -c")
+    check_ctx(settings)
     source = open_gguf(model)
     if kl_divergence:
         if kl_divergence_base is None or files or reference is not None:
@@ -143,7 +143,7 @@ def _alone(
         run = stack.enter_context(threads(settings.n_threads or default_threads()))
         found = {}
         for name, corpus in domains.items():
-            also = ignore
+            also: Callable[[Logits], object] = ignore
             if base is not None:
                 also = stack.enter_context(writing_base(Path(base), corpus.chunks, engine.n_vocab)).add
             found[name] = perplexity(engine, corpus, progress, f"perplexity, {name}", run, also)
@@ -181,6 +181,12 @@ def open_engine(source: GgufFile, settings: EngineSettings) -> LlamaSession:
     return LlamaSession(source.path, nodes, settings)
 
 
+def check_ctx(settings: EngineSettings) -> None:
+    """Raise InputError unless some token of a chunk is scored."""
+    if settings.n_ctx < LEAST_CTX:
+        raise InputError(f"-c {settings.n_ctx}: only chunks of {LEAST_CTX} tokens or more can be scored; raise -c")
+
+
 def named_texts(files: Sequence[str]) -> dict[str, str]:
     """Domain -> text, of `NAME=FILE` or `FILE`; the name is else the file's, without extension."""
     texts: dict[str, str] = {}
@@ -208,7 +214,7 @@ def check_gates(gates: Sequence[Gate], comparison: Comparison) -> tuple[Outcome,
     return tuple(gate.check(figures, comparison.mean.figures) for gate in gates)
 
 
-def _require(gates: Sequence[Gate], domains: Sequence[str] | Mapping[str, str], metrics: Sequence[str]) -> None:
+def _require(gates: Sequence[Gate], domains: Iterable[str], metrics: Iterable[str]) -> None:
     for gate in gates:
         gate.require(domains, metrics)
 
