@@ -9,7 +9,20 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ggufreap.verbs import apply, calibrate, demo, evaluate, inspect, plan, preview, prune, quantize, run, verify
+    from ggufreap.verbs import (
+        apply,
+        calibrate,
+        demo,
+        evaluate,
+        inspect,
+        merge,
+        plan,
+        preview,
+        prune,
+        quantize,
+        run,
+        verify,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,6 +32,7 @@ __all__ = [
     "demo",
     "evaluate",
     "inspect",
+    "merge",
     "plan",
     "preview",
     "prune",

@@ -45,11 +45,12 @@ def device(group: Any) -> None:
 
 def source(command: argparse.ArgumentParser) -> None:
     """The data that is calibrated on, and how it is read."""
-    add = command.add_argument_group("calibration data").add_argument
-    add("-f", "--file", action="append", default=[], metavar="FILE", help=_FILE_HELP)
+    group = command.add_argument_group("calibration data")
+    add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    either("-f", "--file", action="append", default=[], metavar="FILE", help=_FILE_HELP)
+    either("--tokens", metavar="IDS.npy", help="token ids, [n] or [n_chunks, n_ctx], instead of text")
     add("--dataset", action="append", default=[], metavar="SPEC", help=_DATASET_HELP)
     add("--domain", action="append", default=[], metavar="NAME=SPEC", help="a data set or file of the domain NAME")
-    add("--tokens", metavar="IDS.npy", help="token ids, [n] or [n_chunks, n_ctx], instead of text")
     add("--chunks", type=at_least(1), metavar="N", help="run at most this many chunks")
     add("--count", choices=("all", "assistant"), default="all", help="which tokens count for the statistics (all)")
     add("--text-field", metavar="NAME", help="the column of rows that holds the text (found by its usual names)")

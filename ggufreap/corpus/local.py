@@ -69,6 +69,11 @@ class LocalFiles:
         return cls(folder, tuple(file for file, parts in inside if not any(part.startswith(".") for part in parts)))
 
     @property
+    def has_rows(self) -> bool:
+        """Whether any of them is read row by row, and not as text."""
+        return any(READERS.get(suffix_of(path.name)[0], _texts) is not _texts for path in self.paths)
+
+    @property
     def nbytes(self) -> int:
         """The size of all files."""
         return sum(path.stat().st_size for path in self.paths)

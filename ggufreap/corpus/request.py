@@ -18,7 +18,7 @@ from ggufreap.corpus.hub import DataSet
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.corpus.samples import Conversation, Sample, Text
 from ggufreap.corpus.sources import Skipped, Source, open_source
-from ggufreap.corpus.spec import SourceSpec, domain_names, parse_sources, suffix_of
+from ggufreap.corpus.spec import SourceSpec, domain_names, parse_sources
 from ggufreap.corpus.stream import NamedSource, Stream
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import InputError
@@ -175,9 +175,7 @@ def _domain(text: str) -> tuple[SourceSpec, ...]:
 
 
 def _has_rows(source: Source) -> bool:
-    if isinstance(source.data, DataSet):
-        return True
-    return any(suffix_of(path.name)[0] not in ("", ".txt", ".md") for path in source.data.paths)
+    return isinstance(source.data, DataSet) or source.data.has_rows
 
 
 def _record(source: Source, domain: str) -> SourceRecord:

@@ -132,6 +132,8 @@ class Source:
     def _refuse(self) -> None:
         if not self.skipped:
             raise InputError(f"{self.spec.name} holds no rows: calibration needs some text")
+        if isinstance(self.data, LocalFiles) and not self.data.has_rows:
+            raise InputError(f"{self.spec.name} has no text: calibration needs some")
         reason, most = max(self.skipped.items(), key=lambda item: item[1].count)
         total = sum(skipped.count for skipped in self.skipped.values())
         raise InputError(

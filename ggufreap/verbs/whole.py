@@ -105,7 +105,8 @@ def prune(
     rewrite = partial(lower, split_max_size=split_max_size, keep_split=keep_split)
     # Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
-    opened = open_data(data) if method in saliency.METHODS else None
+    # Sizes can be told without any data but their names, which stand in the header.
+    opened = open_data(data) if method in saliency.METHODS and not (dry_run and data is None) else None
     preview = make_plan(
         layout,
         identity,
