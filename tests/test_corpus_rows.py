@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggufreap.corpus import rows
@@ -134,6 +134,7 @@ JSON = st.recursive(
 COLUMNS = sorted({column for columns, _ in rows.SHAPES for column in columns} | {"tools", "system", "input"})
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(COLUMNS), JSON), st.none() | st.sampled_from(COLUMNS))
 def test_any_row_is_a_sample_or_unusable(row: dict[str, Any], field: str | None) -> None:
     reasons = {value for name, value in vars(rows).items() if name.isupper() and isinstance(value, str)}

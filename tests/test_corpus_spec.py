@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ggufreap.corpus.spec import SourceSpec, domain_names, is_local, parse_sources, suffix_of
@@ -133,6 +133,7 @@ def specs(draw: st.DrawFn) -> SourceSpec:
     )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(specs(), min_size=1, max_size=4))
 def test_a_spec_names_itself(found: list[SourceSpec]) -> None:
     assert parse_sources(",".join(map(str, found))) == tuple(found)

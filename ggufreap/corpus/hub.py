@@ -54,7 +54,7 @@ class DataSet:
             revision,
             builder.config.name,
             spec.split or parts[0].split,
-            rows.decode(False),  # pictures and sounds stay bytes
+            rows.decode(False) if rows.features else rows,  # pictures and sounds stay bytes
         )
 
     @property
@@ -69,7 +69,9 @@ class DataSet:
             for number, row in enumerate(rows, 1):
                 yield Entry(f"{self.name}:{number}", number, row)
         except Exception as error:  # as in open
-            raise InputError(f"cannot read on in {self.name}: {_first_line(error)}; try again, {_ADVICE}") from None
+            raise InputError(
+                f"cannot read the rows of {self.name}: {_first_line(error)}; try again, {_ADVICE}"
+            ) from None
 
 
 def _found(spec: SourceSpec) -> tuple[Any, str | None]:

@@ -20,7 +20,7 @@ TOO_LONG = f"a row is larger than {LONGEST >> 20} MiB"
 _BLOCK = 1 << 18
 # A whole string is one match; possessive, or a string without an end would be tried in every way there is.
 _INSIDE = re.compile(rb'(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_OUTSIDE = re.compile(rb'"' + _INSIDE.pattern + rb'|["\[\]{},]', re.DOTALL)
+_OUTSIDE = re.compile(rb'"' + _INSIDE.pattern + rb'|[\[{]+|["\]},]', re.DOTALL)
 _BREAK = re.compile(r"\n(?=\S)")
 
 
@@ -75,10 +75,12 @@ def elements(file: io.BufferedReader) -> Iterator[bytes | Unusable]:
                 continue
             if mark == b"," and depth > 1:
                 continue
-            depth += (mark in b"[{") - (mark in b"]}")
-            if depth == 1 and mark == b"[":
-                start = at
-            elif depth == 0 or mark == b",":
+            if mark[:1] in b"[{":
+                start = start if depth else match.start() + 1
+                depth += len(mark)
+                continue
+            depth -= mark in b"]}"
+            if depth == 0 or mark == b",":
                 held += block[start : match.start()]
                 if too_long or held.strip() or mark == b",":
                     yield Unusable(TOO_LONG) if too_long or len(held) > LONGEST else bytes(held)
@@ -98,15 +100,16 @@ def pieces(file: io.BufferedReader, path: Path) -> Iterator[Text]:
     There no tokeniser has a word or a run of newlines that reaches over the cut. A text without such a place is cut
     before a space, or anywhere, once 16 MiB are held. Raises InputError, with the offset, for what is not UTF-8.
     """
-    decoder, held, offset = codecs.getincrementaldecoder("utf-8")(), "", 0
+    decoder, held, offset, sought = codecs.getincrementaldecoder("utf-8")(), "", 0, 0
     try:
         while block := file.read(PIECE):
             pending = len(decoder.getstate()[0])
             held += decoder.decode(block)
             offset += len(block)
-            while len(held) > PIECE and (cut := _cut(held)):
+            while len(held) > PIECE and (cut := _cut(held, sought)):
                 yield Text(held[:cut], continues=True)
-                held = held[cut:]
+                held, sought = held[cut:], 0
+            sought = len(held) - 1
         pending = len(decoder.getstate()[0])
         yield Text(held + decoder.decode(b"", final=True))
     except UnicodeDecodeError as error:
@@ -117,9 +120,9 @@ def pieces(file: io.BufferedReader, path: Path) -> Iterator[Text]:
         ) from None
 
 
-def _cut(text: str) -> int:
-    """Where the first piece of at least 1 MiB ends, 0 where no place is known yet."""
-    if match := _BREAK.search(text, PIECE - 1):
+def _cut(text: str, sought: int) -> int:
+    """Where the first piece of at least 1 MiB ends, which is not before `sought`; 0 where no place is known yet."""
+    if match := _BREAK.search(text, max(PIECE - 1, sought)):
         return match.end()
     if len(text) < LONGEST:
         return 0
