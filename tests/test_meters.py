@@ -26,6 +26,7 @@ from ggufreap.evaluation import (
     writing_base,
 )
 from ggufreap.evaluation import base_file as base_files
+from ggufreap.evaluation import scores as per_token
 from ggufreap.evaluation.scores import Reference, TokenScores, compare, negative_log_likelihood, targets_of
 
 RNG = np.random.default_rng(0)
@@ -43,8 +44,10 @@ def log_softmax(values: np.ndarray) -> np.ndarray:
 # Per token.
 
 
+@pytest.mark.parametrize("kept", [True, False])  # the original's probabilities
 @pytest.mark.parametrize("n_vocab", [5, 501, 40_000, 131_073])  # many rows per block, few, and less than one
-def test_scores_by_definition(n_vocab: int) -> None:
+def test_scores_by_definition(n_vocab: int, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_token, "SMALL_NBYTES", 1 << 30 if kept else 0)
     original = logits(37, n_vocab)
     candidate = original + logits(37, n_vocab, 0.3)
     targets = RNG.integers(0, n_vocab, 37).astype(np.int32)
@@ -97,7 +100,8 @@ def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
         compare(Reference.of(logits(3, 100)), broken, np.zeros(3, np.int32))
 
 
-def test_memory_is_that_of_two_chunks_of_logits() -> None:
+def test_memory_is_that_of_two_chunks_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_token, "SMALL_NBYTES", 0)  # this is about large vocabularies
     n_vocab, chunks = 60_000, np.zeros((3, 128), np.int32)
     size = 64 * n_vocab * 4
 

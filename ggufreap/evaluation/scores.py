@@ -21,26 +21,42 @@ Floats = npt.NDArray[np.float64]
 Map = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
 
 BLOCK_ITEMS = 1 << 17
-N_PARTS = 16  # of a chunk, for the threads to share
+N_PARTS = 4  # of a chunk, for the threads to share
+SMALL_NBYTES = 32 << 20  # up to here, the original's probabilities are kept beside its logits, which saves a third
 LEAST_PROBABILITY = np.float32(np.exp(-16))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The original's logits `[n_scored, n_vocab]` of one chunk, and ln Σ exp of every row."""
+    """The original's logits `[n_scored, n_vocab]` of one chunk, ln Σ exp of every row, and softmax where it is kept."""
 
     logits: Logits
     log_total: Floats
+    probabilities: Logits | None = None
 
     @classmethod
     def of(cls, logits: Logits, run: Map = map) -> Self:
         """The reference that raw logits are."""
-        return cls(logits, _log_totals(logits, run))
+        if logits.nbytes > SMALL_NBYTES:
+            return cls(logits, _log_totals(logits, run))
+        probabilities = np.empty_like(logits)
+
+        def softmax(rows: slice) -> Floats:
+            values, log_total, total, _ = _exponentials(logits[rows], probabilities[rows])
+            values *= (1 / total).astype(np.float32)[:, None]
+            return log_total
+
+        return cls(logits, np.concatenate(list(run(softmax, _parts(logits)))), probabilities)
 
     @classmethod
     def of_log_probabilities(cls, values: Logits) -> Self:
         """The reference of log-probabilities, taken as they are (they need not sum to 1)."""
         return cls(values, np.zeros(len(values)))
+
+    def part(self, rows: slice) -> Self:
+        """Some of the rows."""
+        kept = self.probabilities[rows] if self.probabilities is not None else None
+        return type(self)(self.logits[rows], self.log_total[rows], kept)
 
 
 @dataclass(frozen=True)
@@ -84,12 +100,8 @@ def compare(reference: Reference, logits: Logits, targets: Tokens, run: Map = ma
 
     def score(part: slice) -> TokenScores:
         room = _Room.for_blocks_of(logits)
-        return TokenScores.join(
-            [
-                _compare(reference.logits[rows], reference.log_total[rows], logits[rows], targets[rows], room)
-                for rows in _slices(part, len(room.p))
-            ]
-        )
+        blocks = _slices(part, len(room.q))
+        return TokenScores.join([_compare(reference.part(rows), logits[rows], targets[rows], room) for rows in blocks])
 
     return TokenScores.join(list(run(score, _parts(logits))))
 
@@ -104,7 +116,7 @@ class _Room:
 
     @classmethod
     def for_blocks_of(cls, logits: Logits) -> Self:
-        shape = (max(1, BLOCK_ITEMS // logits.shape[1]), logits.shape[1])
+        shape = (min(max(1, BLOCK_ITEMS // logits.shape[1]), -(-len(logits) // N_PARTS)), logits.shape[1])
         return cls(np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.bool_))
 
 
@@ -136,11 +148,14 @@ def _exponentials(logits: Logits, out: Logits) -> tuple[Logits, Floats, Floats, 
     return values, peak + np.log(total), total, top
 
 
-def _compare(original: Logits, log_total: Floats, logits: Logits, targets: Tokens, room: _Room) -> TokenScores:
+def _compare(reference: Reference, logits: Logits, targets: Tokens, room: _Room) -> TokenScores:
+    original, log_total = reference.logits, reference.log_total
     q, log_total_q, total_q, top = _exponentials(logits, room.q)
     q *= (1 / total_q).astype(np.float32)[:, None]
-    p = np.subtract(original, log_total.astype(np.float32)[:, None], out=room.p[: len(q)])
-    np.exp(p, out=p)
+    p = reference.probabilities
+    if p is None:
+        p = np.subtract(original, log_total.astype(np.float32)[:, None], out=room.p[: len(q)])
+        np.exp(p, out=p)
     overlap = np.minimum(p, q, out=q).sum(axis=1)
     # ln p - ln q as a difference of logits: equal ones give 0, whatever was rounded in the sums.
     terms = np.subtract(original, logits, out=q)

@@ -38,13 +38,13 @@ class PlainPrefill:
         parameters.n_threads = parameters.n_threads_batch = settings.n_threads
         self.context = self.llama.llama_init_from_model(engine._model, parameters)
 
-    def run(self, tokens: Tokens, all_logits: bool) -> None:
+    def run(self, tokens: Tokens, n_outputs: int) -> None:
+        """Decode with the logits of the last `n_outputs` tokens."""
         llama, count = self.llama, len(tokens)
         llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
         batch = llama.llama_batch_get_one(tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), count)
-        wanted = np.ones(count, np.int8)
-        if all_logits:  # without the array llama.cpp takes the last token alone
-            batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        wanted = (np.arange(count) >= count - n_outputs).astype(np.int8)
+        batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         assert llama.llama_decode(self.context, batch) == 0
         llama.llama_synchronize(self.context)
 
@@ -66,8 +66,8 @@ def measure(path: Path, settings: EngineSettings, rounds: int) -> dict[str, list
 
         end = StopTap(f"{WEIGHTED}-{blocks[-1]}")
         contestants = {
-            "plain prefill, last logits": lambda: timed(lambda: plain.run(chunk, all_logits=False)),
-            "plain prefill, all logits": lambda: timed(lambda: plain.run(chunk, all_logits=True)),
+            "plain prefill, last logits": lambda: timed(lambda: plain.run(chunk, 1)),
+            "plain prefill, all logits": lambda: timed(lambda: plain.run(chunk, len(chunk))),
             "the same graph": lambda: timed(lambda: list(engine._decode(chunk, end))),
             "calibrate": lambda: timed(lambda: calibrate(None)),
             "calibrate with imatrix": lambda: timed(lambda: calibrate(sums)),
