@@ -9,10 +9,24 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ggufreap.verbs import apply, calibrate, demo, inspect, plan, prune, quantize, run, verify
+    from ggufreap.verbs import apply, bench, calibrate, demo, inspect, plan, probe, prune, quantize, run, tasks, verify
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "apply", "calibrate", "demo", "inspect", "plan", "prune", "quantize", "run", "verify"]
+__all__ = [
+    "__version__",
+    "apply",
+    "bench",
+    "calibrate",
+    "demo",
+    "inspect",
+    "plan",
+    "probe",
+    "prune",
+    "quantize",
+    "run",
+    "tasks",
+    "verify",
+]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

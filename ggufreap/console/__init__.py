@@ -13,14 +13,14 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console import stages, whole
+from ggufreap.console import probing, stages, whole
 from ggufreap.console.draw import Drawers, Plain, size
 from ggufreap.console.stages import DryRun
 from ggufreap.progress import Bar
 
 __all__ = ["DryRun", "listen", "progress", "show", "size"]
-_DRAWERS: Drawers = {**stages.DRAWERS, **whole.DRAWERS}
-_PLAIN: Plain = {**stages.PLAIN, **whole.PLAIN}
+_DRAWERS: Drawers = {**stages.DRAWERS, **probing.DRAWERS, **whole.DRAWERS}
+_PLAIN: Plain = {**stages.PLAIN, **probing.PLAIN, **whole.PLAIN}
 
 
 def progress(stage: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
