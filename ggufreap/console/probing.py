@@ -31,7 +31,7 @@ def _probes(found: Probes) -> None:
                 row += [_share(found.control_share(sign, temperature)), str(found.new(sign, temperature).count)]
             rows.append(row)
         table(f"Temperature {temperature:g}, at most {found.n_predict} tokens, 95 % intervals", columns, rows)
-    shown = [(probe, signs) for probe in found.probes if found.control and (signs := _new_signs(probe))]
+    shown = [(probe, signs) for probe in found.probes if found.control is not None and (signs := _new_signs(probe))]
     if shown:
         say("What the control does not show:", style="italic")
     for probe, signs in shown:

@@ -112,6 +112,8 @@ def bench(
     progress: Progress = silent,
 ) -> SpeedReport:
     """Measure how fast a model reads and writes, with the figures of `reference` beside it."""
+    if not n_prompt and not n_gen:
+        raise InputError("there is nothing to measure: 0 tokens to read and 0 to write; give -p or -n")
     settings = replace(
         settings or EngineSettings(),
         n_ctx=max(n_prompt, n_gen * max(parallel)),
