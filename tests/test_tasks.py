@@ -12,10 +12,10 @@ from ggufreap.container import open_gguf
 from ggufreap.demonstration import MODEL
 from ggufreap.engine.protocol import Keep
 from ggufreap.engine.session import EngineSettings, LlamaSession
-from ggufreap.errors import InputError
+from ggufreap.errors import InputError, NumericFailure
+from ggufreap.evaluation.likelihood import Likelihood, likelihood
 from ggufreap.evaluation.proportions import Share
 from ggufreap.evaluation.tasks import FORMATS, Question, Scored, compare, sample_of, score
-from ggufreap.evaluation.tasks.scoring import log_likelihood
 
 SETTINGS = EngineSettings(n_ctx=256, n_ubatch=64, n_threads=1, n_gpu_layers=0, exact=True, n_parallel=8)
 
@@ -142,9 +142,11 @@ def test_scores_are_those_of_every_text_alone(masked: bool, n_parallel: int) -> 
     with LlamaSession(MODEL, nodes, settings) as engine:
         for scored, question in zip(score(engine, QUESTIONS, keep=keep), QUESTIONS, strict=True):
             expected = by_hand(engine, question, keep)
-            assert list(scored.counts) == [count for _, count in expected]
+            assert [choice.n_tokens for choice in scored.choices] == [count for _, count in expected]
             # Products with quantised weights round their inputs, and now and then the other way in another batch.
-            np.testing.assert_allclose(scored.sums, [value for value, _ in expected], rtol=2e-3)
+            np.testing.assert_allclose(
+                [choice.log_p for choice in scored.choices], [value for value, _ in expected], rtol=2e-3
+            )
 
 
 @pytest.mark.native
@@ -160,17 +162,23 @@ def test_a_question_that_does_not_fit_is_refused() -> None:
 
 def test_log_likelihood_is_that_of_the_softmax() -> None:
     logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], np.float32)) + 3
-    assert log_likelihood(logits, np.array([1, 2], np.int32)) == pytest.approx(np.log(0.25 * 0.8))
+    found = likelihood(logits, np.array([1, 2], np.int32))
+    assert found.log_p == pytest.approx(np.log(0.25 * 0.8))
+    assert (found.n_tokens, found.greedy) == (2, False)
+    assert likelihood(logits, np.array([0, 2], np.int32)).greedy
+    with pytest.raises(NumericFailure, match="NaN"):
+        likelihood(logits * np.nan, np.array([0, 2], np.int32))
 
 
 def test_the_length_decides_where_it_should() -> None:
-    scored = Scored(sums=(-2.0, -3.0), counts=(1, 3), answers=frozenset({1}))
+    scored = Scored((Likelihood(-2.0, 1, False), Likelihood(-3.0, 3, False)), answers=frozenset({1}))
     assert (scored.right, scored.right_normalised) == (False, True)
 
 
 def test_a_comparison_counts_what_was_lost_and_won() -> None:
     def answered(*right: bool) -> list[Scored]:
-        return [Scored((0.0, -1.0), (1, 1), frozenset({int(not each)})) for each in right]
+        choices = Likelihood(0.0, 1, True), Likelihood(-1.0, 1, False)
+        return [Scored(choices, frozenset({int(not each)})) for each in right]
 
     found = compare("t", "m", answered(True, False, False, True), "base", answered(False, True, True, True)).accuracy
     assert (found.share, found.reference, found.lost, found.won) == (Share(2, 4), Share(3, 4), 2, 1)
