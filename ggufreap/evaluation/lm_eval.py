@@ -8,6 +8,7 @@ one; control tokens in a text count as such, as Hugging Face's tokenizers take t
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Protocol
@@ -229,10 +230,14 @@ def adapter() -> Any:
 
 def main() -> None:
     """lm_eval's command line, with the model `ggufreap`."""
+    try:
+        model = adapter()
+    except InputError as error:
+        sys.exit(f"ggufreap: {error}")
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import register_model
 
-    register_model(NAME)(adapter())
+    register_model(NAME)(model)
     cli_evaluate()
 
 
