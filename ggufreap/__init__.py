@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ggufreap.verbs import (
         apply,
+        bench,
         calibrate,
         demo,
         evaluate,
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
         merge,
         plan,
         preview,
+        probe,
         prune,
         quantize,
         run,
+        tasks,
         verify,
     )
 
@@ -28,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "apply",
+    "bench",
     "calibrate",
     "demo",
     "evaluate",
@@ -35,9 +39,11 @@ __all__ = [
     "merge",
     "plan",
     "preview",
+    "probe",
     "prune",
     "quantize",
     "run",
+    "tasks",
     "verify",
 ]
 

@@ -13,14 +13,12 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console import evaluation, importance, stages, whole
+from ggufreap.console import evaluation, importance, probing, stages, whole
 from ggufreap.console.draw import Drawers, Plain, size
 from ggufreap.console.stages import Choice, DryRun
 from ggufreap.progress import Bar
 
-__all__ = ["Choice", "DryRun", "listen", "progress", "show", "size"]
-_DRAWERS: Drawers = {**stages.DRAWERS, **importance.DRAWERS, **evaluation.DRAWERS, **whole.DRAWERS}
-_PLAIN: Plain = {**stages.PLAIN, **evaluation.PLAIN, **whole.PLAIN}
+from ggufreap.console import evaluation, importance, probing, stages, whole
 
 
 def progress(stage: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Bar]:

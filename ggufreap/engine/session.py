@@ -66,9 +66,9 @@ class LlamaSession:
         self._model = self._load(path, settings)
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
-        self.bos: int | None = (
-            llama.llama_vocab_bos(self._vocab) if llama.llama_vocab_get_add_bos(self._vocab) else None
-        )
+        bos: int = llama.llama_vocab_bos(self._vocab)
+        self.bos = bos if llama.llama_vocab_get_add_bos(self._vocab) else None
+        self.opening = bos if bos >= 0 else int(llama.llama_vocab_eos(self._vocab))  # the token before any text
         # Kept for the life of the context: llama.cpp holds only the address.
         self._callback = llama.ggml_backend_sched_eval_callback(self._on_node)
         self._context = self._open(path, settings)

@@ -71,7 +71,7 @@ DRIFT = "drift"
 # sign -> what it shows in an answer, or nothing
 _OWN: Mapping[str, Callable[[Answer], str]] = {
     "loop": lambda answer: ", ".join(signs_of_looping(answer.text)),
-    "endless": lambda answer: "" if answer.ended else f"{len(answer.tokens)} tokens without an end",
+    "endless": lambda answer: "" if answer.ended else f"no end in {len(answer.tokens)} tokens",
     "empty": lambda answer: "" if answer.text.strip() else "no text",
 }
 SIGNS = (*_OWN, DRIFT)

@@ -1,7 +1,7 @@
 """Shares of yes and no, with what chance alone does to them."""
 
 from dataclasses import dataclass
-from math import comb, sqrt
+from math import sqrt
 
 Z = 1.959963984540054  # 95 % of the normal distribution
 
@@ -31,6 +31,8 @@ class Share:
 
 def mcnemar(lost: int, won: int) -> float:
     """Two-sided exact p-value: how likely a coin splits the questions that one of two models gets right so unevenly."""
-    n = lost + won
-    tail = sum(comb(n, k) for k in range(min(lost, won) + 1))
+    n, ways, tail = lost + won, 1, 1
+    for k in range(min(lost, won)):
+        ways = ways * (n - k) // (k + 1)  # n over k + 1
+        tail += ways
     return min(1.0, 2 * tail / (1 << n))

@@ -4,6 +4,7 @@ from ggufreap.verbs.candidates import Preview, choose_ratio, preview
 from ggufreap.verbs.choice import coverage, merge, plan
 from ggufreap.verbs.evaluation import Evaluation, evaluate
 from ggufreap.verbs.importance import ImatrixReport, imatrix
+from ggufreap.verbs.probing import bench, probe, tasks
 from ggufreap.verbs.recipes import run
 from ggufreap.verbs.requantize import Variants, gap_note, quantize, quantize_variants
 from ggufreap.verbs.stages import apply, calibrate, inspect, verify
@@ -16,6 +17,7 @@ __all__ = [
     "Pruned",
     "Variants",
     "apply",
+    "bench",
     "calibrate",
     "choose_ratio",
     "coverage",
@@ -27,9 +29,11 @@ __all__ = [
     "merge",
     "plan",
     "preview",
+    "probe",
     "prune",
     "quantize",
     "quantize_variants",
     "run",
+    "tasks",
     "verify",
 ]
