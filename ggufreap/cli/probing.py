@@ -93,7 +93,7 @@ def _engine(n_parallel: int) -> AddFlags:
 
 def _questions(command: argparse.ArgumentParser) -> None:
     """The file of questions."""
-    group = command.add_argument_group("questions").add_mutually_exclusive_group(required=True)
+    group = command.add_argument_group("questions, one of")  # an exclusive group makes a usage line too long
     group.add_argument("--hellaswag", metavar="FILE", help="text, six lines per question, as llama-perplexity reads it")
     group.add_argument("--winogrande", metavar="FILE", help="CSV, as llama-perplexity reads it")
     group.add_argument("--multiple-choice", metavar="FILE", help="binary, as llama-perplexity reads it")
