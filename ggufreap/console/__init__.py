@@ -18,7 +18,9 @@ from ggufreap.console.draw import Drawers, Plain, size
 from ggufreap.console.stages import Choice, DryRun
 from ggufreap.progress import Bar
 
-from ggufreap.console import evaluation, importance, probing, stages, whole
+__all__ = ["Choice", "DryRun", "listen", "progress", "show", "size"]
+_DRAWERS: Drawers = {**stages.DRAWERS, **importance.DRAWERS, **evaluation.DRAWERS, **probing.DRAWERS, **whole.DRAWERS}
+_PLAIN: Plain = {**stages.PLAIN, **evaluation.PLAIN, **probing.PLAIN, **whole.PLAIN}
 
 
 def progress(stage: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Bar]:
