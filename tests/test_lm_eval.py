@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_gguf
 
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
@@ -139,7 +141,7 @@ def test_chat_templates(engine: LlamaSession, model: Responses) -> None:
         chatting.chat_template("rag")
 
 
-def test_the_class_for_lm_eval_opens_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_class_for_lm_eval_opens_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Base:
         def __init__(self) -> None:
             self.ready = True
@@ -151,6 +153,13 @@ def test_the_class_for_lm_eval_opens_a_file(monkeypatch: pytest.MonkeyPatch) -> 
     assert opened.ready
     assert opened.tokenizer_name == MODEL.name
     assert len(opened.loglikelihood(requests(("import", " os")))) == 1
+    opened._engine.close()
+    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    chatting = tiny_gguf.qwen3moe(tmp_path / "m.gguf", metadata={"tokenizer.chat_template": template})
+    opened = adapter()(model=str(chatting), ctx=64, parallel=2, threads=1, ngl=0)
+    assert opened.apply_chat_template([{"role": "user", "content": "hi"}]) == "[hi]>"
+    assert opened.apply_chat_template([{"role": "user", "content": "hi"}], False) == "[hi]"
+    assert opened.chat_template(True) == template
     opened._engine.close()
 
 

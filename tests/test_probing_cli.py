@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_gguf
 
 from ggufreap import console, verbs
 from ggufreap.cli import main
 from ggufreap.demonstration import MODEL
+from ggufreap.evaluation import probes
 from ggufreap.evaluation.generation import Answer
 from ggufreap.evaluation.probes import Probes, judge
 from ggufreap.evaluation.prompts import Prompt
@@ -93,6 +95,24 @@ def test_probe_without_a_control_only_counts(run: Run, prompts: Path) -> None:
     assert code == 0
     assert out.splitlines()[0] == f"{MODEL.name}, without a control"
     assert [line.split()[0] for line in out.splitlines()[3:]] == ["loop", "endless", "empty"]
+
+
+def test_probe_uses_the_chat_template(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}{% if add_generation_prompt %}[go]{% endif %}"
+    )
+    model = tiny_gguf.qwen3moe(tmp_path / "m.gguf", metadata={"tokenizer.chat_template": template})
+    seen: list[list[str]] = []
+    answer = probes.answers
+    monkeypatch.setattr(probes, "answers", lambda *a, **k: (seen.append([*a[1], k["special"]]), answer(*a, **k))[1])
+    (tmp_path / "p.txt").write_text("hi\n")
+    flags = ("probe", model, "--prompts", tmp_path / "p.txt", "-n", 2, "--temp", 0, "-t", 1)
+    assert run(*flags)[0] == run(*flags, "--no-chat-template")[0] == 0
+    assert seen == [["[user] hi[go]", True], ["hi", False]]
+    refusing = tiny_gguf.qwen3moe(tmp_path / "r.gguf", metadata={"tokenizer.chat_template": "{{ messages.x() }}"})
+    code, _, err = run("probe", refusing, "-n", 2)
+    assert code == 1
+    assert "the prompts cannot be rendered: chat template refused" in err
 
 
 def test_tasks_shows_both_accuracies(run: Run, tmp_path: Path, plan: Path) -> None:

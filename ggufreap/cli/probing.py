@@ -27,6 +27,7 @@ def _run_probe(options: argparse.Namespace) -> Result:
         n_predict=options.n_predict,
         temperatures=options.temp or TEMPERATURES,
         seed=options.seed,
+        chat_template=not options.no_chat_template,
         settings=_settings(options),
         progress=progress(),
     )
@@ -125,6 +126,7 @@ VERBS: Verbs = {
             model,
             _control,
             argument("--prompts", metavar="FILE", help="a prompt per line, or .jsonl (24 that come with ggufreap)"),
+            argument("--no-chat-template", action="store_true", help="give the prompts as plain text"),
             argument("-n", "--n-predict", type=at_least(1), default=256, metavar="N", help="tokens per answer (256)"),
             argument("--temp", type=_temperature, action="append", metavar="T", help="repeatable (0 and 0.2)"),
             argument("-s", "--seed", type=at_least(0), default=0, metavar="N", help="of the sampling (0)"),

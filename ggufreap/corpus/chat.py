@@ -96,17 +96,21 @@ class Renderer:
         Raises Unusable when the template refuses it, and InputError when the template broke its limits three times in
         a row.
         """
-        messages = [_as_transformers_does(message) for message in conversation.messages]
-        job = {"template": "tool_use" if conversation.tools else "default", "tools": list(conversation.tools)}
+        messages, job = _job(conversation)
 
         def render(messages: Messages, views: Sequence[View]) -> Sequence[str | None]:
             return self._texts({**job, "messages": messages, "views": views})
 
         if self._spans:
             return Rendered(*find_spans(messages, render, "endgeneration" in self._template.default))
-        (text,) = render(messages, [(len(messages), False, False)])
+        return Rendered(self.prompt(conversation, generation=False), ())
+
+    def prompt(self, conversation: Conversation, generation: bool = True) -> str:
+        """The conversation alone, with `generation` up to where the assistant begins; raises as a call does."""
+        messages, job = _job(conversation)
+        (text,) = self._texts({**job, "messages": messages, "views": [(len(messages), generation, False)]})
         assert text is not None
-        return Rendered(text, ())
+        return text
 
     def _texts(self, job: Mapping[str, Any]) -> Sequence[str | None]:
         try:
@@ -174,6 +178,11 @@ class Renderer:
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(OSError):  # what could not be told to a dead process
                 pipe.close()  # type: ignore[union-attr]  # both were asked for
+
+
+def _job(conversation: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    messages = [_as_transformers_does(message) for message in conversation.messages]
+    return messages, {"template": "tool_use" if conversation.tools else "default", "tools": list(conversation.tools)}
 
 
 class _Died(Exception):

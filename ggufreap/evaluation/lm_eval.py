@@ -7,9 +7,11 @@ All of lm_eval's own command line stays as it is. Text becomes tokens as in llam
 one; control tokens in a text count as such, as Hugging Face's tokenizers take them.
 """
 
+import atexit
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -218,12 +220,18 @@ def adapter() -> Any:
         ) -> None:
             from ggufreap.architecture.layout import bind
             from ggufreap.container import open_gguf
+            from ggufreap.corpus.chat import ChatTemplate
             from ggufreap.engine.session import EngineSettings, LlamaSession
 
             file = open_gguf(model)
             settings = EngineSettings(ctx, 512, threads, ngl, n_parallel=parallel, watched=False)
+            engine, render, source = LlamaSession(file.path, bind(file).nodes, settings), None, ""
+            if template := ChatTemplate.of(file):
+                held = ExitStack()  # lm_eval has no call for the end
+                atexit.register(held.close)
+                render, source = held.enter_context(template.renderer(spans=False)).prompt, template.default
             LM.__init__(self)
-            Responses.__init__(self, LlamaSession(file.path, bind(file).nodes, settings), file.path.name, seed=seed)
+            Responses.__init__(self, engine, file.path.name, render=render, template=source, seed=seed)
 
     return GgufReapLM
 

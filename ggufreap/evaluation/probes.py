@@ -7,9 +7,10 @@ sampling and low temperatures show it, high ones hide it.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ggufreap.corpus.samples import Conversation
+from ggufreap.corpus.samples import Conversation, Unusable
 from ggufreap.engine.generator import Sampling
 from ggufreap.engine.protocol import Keep
+from ggufreap.errors import InputError
 from ggufreap.evaluation.generation import Answer, TextEngine, answers
 from ggufreap.evaluation.loops import signs_of_looping
 from ggufreap.evaluation.prompts import Prompt
@@ -78,10 +79,16 @@ SIGNS = (*_OWN, DRIFT)
 
 
 def texts_of(prompts: Sequence[Prompt], render: Render | None) -> list[str]:
-    """What the model is given: a user's turn in its chat template, or the bare prompt where it has none."""
+    """What the model is given: a user's turn in its chat template, or the bare prompt where it has none.
+
+    Raises InputError where the template refuses a prompt.
+    """
     if render is None:
         return [prompt.text for prompt in prompts]
-    return [render(Conversation(({"role": "user", "content": prompt.text},))) for prompt in prompts]
+    try:
+        return [render(Conversation(({"role": "user", "content": prompt.text},))) for prompt in prompts]
+    except Unusable as reason:
+        raise InputError(f"the prompts cannot be rendered: {reason}; use --no-chat-template") from None
 
 
 def write(

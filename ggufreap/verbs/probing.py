@@ -1,16 +1,18 @@
 """What a model does rather than what it predicts: probes of its writing, tasks, speed; each against another model."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from ggufreap.corpus.chat import ChatTemplate
 from ggufreap.engine.generator import Sampling
 from ggufreap.engine.protocol import Keep
 from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import InputError
 from ggufreap.evaluation import probes as probing
-from ggufreap.evaluation.probes import TEMPERATURES, Probes, Render
+from ggufreap.evaluation.probes import TEMPERATURES, Probes
 from ggufreap.evaluation.prompts import load_prompts
 from ggufreap.evaluation.speed import Speed, SpeedReport, measure
 from ggufreap.evaluation.tasks import FORMATS, Scored, TaskReport, compare, sample_of, score
@@ -33,7 +35,7 @@ def probe(
     n_predict: int = 256,
     temperatures: Sequence[float] = TEMPERATURES,
     seed: int = 0,
-    render: Render | None = None,
+    chat_template: bool = True,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Probes:
@@ -41,18 +43,21 @@ def probe(
 
     The control is `reference`, the unpruned file; or, with `plan`, `model` itself is the control and what the plan
     would make of it is probed without writing a file. `prompts` is a file (see evaluation.prompts), by default those
-    that come with ggufreap; `render` puts each into the model's chat template. `settings.n_ctx` 0 is what fits.
+    that come with ggufreap; `chat_template` puts each into the model's own. `settings.n_ctx` 0 is what fits.
     """
     asked = load_prompts(prompts)
-    texts = probing.texts_of(asked, render)
+    template = ChatTemplate.of(open_model(model)[0]) if chat_template else None
+    with template.renderer(spans=False) if template else nullcontext() as renderer:
+        texts = probing.texts_of(asked, renderer.prompt if renderer else None)
     samplings = [Sampling(n_predict, temperature, seed) for temperature in temperatures]
     longest = max(len(text.encode()) for text in texts) + SPARE_TOKENS  # a token has a byte at least
     settings = settings or EngineSettings(n_ctx=0, n_parallel=4)
     settings = replace(settings, n_ctx=settings.n_ctx or settings.n_parallel * (longest + n_predict))
 
     def work(engine: LlamaSession, keep: Keep | None, which: str) -> probing.Written:
-        templated = render is not None
-        return probing.write(engine, texts, samplings, keep=keep, templated=templated, progress=progress, which=which)
+        return probing.write(
+            engine, texts, samplings, keep=keep, templated=template is not None, progress=progress, which=which
+        )
 
     names, (written, control) = _both(model, reference, plan, settings, work)
     return Probes(*names, n_predict, probing.judge(asked, written, control))
