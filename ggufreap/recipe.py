@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
+from ggufreap.blending import check_blend
 from ggufreap.corpus.spec import parse_sources
 from ggufreap.errors import InputError
 from ggufreap.planning import MTP_MODES, as_fraction
@@ -29,7 +30,7 @@ _TEXTS, _TABLES, _RATIO = "a list of strings", "a list of tables", "a number"
 _LEAST = {"seed": 0}
 _KINDS = {
     "calibration": {"datasets": _TEXTS, "ctx_size": _NUMBER, "chunks": _NUMBER, "seed": _NUMBER},
-    "target": {"ratio": _RATIO, "keep": _NUMBER, "method": _TEXT, "mtp": _TEXT},
+    "target": {"ratio": _RATIO, "keep": _NUMBER, "method": _TEXT, "blend": _TEXT, "mtp": _TEXT},
     "quantization": {"variants": _TABLES, "keep": _FLAG, "keep_imatrix": _FLAG},
     "evaluation": {"files": _TEXTS, "chunks": _NUMBER, "ctx_size": _NUMBER},
 }
@@ -63,11 +64,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Target:
-    """How many experts go, a `ratio` or all but `keep` of every block, and which."""
+    """How many experts go, a `ratio` or all but `keep` of every block, and which; `blend` weighs the domains."""
 
     ratio: str | None = None
     keep: int | None = None
     method: str = "reap"
+    blend: str | None = None
     mtp: str = "mirror"
 
     def __post_init__(self) -> None:
@@ -77,6 +79,8 @@ class Target:
             as_fraction(self.ratio)
         _known(self.method, "method", METHOD_NAMES)
         _known(self.mtp, "mtp", MTP_MODES)
+        if self.blend is not None:
+            check_blend(self.blend)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def removed(recipe: Recipe) -> int:
 def test_the_published_builds() -> None:
     fifteen, twenty, thirty_two = map(load_recipe, PUBLISHED)
     assert [256 - removed(recipe) for recipe in (fifteen, twenty, thirty_two)] == [218, 205, 175]
-    assert fifteen.calibration.datasets == ("NeelNanda/pile-10k train[:256]",)
+    assert fifteen.calibration.datasets == ("NeelNanda/pile-10k(train[:256])",)
     assert fifteen.quantization.variants == (Variant("Q8_0"),)
     thoughts = (f"open-r1/Mixture-of-Thoughts[{domain}]:250" for domain in ("code", "math", "science"))
     assert twenty.calibration.datasets == ("theblackcat102/evol-codealpaca-v1:250", *thoughts)
@@ -205,7 +205,7 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
 def test_what_is_left_out_has_a_default(write: Write) -> None:
     recipe = load_recipe(write(KEEPING))
     assert (recipe.name, recipe.target.method, recipe.target.mtp) == ("mine", "reap", "mirror")
-    assert (recipe.calibration.ctx_size, recipe.calibration.chunks, recipe.quantization.variants) == (512, None, ())
+    assert (recipe.calibration.ctx_size, recipe.calibration.chunks, recipe.quantization.variants) == (None, None, ())
 
 
 def test_held_out_texts_are_named(write: Write) -> None:
@@ -220,9 +220,10 @@ def test_held_out_texts_are_named(write: Write) -> None:
         run(empty, "none.gguf")
 
 
-def test_datasets_are_refused_until_text_is_given(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"calibration\.datasets is not supported yet; give text with -f"):
-        run("reap-qwen3.5-35b-a3b-20", tmp_path / "none.gguf")
+def test_the_data_sets_of_a_recipe_are_looked_for(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"data set theblackcat102/evol-codealpaca-v1: the hub is out of reach"):
+        run("reap-qwen3.5-35b-a3b-20", model, out=tmp_path)
 
 
 # --- from end to end -------------------------------------------------------------------------------------------------
@@ -238,7 +239,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(model: Path) -> Pruned:
-    return run("tiny", model, file=str(model.with_name("text.txt")), out=model.with_name("out"))
+    return run("tiny", model, data=str(model.with_name("text.txt")), out=model.with_name("out"))
 
 
 @pytest.mark.native
@@ -270,7 +271,7 @@ def test_the_variants_have_the_types_that_were_asked_for(made: Pruned) -> None:
 @pytest.mark.parametrize("name", GENERAL[2:5])
 def test_a_general_recipe_runs_on_a_small_model(model: Path, tmp_path: Path, name: str) -> None:
     recipe = load_recipe(name)
-    made = run(recipe, model, file=str(model.with_name("text.txt")), out=tmp_path / "out")
+    made = run(recipe, model, data=str(model.with_name("text.txt")), out=tmp_path / "out")
     (variant,) = recipe.quantization.variants
     assert [path.name for path in made.quantized[0].paths] == [f"Tiny-REAP-0.20-{variant.suffix}.gguf"]
     assert not made.script.files[0].path.exists()
@@ -286,7 +287,7 @@ def test_a_general_recipe_runs_on_a_small_model(model: Path, tmp_path: Path, nam
 @pytest.mark.native
 def test_the_importance_matrix_goes_when_it_is_not_wanted(model: Path, tmp_path: Path, write: Write) -> None:
     text = (FOLDER / "tiny.toml").read_text(encoding="utf-8").replace("keep_imatrix = true", "keep_imatrix = false")
-    made = run(write(text), model, file=str(model.with_name("text.txt")), out=tmp_path / "out")
+    made = run(write(text), model, data=str(model.with_name("text.txt")), out=tmp_path / "out")
     assert made.imatrix_path is None
     assert not list((tmp_path / "out").glob("*REAP*imatrix*"))
 

@@ -11,6 +11,8 @@ from gguf import GGMLQuantizationType as Kind
 from ggufreap import calibrate, imatrix, prune, quantize
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf, type_name
+from ggufreap.corpus import Reading
+from ggufreap.corpus.request import Request
 from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InputError, MismatchError, OutputError
 from ggufreap.recipe import Variant
@@ -156,20 +158,22 @@ def test_what_cannot_be_made_is_one_line(model: Path, tmp_path: Path, quant: lis
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("source", ["tokens", "file", "neither", "given"])
+@pytest.mark.parametrize("source", ["tokens", "file", "domains", "given"])
 def test_a_dry_run_tells_every_variant_to_the_byte(model: Path, tmp_path: Path, tokens: Path, source: str) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    other = tmp_path / "other.txt"
+    other.write_text("and the lazy dog sleeps on while the fox is far away\n" * 60)
     matrix = tmp_path / "whole.imatrix.gguf"
     if source == "given":
         calibrate(model, tmp_path / "S.npz", data=tokens, imatrix_out=matrix, settings=SETTINGS)
     options = {
         "tokens": {"data": tokens},
-        "file": {"file": str(text)},
-        "neither": {},
+        "file": {"data": str(text)},
+        "domains": {"data": Request(file=(str(text),), domain=(f"two={other}",), reading=Reading(n_chunks=8))},
         "given": {"data": tokens, "imatrix": matrix},
     }[source]
-    options |= {"ratio": "0.25", "quant": ["Q4_K_M", "IQ2_XS"], "out": tmp_path / "out", "chunks": 8}
+    options |= {"ratio": "0.25", "quant": ["Q4_K_M", "IQ2_XS"], "out": tmp_path / "out"}
     before = set(tmp_path.iterdir())
     foreseen = prune(model, **options, settings=SETTINGS, dry_run=True)
     assert set(tmp_path.iterdir()) == before

@@ -65,10 +65,11 @@ class Chunks(Protocol):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Chunks `[n_chunks, n_ctx]` of token ids, all there at once, of one domain: `source`, where they came from."""
+    """Chunks `[n_chunks, n_ctx]` of token ids, all there at once; `source` says where they came from."""
 
     chunks: Tokens
     source: str
+    domain: str = "text"
 
     @property
     def n_tokens(self) -> int:
@@ -82,7 +83,7 @@ class Corpus:
     @property
     def domains(self) -> tuple[str, ...]:
         """The one domain."""
-        return (self.source,)
+        return (self.domain,)
 
     @property
     def estimate(self) -> int:
@@ -91,11 +92,11 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Chunk]:
         for number, tokens in enumerate(self.chunks):
-            yield Chunk(tokens, self.source, number)
+            yield Chunk(tokens, self.domain, number)
 
     def records(self) -> tuple[SourceRecord, ...]:
         """The one source."""
-        return (SourceRecord(self.source, self.source, samples=1, tokens=self.n_tokens, sha256=self.sha256),)
+        return (SourceRecord(self.source, self.domain, samples=1, tokens=self.n_tokens, sha256=self.sha256),)
 
     def notes(self) -> tuple[str, ...]:
         """Nothing was left out."""
@@ -154,7 +155,9 @@ def read_tokens(path: Path) -> npt.NDArray[np.integer]:
     return ids
 
 
-def from_tokens(ids: npt.NDArray[np.integer], n_ctx: int, n_vocab: int, source: str) -> Corpus:
+def from_tokens(
+    ids: npt.NDArray[np.integer], n_ctx: int, n_vocab: int, source: str, domain: str = "tokens"
+) -> Corpus:
     """Token ids `[n]`, cut into chunks of `n_ctx`, or `[n_chunks, n]` as they are (n <= n_ctx)."""
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= n_vocab:
@@ -165,7 +168,7 @@ def from_tokens(ids: npt.NDArray[np.integer], n_ctx: int, n_vocab: int, source: 
     tokens = ids.astype(np.int32)
     if tokens.ndim == 2 and tokens.shape[1] > n_ctx:
         raise InputError(f"{source} has chunks of {tokens.shape[1]} tokens, -c is {n_ctx}; raise -c")
-    return Corpus(tokens if tokens.ndim == 2 else _cut(tokens, n_ctx, source), source)
+    return Corpus(tokens if tokens.ndim == 2 else _cut(tokens, n_ctx, source), source, domain)
 
 
 def _cut(ids: Tokens, n_ctx: int, source: str) -> Tokens:

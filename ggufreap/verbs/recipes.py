@@ -47,6 +47,7 @@ def run(
         ratio=target.ratio,
         keep=target.keep,
         method=target.method,
+        blend=target.blend,
         mtp=target.mtp,
         seed=calibration.seed,
         out=out,
