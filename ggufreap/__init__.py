@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ggufreap.verbs import apply, calibrate, demo, evaluate, inspect, plan, preview, prune, quantize, run, verify
+    from ggufreap.verbs import apply, calibrate, demo, eval, inspect, plan, preview, prune, quantize, run, verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "apply",
     "calibrate",
     "demo",
-    "evaluate",
+    "eval",
     "inspect",
     "plan",
     "preview",

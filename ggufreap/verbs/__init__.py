@@ -1,7 +1,7 @@
 """What a user can ask for, with the flags of the command line as parameters."""
 
 from ggufreap.verbs.candidates import Preview, choose_ratio, preview
-from ggufreap.verbs.evaluation import Evaluation, evaluate
+from ggufreap.verbs.evaluation import Evaluation, eval
 from ggufreap.verbs.recipes import run
 from ggufreap.verbs.requantize import quantize
 from ggufreap.verbs.stages import apply, calibrate, inspect, plan, verify
@@ -15,7 +15,7 @@ __all__ = [
     "calibrate",
     "choose_ratio",
     "demo",
-    "evaluate",
+    "eval",
     "inspect",
     "plan",
     "preview",

@@ -76,7 +76,7 @@ def preview(
 ) -> Preview:
     """Cost and size of every method and ratio on held-out text, from one load of the model.
 
-    `files` as for `evaluate`. Recommended is, of every method, the largest ratio below the first that a gate of
+    `files` as for `eval`. Recommended is, of every method, the largest ratio below the first that a gate of
     `fail_if` (or else DEFAULT_GATE) fails, and among the methods the smallest file, then the lower KLD.
     """
     for method in methods:
