@@ -138,7 +138,7 @@ def choose_ratio(
             passed = max((place for place in places if place < failed), default=passed)
         found = [tested[place] for place in sorted(tested)]
         if passed < 0:
-            raise InfeasiblePlan(f"{found[0].plan.summary}: already that has {_told(found[0])}; raise --max-kld")
+            raise InfeasiblePlan(f"{found[0].plan.summary}: already with that {_told(found[0])}; raise --max-kld")
         last = tested[passed]
         more = f"; one step more: {_told(tested[failed])}" if failed in tested else ""
         reason = f"{last.plan.summary}: {_told(last)}{more}"
@@ -155,18 +155,18 @@ def recommend(candidates: Sequence[Candidate]) -> tuple[Candidate | None, str]:
             best.append((own[count - 1], own[count] if count < len(own) else None))
     if not best:
         first = candidates[0]
-        return None, f"already {first.plan.label} fails: {_told(first)}; try smaller ratios or another method"
+        return None, f"already of {first.plan.label} {_told(first)}; try smaller ratios or another method"
     chosen, following = min(best, key=lambda pair: (pair[0].nbytes, pair[0].comparison.worst.kld))
     told = f"{chosen.plan.label}: {_told(chosen)}"
     if following is None:
         return chosen, f"{told}; no tested ratio reaches a limit, larger ones may not either"
-    return chosen, f"{told}; {following.plan.label} fails: {_told(following)}; the limit lies between the two"
+    return chosen, f"{told}; {following.plan.label}: {_told(following)}; the limit lies between the two"
 
 
 def _told(candidate: Candidate) -> str:
     """The gate that decides, in words: the first that fails, or the first at all."""
     outcome = next((outcome for outcome in candidate.gates if outcome.failed), candidate.gates[0])
-    return f"{outcome.gate} {'holds' if outcome.failed else 'does not hold'} with {outcome.value:.4g} ({outcome.where})"
+    return f"{outcome.gate} {'fails' if outcome.failed else 'passes'} with {outcome.value:.4g} ({outcome.where})"
 
 
 class _Stage:
