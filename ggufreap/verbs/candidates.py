@@ -81,6 +81,7 @@ def preview(
     """
     for method in methods:
         check_choice(method, mtp)
+    texts, gates = named_texts(files), [parse_gate(text) for text in fail_if or (DEFAULT_GATE,)]
     plans, refused = [], {}
     for method in methods:
         for ratio in sorted(map(str, ratios), key=as_fraction):
@@ -92,8 +93,7 @@ def preview(
                 refused[ratio] = str(error)
     if not plans:
         raise InfeasiblePlan(next(iter(refused.values()), "no ratio was given; give some with --ratios"))
-    gates = [parse_gate(text) for text in fail_if or (DEFAULT_GATE,)]
-    with _Stage(model, files, chunks, gates, settings, progress) as stage:
+    with _Stage(model, texts, chunks, gates, settings, progress) as stage:
         candidates = stage.measure(plans)
         best, reason = recommend(candidates)
         return stage.result(candidates, refused, best, reason)
@@ -125,7 +125,8 @@ def choose_ratio(
     if not counts:
         raise InfeasiblePlan(f"{model}: no expert can be removed: the router needs all {layout.n_expert}")
     tested: dict[int, Candidate] = {}
-    with _Stage(model, files, chunks, [parse_gate(f"worst_domain.kld>{max_kld}")], settings, progress) as stage:
+    gates = [parse_gate(f"worst_domain.kld>{max_kld}")]
+    with _Stage(model, named_texts(files), chunks, gates, settings, progress) as stage:
         passed, failed = -1, len(counts)  # places in `counts`
         while failed - passed > 1:
             places = _between(passed, failed)
@@ -175,7 +176,7 @@ class _Stage:
     def __init__(
         self,
         model: str | Path,
-        files: Sequence[str],
+        texts: Mapping[str, str],
         chunks: int | None,
         gates: Sequence[Gate],
         settings: EngineSettings | None,
@@ -184,7 +185,6 @@ class _Stage:
         self._model, self._gates, self._progress = str(model), gates, progress
         self._settings = settings or EngineSettings()
         check_ctx(self._settings)
-        texts = named_texts(files)
         for gate in gates:
             gate.require(texts, METRICS)
         self._source, self._layout, _ = open_model(model)
