@@ -11,7 +11,7 @@ FAILED = 4
 def _run_eval(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
-    found = verbs.evaluate(
+    found = verbs.eval(
         options.model,
         files=options.file,
         reference=options.reference,

@@ -24,8 +24,8 @@ def _row(meters: Meters) -> tuple[str, ...]:
 
 
 def _evaluation(found: Evaluation) -> None:
-    against = f" against {found.reference}" if found.reference else ""
-    say(styled(found.model, "bold"), f"{against}, {found.n_chunks} chunks of {found.n_ctx} tokens")
+    against = f"against {found.reference}, " if found.reference else ""
+    say(styled(found.model, "bold"), f"{against}{found.n_chunks} chunks of {found.n_ctx} tokens")
     if found.comparison is None:
         rows = [(name, f"{each.value:.4f} ± {each.stderr:.5f}") for name, each in found.perplexity.items()]
         table("Perplexity", ("domain", "PPL"), rows)
@@ -74,9 +74,7 @@ def _preview(found: Preview) -> None:
         )
         by_domain.append((name, *(f"{meters.kld:.4f}" for meters in candidate.comparison.domains.values())))
     columns = ("plan", "keeps", "file", "KLD", "worst", "p99", "top-1", "1-TV", "PPL x", "ok")
-    table(
-        "What pruning would cost: KLD in nats per token, PPL x times the original's, means over domains", columns, rows
-    )
+    table("What pruning would cost (KLD in nats per token, means over the domains)", columns, rows)
     if len(found.n_chunks) > 1:
         say()
         table("KLD by domain", ("plan", *found.n_chunks), by_domain)

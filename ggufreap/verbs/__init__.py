@@ -2,7 +2,7 @@
 
 from ggufreap.verbs.candidates import Preview, choose_ratio, preview
 from ggufreap.verbs.choice import coverage, merge, plan
-from ggufreap.verbs.evaluation import Evaluation, evaluate
+from ggufreap.verbs.evaluation import Evaluation, eval
 from ggufreap.verbs.importance import ImatrixReport, imatrix
 from ggufreap.verbs.probing import bench, probe, tasks
 from ggufreap.verbs.recipes import run
@@ -22,7 +22,7 @@ __all__ = [
     "choose_ratio",
     "coverage",
     "demo",
-    "evaluate",
+    "eval",
     "gap_note",
     "imatrix",
     "inspect",

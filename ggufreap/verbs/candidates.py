@@ -18,8 +18,7 @@ from ggufreap.verbs.evaluation import check_ctx, check_gates, named_texts, token
 from ggufreap.verbs.stages import open_model
 
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")
-# Where nobody says what is too much. A loss that users notice in the domain that loses most: published quantisations
-# of MoE models lie near 0.01 at five bits and 0.1 to 0.2 below three.
+# Where nobody says what is too much: a rule of thumb. A 4-bit quantisation costs less than a tenth of it.
 DEFAULT_GATE = "worst_domain.kld>0.2"
 PER_ROUND = 3  # candidates that share a pass of the original; 4 intervals in 4 passes are as cheap as a bisection
 
@@ -77,7 +76,7 @@ def preview(
 ) -> Preview:
     """Cost and size of every method and ratio on held-out text, from one load of the model.
 
-    `files` as for `evaluate`. Recommended is, of every method, the largest ratio below the first that a gate of
+    `files` as for `eval`. Recommended is, of every method, the largest ratio below the first that a gate of
     `fail_if` (or else DEFAULT_GATE) fails, and among the methods the smallest file, then the lower KLD.
     """
     for method in methods:
@@ -93,8 +92,7 @@ def preview(
                 refused[ratio] = str(error)
     if not plans:
         raise InfeasiblePlan(next(iter(refused.values()), "no ratio was given; give some with --ratios"))
-    gates = [parse_gate(text) for text in fail_if or (DEFAULT_GATE,)]
-    with _Stage(model, files, chunks, gates, settings, progress) as stage:
+    with _Stage(model, texts, chunks, gates, settings, progress) as stage:
         candidates = stage.measure(plans)
         best, reason = recommend(candidates)
         return stage.result(candidates, refused, best, reason)
@@ -126,7 +124,8 @@ def choose_ratio(
     if not counts:
         raise InfeasiblePlan(f"{model}: no expert can be removed: the router needs all {layout.n_expert}")
     tested: dict[int, Candidate] = {}
-    with _Stage(model, files, chunks, [parse_gate(f"worst_domain.kld>{max_kld}")], settings, progress) as stage:
+    gates = [parse_gate(f"worst_domain.kld>{max_kld}")]
+    with _Stage(model, named_texts(files), chunks, gates, settings, progress) as stage:
         passed, failed = -1, len(counts)  # places in `counts`
         while failed - passed > 1:
             places = _between(passed, failed)
@@ -139,7 +138,7 @@ def choose_ratio(
             passed = max((place for place in places if place < failed), default=passed)
         found = [tested[place] for place in sorted(tested)]
         if passed < 0:
-            raise InfeasiblePlan(f"{found[0].plan.summary}: already that has {_told(found[0])}; raise --max-kld")
+            raise InfeasiblePlan(f"{found[0].plan.summary}: already with that {_told(found[0])}; raise --max-kld")
         last = tested[passed]
         more = f"; one step more: {_told(tested[failed])}" if failed in tested else ""
         reason = f"{last.plan.summary}: {_told(last)}{more}"
@@ -156,18 +155,18 @@ def recommend(candidates: Sequence[Candidate]) -> tuple[Candidate | None, str]:
             best.append((own[count - 1], own[count] if count < len(own) else None))
     if not best:
         first = candidates[0]
-        return None, f"already {first.plan.label} fails: {_told(first)}; try smaller ratios or another method"
+        return None, f"already of {first.plan.label} {_told(first)}; try smaller ratios or another method"
     chosen, following = min(best, key=lambda pair: (pair[0].nbytes, pair[0].comparison.worst.kld))
     told = f"{chosen.plan.label}: {_told(chosen)}"
     if following is None:
         return chosen, f"{told}; no tested ratio reaches a limit, larger ones may not either"
-    return chosen, f"{told}; {following.plan.label} fails: {_told(following)}; the limit lies between the two"
+    return chosen, f"{told}; {following.plan.label}: {_told(following)}; the limit lies between the two"
 
 
 def _told(candidate: Candidate) -> str:
     """The gate that decides, in words: the first that fails, or the first at all."""
     outcome = next((outcome for outcome in candidate.gates if outcome.failed), candidate.gates[0])
-    return f"{outcome.gate} {'holds' if outcome.failed else 'does not hold'} with {outcome.value:.4g} ({outcome.where})"
+    return f"{outcome.gate} {'fails' if outcome.failed else 'passes'} with {outcome.value:.4g} ({outcome.where})"
 
 
 class _Stage:
@@ -176,7 +175,7 @@ class _Stage:
     def __init__(
         self,
         model: str | Path,
-        files: Sequence[str],
+        texts: Mapping[str, str],
         chunks: int | None,
         gates: Sequence[Gate],
         settings: EngineSettings | None,
@@ -185,7 +184,6 @@ class _Stage:
         self._model, self._gates, self._progress = str(model), gates, progress
         self._settings = settings or EngineSettings()
         check_ctx(self._settings)
-        texts = named_texts(files)
         for gate in gates:
             gate.require(texts, METRICS)
         self._source, self._layout, _ = open_model(model)

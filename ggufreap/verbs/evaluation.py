@@ -57,7 +57,7 @@ class Evaluation:
         return not any(outcome.failed for outcome in self.gates)
 
 
-def evaluate(
+def eval(
     model: str | Path,
     *,
     files: Sequence[str] = (),
