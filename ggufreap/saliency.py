@@ -6,6 +6,7 @@ it, f_j(x) its output, ‖·‖ the 2-norm. To try another criterion, write a fu
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import cast
 
 import numpy as np
@@ -91,22 +92,29 @@ def weight_norms(file: GgufFile, layout: MoeLayout, progress: Progress = silent)
 
 
 def imatrix_scores(imatrix: Imatrix, file: GgufFile, layout: MoeLayout, progress: Progress = silent) -> Floats:
-    """√(|X_j| Σ_i s_ji ‖w_ji‖²), `[n_trunk_blocks, n_expert]`: about Σ ‖f_j‖, from an importance matrix alone.
+    """√(1/|X_j| Σ_i t_ji r_ji²) √(1/|X_j| Σ_i s_ji ‖w_ji‖²), `[n_trunk_blocks, n_expert]`: an importance matrix's REAP.
 
-    s_ji = Σ a_ji² is what the matrix holds of input i of the expert's last weight, w_ji that weight's column i. Where
-    inputs are uncorrelated, the sum over i is Σ ‖f_j‖², and by Cauchy-Schwarz the score is no less than Σ ‖f_j‖. Router
-    weights are not in it. Raises MismatchError or InputError for a matrix without counts per expert.
+    t_ji and s_ji are what the matrix holds of input i of the expert's first and last weight, sums of squares over X_j;
+    r_j is the expert's row of the router, w_ji column i of its last weight. Where inputs are uncorrelated the second
+    root is that of the mean of ‖f_j‖², and the first that of the mean squared router logit, which has to stand for g_j.
+    It is left out where experts do not see what the router sees. An expert without data is lowest.
+
+    Raises MismatchError or InputError for a matrix without counts per expert.
     """
-    counts = imatrices.expert_statistics(imatrix, layout).counts
-    squares = np.zeros((len(layout.trunk), layout.n_expert))
-    records = [file.by_name[f"blk.{block.index}.ffn_down_exps.weight"] for block in layout.trunk]
+    known = imatrices.expert_statistics(imatrix, layout)
+    scores = np.full(known.counts.shape, -np.inf)
+    records = [file.by_name[name] for name in known.last]
     with progress("expert outputs", sum(record.nbytes for record in records), "B") as bar:
-        for row, record in enumerate(records):
-            sums = imatrix.entries[record.name].in_sum2
-            for expert in range(layout.n_expert):
-                squares[row, expert] = _column_squares(file, record, expert) @ sums[expert]
+        for row, (block, record) in enumerate(zip(known.blocks, records, strict=True)):
+            outputs, inputs = imatrix.entries[record.name].in_sum2, imatrix.entries[known.first[row]].in_sum2
+            router = file.by_name[f"blk.{block}.ffn_gate_inp.weight"]
+            for expert in np.flatnonzero(known.counts[row]):
+                mean = _column_squares(file, record, int(expert)) @ outputs[expert] / known.counts[row, expert]
+                if router.shape == (layout.n_expert, inputs.shape[1]):
+                    mean *= _column_squares(file, router, int(expert)) @ inputs[expert] / known.counts[row, expert]
+                scores[row, expert] = np.sqrt(mean)
             bar.update(record.nbytes)
-    return cast(Floats, np.sqrt(counts * squares))
+    return scores
 
 
 def _column_squares(file: GgufFile, record: TensorRecord, expert: int) -> Floats:
@@ -124,7 +132,7 @@ def _expert_weights(file: GgufFile, record: TensorRecord, expert: int) -> npt.ND
     from gguf.quants import dequantize
 
     size = record.nbytes // record.shape[0]
-    data = file.map(record, expert * size, size).reshape(record.shape[1], -1)
+    data = file.map(record, expert * size, size).reshape(prod(record.shape[1:-1]), -1)
     try:
         return cast(npt.NDArray[np.float32], dequantize(data, GGMLQuantizationType(record.type)))
     except (NotImplementedError, ValueError):

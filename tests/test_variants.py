@@ -1,5 +1,6 @@
 """Requantised variants of a pruned model: one calibration, a sliced importance matrix, llama.cpp's own quantiser."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from ggufreap import calibrate, imatrix, prune, quantize
 from ggufreap.architecture.layout import bind
+from ggufreap.cli import main
 from ggufreap.container import open_gguf, type_name
 from ggufreap.corpus import Reading
 from ggufreap.corpus.request import Request
@@ -173,7 +175,7 @@ def test_a_dry_run_tells_every_variant_to_the_byte(model: Path, tmp_path: Path, 
         "domains": {"data": Request(file=(str(text),), domain=(f"two={other}",), reading=Reading(n_chunks=8))},
         "given": {"data": tokens, "imatrix": matrix},
     }[source]
-    options |= {"ratio": "0.25", "quant": ["Q4_K_M", "IQ2_XS"], "out": tmp_path / "out"}
+    options |= {"ratio": "0.25", "quant": ["Q4_K_M", "IQ4_XS"], "out": tmp_path / "out"}
     before = set(tmp_path.iterdir())
     foreseen = prune(model, **options, settings=SETTINGS, dry_run=True)
     assert set(tmp_path.iterdir()) == before
@@ -284,3 +286,18 @@ def test_quantising_alone_says_which_experts_had_no_data(model: Path, tokens: Pa
     imatrix.save(path, whole)
     made = quantize(model, tmp_path / "q.gguf", "Q4_K_M", imatrix=path)
     assert any(name in note and "mean of the other 15" in note for note in made.warnings)
+
+
+def test_the_command_line_takes_a_type_or_a_recipe(
+    model: Path, tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["quantize", str(model), "-o", str(tmp_path / "out"), "--recipe", recipe]
+    assert main([*command, "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["quantized"]
+    assert [Path(made["paths"][0]).name for made in told] == ["Toy-mixed.gguf", "Toy-IQ4_XS.gguf"]
+    assert main([*command, "--tensor-type", "attn_=q8_0"]) == 1
+    assert "types of tensors were given beside --recipe" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--type", "Q4_K_M"])
+    assert "not allowed with argument" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

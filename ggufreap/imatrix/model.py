@@ -89,11 +89,13 @@ def sliced(imatrix: Imatrix, layout: MoeLayout, keep: Mapping[int, Sequence[int]
 class ExpertSums:
     """What an importance matrix knows of every expert, `[n_moe_blocks, n_expert]`, row by row of `layout.trunk`.
 
-    `counts`: routed tokens. `down`, `gate`: the sum of the squared 2-norms of the inputs of its last and of its first
-    weight, which is `ffn_gate_up_exps` or `ffn_up_exps` where the model has no `ffn_gate_exps`.
+    `counts`: routed tokens. `down`, `gate`: the sum of the squared 2-norms of the inputs of its `last` and of its
+    `first` weight, which is `ffn_gate_up_exps` or `ffn_up_exps` where the model has no `ffn_gate_exps`.
     """
 
     blocks: tuple[int, ...]
+    first: tuple[str, ...]
+    last: tuple[str, ...]
     counts: Counts
     down: npt.NDArray[np.float64]
     gate: npt.NDArray[np.float64]
@@ -101,10 +103,14 @@ class ExpertSums:
 
 def expert_statistics(imatrix: Imatrix, layout: MoeLayout) -> ExpertSums:
     """Counts and energies of every expert that ordinary decoding can reach; a `.dat` does not have them."""
-    downs = [_experts(imatrix, layout, f"blk.{block.index}.ffn_down{EXPERTS}") for block in layout.trunk]
-    gates = [_experts(imatrix, layout, _first(block)) for block in layout.trunk]
+    first = tuple(_first(block) for block in layout.trunk)
+    last = tuple(f"blk.{block.index}.ffn_down{EXPERTS}" for block in layout.trunk)
+    downs = [_experts(imatrix, layout, name) for name in last]
+    gates = [_experts(imatrix, layout, name) for name in first]
     return ExpertSums(
         tuple(block.index for block in layout.trunk),
+        first,
+        last,
         np.stack([entry.counts for entry in downs]),
         np.stack([entry.in_sum2.sum(axis=1, dtype=np.float64) for entry in downs]),
         np.stack([entry.in_sum2.sum(axis=1, dtype=np.float64) for entry in gates]),

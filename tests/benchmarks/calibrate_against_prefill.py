@@ -1,9 +1,12 @@
-"""How much slower REAP calibration is than plain prefill of the same tokens by the same llama.cpp.
+"""How much slower calibration is than plain prefill of the same tokens by the same llama.cpp, and one pass than two.
 
 Plain prefill is llama_decode without an eval callback, once with the logits of the last token only (as llama-bench
 measures pp), once with the logits of all tokens (as perplexity needs them). The former skips the experts of the last
 block for all tokens but one, which calibration cannot, so the fewer blocks the more it is favoured: --blocks says how
 many there are. "the same graph" ends where calibration ends and looks at nothing: what is above it is observation.
+
+One pass gives the statistics of REAP and the importance matrix. The alternative is a pass for each: "calibrate" and
+"imatrix alone", which is the same code without the routing tap.
 """
 
 import ctypes
@@ -17,13 +20,14 @@ from bench import Sizes, arguments, report, take_turns, timed, write_moe
 from gguf import GGMLQuantizationType as Kind
 
 from ggufreap.architecture.layout import bind
-from ggufreap.architecture.nodes import WEIGHTED
+from ggufreap.architecture.nodes import FINAL_NORM, WEIGHTED
 from ggufreap.container import open_gguf
 from ggufreap.engine.importance import ImportanceSums
+from ggufreap.engine.importance_tap import ImportanceTap
 from ggufreap.engine.native import bindings
 from ggufreap.engine.protocol import Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession, default_threads
-from ggufreap.engine.taps import StopTap
+from ggufreap.engine.taps import StopTap, Together
 from ggufreap.statistics import ExpertStatistics
 
 
@@ -64,13 +68,24 @@ def measure(path: Path, settings: EngineSettings, rounds: int) -> dict[str, list
             nonlocal statistics
             statistics = statistics.observe(engine.route(chunk, importance), len(chunk))
 
+        def imatrix_alone() -> None:
+            found = ImportanceSums()
+            list(engine._decode(chunk, Together((ImportanceTap(found, engine._reader), StopTap(FINAL_NORM)))))
+            sums.add(found)
+
+        def both() -> None:
+            found = ImportanceSums()
+            calibrate(found)
+            sums.add(found)
+
         end = StopTap(f"{WEIGHTED}-{blocks[-1]}")
         contestants = {
             "plain prefill, last logits": lambda: timed(lambda: plain.run(chunk, 1)),
             "plain prefill, all logits": lambda: timed(lambda: plain.run(chunk, len(chunk))),
             "the same graph": lambda: timed(lambda: list(engine._decode(chunk, end))),
             "calibrate": lambda: timed(lambda: calibrate(None)),
-            "calibrate with imatrix": lambda: timed(lambda: calibrate(sums)),
+            "imatrix alone": lambda: timed(imatrix_alone),
+            "calibrate with imatrix": lambda: timed(both),
         }
         take_turns(contestants, 1)  # the first touch of every page belongs to nobody
         seconds = take_turns(contestants, rounds)
@@ -96,10 +111,11 @@ def main() -> None:
             path = Path(folder, "model.gguf")
             write_moe(path, Sizes(options.blocks, options.experts, n_ff=768), (Kind[options.type], Kind.Q8_0))
         seconds = measure(path, settings, options.rounds)
-    last, every, same, calibrate, importance = map(median, seconds.values())
+    last, every, same, calibrate, imatrix, both = map(median, seconds.values())
     ratios = {"last logits": calibrate / last, "all logits": calibrate / every, "the same graph": calibrate / same}
     figures = {f"calibrate / {name}": ratio for name, ratio in ratios.items()}
-    report(seconds, {**figures, "calibrate with imatrix / last logits": importance / last})
+    figures |= {"calibrate with imatrix / last logits": both / last, "one pass / two": both / (calibrate + imatrix)}
+    report(seconds, figures)
 
 
 if __name__ == "__main__":
