@@ -985,8 +985,8 @@ def test_importing_loads_nothing_heavy(code: str) -> None:
 def test_every_verb_is_importable_and_is_what_the_command_line_calls() -> None:
     import ggufreap
 
-    # ggufreap.imatrix and coverage are rooms of those names, eval is Python's own.
-    named = {{"eval": "evaluate"}.get(name, name) for name in VERBS} - {"imatrix", "coverage"}
+    # ggufreap.imatrix and coverage are rooms of those names.
+    named = set(VERBS) - {"imatrix", "coverage"}
     assert named <= set(ggufreap.__all__)
     for name in named:
         assert getattr(ggufreap, name) is getattr(verbs, name)

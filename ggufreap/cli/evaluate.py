@@ -3,7 +3,7 @@
 import argparse
 
 from ggufreap.cli.common import Result, Verbs, progress, settings
-from ggufreap.cli.flags import argument, at_least, engine, model
+from ggufreap.cli.flags import argument, at_least, engine_of_text, model
 
 FAILED = 4
 
@@ -34,6 +34,7 @@ def _run_preview(options: argparse.Namespace) -> Result:
         stats=options.stats,
         ratios=options.ratios,
         methods=options.methods,
+        blend=options.blend,
         mtp=options.mtp,
         seed=options.seed,
         chunks=options.chunks,
@@ -85,7 +86,7 @@ VERBS: Verbs = {
             argument(
                 "--kl-divergence", action="store_true", help="compare with --kl-divergence-base, which holds the text"
             ),
-            engine,
+            engine_of_text,
         ),
     ),
     "preview": (
@@ -102,10 +103,11 @@ VERBS: Verbs = {
                 help="fractions of the experts to remove (0.1,0.2,0.3,0.4,0.5)",
             ),
             argument("--methods", type=_listed, default=["reap"], metavar="NAME,...", help="saliency methods (reap)"),
+            argument("--blend", metavar="HOW", help="how the domains of the statistics are weighed, as for plan"),
             argument("--mtp", choices=("mirror", "drop"), default="mirror", help="MTP blocks, for the size (mirror)"),
             argument("--seed", type=at_least(0), default=0, metavar="N", help="for the method random (0)"),
             held_out,
-            engine,
+            engine_of_text,
         ),
     ),
 }

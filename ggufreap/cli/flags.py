@@ -19,20 +19,17 @@ def model(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help="a GGUF file, or any shard of a split one")
 
 
-def engine(command: argparse.ArgumentParser) -> None:
-    """How llama.cpp runs."""
-    group = command.add_argument_group("llama.cpp")
-    group.add_argument(
-        "-c",
-        "--ctx-size",
-        "--max-seq-len",
-        type=at_least(1),
-        default=0,
-        metavar="N",
-        help="tokens per chunk (512 for text, 2048 for data sets and rows)",
-    )
-    group.add_argument("-ub", "--ubatch-size", type=at_least(1), default=512, metavar="N", help="tokens at once (512)")
-    device(group)
+def _engine(n_ctx: int, meaning: str) -> AddFlags:
+    def add(command: argparse.ArgumentParser) -> None:
+        group = command.add_argument_group("llama.cpp")
+        names = ("-c", "--ctx-size", "--max-seq-len")
+        group.add_argument(*names, type=at_least(1), default=n_ctx, metavar="N", help=f"tokens per chunk ({meaning})")
+        group.add_argument(
+            "-ub", "--ubatch-size", type=at_least(1), default=512, metavar="N", help="tokens at once (512)"
+        )
+        device(group)
+
+    return add
 
 
 def device(group: Any) -> None:
@@ -187,3 +184,8 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+# How llama.cpp runs: where the data decide on the length of a chunk, and where only text is read.
+engine = _engine(0, "512 for text, 2048 for data sets and rows")
+engine_of_text = _engine(512, "512")

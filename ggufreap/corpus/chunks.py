@@ -155,9 +155,7 @@ def read_tokens(path: Path) -> npt.NDArray[np.integer]:
     return ids
 
 
-def from_tokens(
-    ids: npt.NDArray[np.integer], n_ctx: int, n_vocab: int, source: str, domain: str = "tokens"
-) -> Corpus:
+def from_tokens(ids: npt.NDArray[np.integer], n_ctx: int, n_vocab: int, source: str, domain: str = "tokens") -> Corpus:
     """Token ids `[n]`, cut into chunks of `n_ctx`, or `[n_chunks, n]` as they are (n <= n_ctx)."""
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= n_vocab:

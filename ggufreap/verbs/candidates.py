@@ -67,6 +67,7 @@ def preview(
     stats: str | Path | None = None,
     ratios: Sequence[str | float] = RATIOS,
     methods: Sequence[str] = ("reap",),
+    blend: str | None = None,
     mtp: str = "mirror",
     seed: int = 0,
     chunks: int | None = None,
@@ -80,13 +81,23 @@ def preview(
     `fail_if` (or else DEFAULT_GATE) fails, and among the methods the smallest file, then the lower KLD.
     """
     for method in methods:
-        chosen_method(method, mtp)
+        chosen_method(method, mtp, blend=blend)
+    texts, gates = named_texts(files), [parse_gate(text) for text in fail_if or (DEFAULT_GATE,)]
     plans, refused = [], {}
     for method in methods:
         for ratio in sorted(map(str, ratios), key=as_fraction):
             try:
                 plans.append(
-                    make_plan(model, stats=stats, ratio=ratio, method=method, mtp=mtp, seed=seed, progress=progress)
+                    make_plan(
+                        model,
+                        stats=stats,
+                        ratio=ratio,
+                        method=method,
+                        blend=blend,
+                        mtp=mtp,
+                        seed=seed,
+                        progress=progress,
+                    )
                 )
             except InfeasiblePlan as error:
                 refused[ratio] = str(error)
@@ -105,6 +116,7 @@ def choose_ratio(
     files: Sequence[str],
     stats: str | Path | None = None,
     method: str = "reap",
+    blend: str | None = None,
     mtp: str = "mirror",
     seed: int = 0,
     chunks: int | None = None,
@@ -116,7 +128,7 @@ def choose_ratio(
     A search over all that the router can work with, for a KLD that grows with what is removed. Raises InfeasiblePlan
     when already the smallest removal costs more.
     """
-    chosen_method(method, mtp)
+    chosen_method(method, mtp, blend=blend)
     if not max_kld > 0:
         raise InputError(f"--max-kld {max_kld}: it is the mean KLD in nats of the worst domain, such as 0.1")
     _, layout, _ = open_model(model)
@@ -130,7 +142,16 @@ def choose_ratio(
         while failed - passed > 1:
             places = _between(passed, failed)
             plans = [
-                make_plan(model, stats=stats, keep=counts[place], method=method, mtp=mtp, seed=seed, progress=progress)
+                make_plan(
+                    model,
+                    stats=stats,
+                    keep=counts[place],
+                    method=method,
+                    blend=blend,
+                    mtp=mtp,
+                    seed=seed,
+                    progress=progress,
+                )
                 for place in places
             ]
             tested |= dict(zip(places, stage.measure(plans), strict=True))
