@@ -85,7 +85,11 @@ def target(command: argparse.ArgumentParser) -> None:
     """How many experts go, and which."""
     group = command.add_argument_group("target")
     size = group.add_mutually_exclusive_group(required=True)
-    size.add_argument("--ratio", metavar="R", help="fraction of the experts to remove from every block, such as 0.2")
+    size.add_argument(
+        "--ratio",
+        metavar="R",
+        help="fraction of the experts to remove from every block, such as 0.2; auto: see --max-kld",
+    )
     size.add_argument("--keep", type=int, metavar="N", help="experts to keep in every block")
     group.add_argument(
         "--method", default="reap", metavar="NAME", help="saliency: reap (default), frequency, ... (see README)"
@@ -155,6 +159,25 @@ def variants(command: argparse.ArgumentParser) -> None:
     add("--imatrix", metavar="FILE", help="importance matrix of the whole model, instead of collecting it")
     add("--keep-intermediate", action="store_true", help="do not remove the byte-exact file that was quantised")
     add("--allow-requantize", action="store_true", help="also from tensors that are quantised already")
+
+
+def judgement(command: argparse.ArgumentParser) -> None:
+    """How the result is judged."""
+    add = command.add_argument_group("judgement").add_argument
+    add(
+        "--eval-file",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="held-out text, a domain each; repeatable",
+    )
+    add("--eval-chunks", type=at_least(1), metavar="N", help="at most this many chunks of each held-out text")
+    add("--max-kld", type=float, default=0.1, metavar="X", help="with --ratio auto: mean KLD of the worst domain (0.1)")
+    add("--compare", action="store_true", help="also measure the unpruned model, quantised to the same size")
+    add(
+        "--fail-if", action="append", default=[], metavar="GATE", help="exit with 4 if so, such as worst_domain.kld>0.2"
+    )
+    add("--report", metavar="DIR", help="write report.json, report.html and README.md there")
 
 
 def out(meaning: str, required: bool = True) -> AddFlags:

@@ -1,15 +1,19 @@
 """What the verbs of the whole job do with their flags."""
 
 import argparse
-from typing import TYPE_CHECKING
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
 
 from ggufreap.cli.common import Result, Verbs, choice, data, progress, settings, splitting
+from ggufreap.cli.evaluate import FAILED
 from ggufreap.cli.flags import (
     argument,
     at_least,
     device,
     engine,
     files,
+    judgement,
     model,
     out,
     output_head,
@@ -38,12 +42,26 @@ def _run_prune(options: argparse.Namespace) -> Result:
         allow_requantize=options.allow_requantize,
         **splitting(options),
         verification=not options.no_verify,
+        **_judgement(options),
         settings=settings(options),
         progress=progress(),
     )
     if options.dry_run:
         return console.DryRun(pruned.script, pruned.quantized), 0
     return pruned, _proven(pruned)
+
+
+def _judgement(options: argparse.Namespace) -> dict[str, Any]:
+    """How the result is judged, and how it was asked for."""
+    return {
+        "eval_file": options.eval_file,
+        "eval_chunks": options.eval_chunks,
+        "max_kld": options.max_kld,
+        "compare": options.compare,
+        "fail_if": options.fail_if,
+        "report_out": options.report,
+        "command": shlex.join(["ggufreap", *sys.argv[1:]]),
+    }
 
 
 def _run_recipe(options: argparse.Namespace) -> Result:
@@ -69,7 +87,9 @@ def _run_demo(options: argparse.Namespace) -> Result:
 
 
 def _proven(pruned: "Pruned") -> int:
-    return 3 if pruned.verification and not pruned.verification.ok else 0
+    if pruned.verification and not pruned.verification.ok:
+        return 3
+    return FAILED if pruned.account and not pruned.account.ok else 0
 
 
 VERBS: Verbs = {
@@ -86,6 +106,7 @@ VERBS: Verbs = {
             engine,
             files,
             variants,
+            judgement,
             argument("--no-verify", action="store_true", help="do not prove the result"),
         ),
     ),

@@ -13,14 +13,21 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console import evaluation, importance, probing, stages, whole
+from ggufreap.console import account, evaluation, importance, probing, stages, whole
 from ggufreap.console.draw import Drawers, Plain, size
 from ggufreap.console.stages import Choice, DryRun
 from ggufreap.progress import Bar
 
 __all__ = ["Choice", "DryRun", "listen", "progress", "show", "size"]
-_DRAWERS: Drawers = {**stages.DRAWERS, **importance.DRAWERS, **evaluation.DRAWERS, **probing.DRAWERS, **whole.DRAWERS}
-_PLAIN: Plain = {**stages.PLAIN, **evaluation.PLAIN, **probing.PLAIN, **whole.PLAIN}
+_DRAWERS: Drawers = {
+    **stages.DRAWERS,
+    **importance.DRAWERS,
+    **evaluation.DRAWERS,
+    **probing.DRAWERS,
+    **account.DRAWERS,
+    **whole.DRAWERS,
+}
+_PLAIN: Plain = {**stages.PLAIN, **evaluation.PLAIN, **probing.PLAIN, **account.PLAIN, **whole.PLAIN}
 
 
 def progress(stage: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Bar]:

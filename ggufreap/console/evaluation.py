@@ -30,11 +30,12 @@ def _evaluation(found: Evaluation) -> None:
         rows = [(name, f"{each.value:.4f} ± {each.stderr:.5f}") for name, each in found.perplexity.items()]
         table("Perplexity", ("domain", "PPL"), rows)
     else:
-        _comparison(found.comparison)
-    _gates(found.gates)
+        draw_comparison(found.comparison)
+    draw_gates(found.gates)
 
 
-def _comparison(comparison: Comparison) -> None:
+def draw_comparison(comparison: Comparison) -> None:
+    """Every domain, and the mean over them."""
     rows = [(name, *_row(meters)) for name, meters in comparison.domains.items()]
     if len(rows) > 1:
         rows.append(("mean", *_row(comparison.mean)))
@@ -45,7 +46,8 @@ def _comparison(comparison: Comparison) -> None:
     say(f"top-1         {comparison.mean.top1:.2%}, between {low:.2%} and {high:.2%} (95 % Wilson interval)")
 
 
-def _gates(outcomes: Sequence[Outcome]) -> None:
+def draw_gates(outcomes: Sequence[Outcome]) -> None:
+    """Which gates let it through."""
     for outcome in outcomes:
         mark = styled("FAILS", "red") if outcome.failed else styled("passes", "green")
         say(mark, f" {outcome.gate}: {outcome.value:.6g} ({outcome.where})")
@@ -91,7 +93,8 @@ def _plain_meters(meters: Meters) -> dict[str, Any]:
     )
 
 
-def _plain_comparison(comparison: Comparison) -> dict[str, Any]:
+def plain_comparison(comparison: Comparison) -> dict[str, Any]:
+    """As JSON has it."""
     return {
         "mean": _plain_meters(comparison.mean),
         "worst_domain": comparison.worst_domain,
@@ -101,7 +104,7 @@ def _plain_comparison(comparison: Comparison) -> dict[str, Any]:
 
 def _plain_evaluation(found: Evaluation) -> dict[str, Any]:
     return asdict(found) | {
-        "comparison": found.comparison and _plain_comparison(found.comparison),
+        "comparison": found.comparison and plain_comparison(found.comparison),
         "gates": [asdict(outcome) for outcome in found.gates],
     }
 
@@ -119,7 +122,7 @@ def _plain_preview(found: Preview) -> dict[str, Any]:
                 "ratio": candidate.plan.ratio,
                 "n_keep": candidate.plan.n_keep,
                 "nbytes": candidate.nbytes,
-                **_plain_comparison(candidate.comparison),
+                **plain_comparison(candidate.comparison),
                 "gates": [asdict(outcome) for outcome in candidate.gates],
             }
             for candidate in found.candidates

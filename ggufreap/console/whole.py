@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from ggufreap.console.account import draw_account, plain_account
 from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
 from ggufreap.console.stages import (
     draw_coverage,
@@ -31,6 +32,8 @@ def _pruned(pruned: Pruned) -> None:
         say("not verified")
     for made in pruned.quantized:
         draw_variant(made)
+    if pruned.account:
+        draw_account(pruned.account)
 
 
 def _demonstration(demo: Demonstration) -> None:
@@ -60,6 +63,7 @@ def _plain_pruned(pruned: Pruned) -> dict[str, Any]:
         "coverage": plain_coverage(pruned.coverage) if pruned.coverage else None,
         "verification": plain_verification(pruned.verification) if pruned.verification else None,
         "imatrix": pruned.imatrix_path,
+        "account": plain_account(pruned.account) if pruned.account else None,
         "quantized": [asdict(made) for made in pruned.quantized],
     }
 

@@ -1,5 +1,6 @@
 """What a user can ask for, with the flags of the command line as parameters."""
 
+from ggufreap.verbs.account import Account, report
 from ggufreap.verbs.candidates import Preview, choose_ratio, preview
 from ggufreap.verbs.choice import coverage, merge, plan
 from ggufreap.verbs.evaluation import Evaluation, eval
@@ -11,6 +12,7 @@ from ggufreap.verbs.stages import apply, calibrate, inspect, verify
 from ggufreap.verbs.whole import Pruned, demo, prune
 
 __all__ = [
+    "Account",
     "Evaluation",
     "ImatrixReport",
     "Preview",
@@ -33,6 +35,7 @@ __all__ = [
     "prune",
     "quantize",
     "quantize_variants",
+    "report",
     "run",
     "tasks",
     "verify",

@@ -10,6 +10,7 @@ from ggufreap import corpus as corpora
 from ggufreap import imatrix as matrices
 from ggufreap import naming, saliency
 from ggufreap.container import check_target
+from ggufreap.corpus.request import TEXT_CTX
 from ggufreap.coverage import Coverage
 from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.demonstration import Demonstration
@@ -28,6 +29,8 @@ from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized
 from ggufreap.recipe import Variant
 from ggufreap.rewriting import RewriteScript, execute, lower
+from ggufreap.verbs.account import Account, report
+from ggufreap.verbs.candidates import choose_ratio
 from ggufreap.verbs.choice import DEFAULT_METHOD, chosen_method, coverage, default_blend, plan
 from ggufreap.verbs.data import Data, open_data
 from ggufreap.verbs.stages import calibrate, open_model, verify
@@ -37,6 +40,7 @@ from ggufreap.verification import Verification
 _LOG = logging.getLogger(__name__)
 DEMO_CALIBRATION_BYTES, DEMO_HELD_OUT_BYTES = 150_000, 60_000
 DEMO_QUANT = (KEEP, "Q4_K_M")
+MAX_KLD = 0.1  # of the worst domain, for the ratio auto
 DEMO_PROMPT = "def read_header(path):\n"
 DEMO_SAMPLING = Sampling(n_predict=60, temperature=0.7, seed=1)
 
@@ -46,7 +50,8 @@ class Pruned:
     """What `prune` made: the files, the plan and what it leaves of each domain, and the proof (None if turned off).
 
     `script` tells of the byte-exact file, which `quantized` variants were made from; `imatrix_path` is the importance
-    matrix of the pruned model that guided them. After a dry run all of it is what would be made.
+    matrix of the pruned model that guided them; `account` tells what the files are worth, where there was held-out
+    text. After a dry run all of it is what would be made.
     """
 
     script: RewriteScript
@@ -55,6 +60,7 @@ class Pruned:
     statistics_path: Path | None
     verification: Verification | None
     coverage: Coverage | None = None
+    account: Account | None = None
     quantized: tuple[Quantized, ...] = ()
     imatrix_path: Path | None = None
 
@@ -80,10 +86,21 @@ def prune(
     verification: bool = True,
     split_max_size: int | None = None,
     keep_split: bool = False,
+    eval_file: Sequence[str] = (),
+    eval_chunks: int | None = None,
+    max_kld: float = MAX_KLD,
+    compare: bool = False,
+    fail_if: Sequence[str] = (),
+    report_out: str | Path | None = None,
+    command: str = "",
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Pruned:
     """The whole job: calibrate on `data`, plan, apply, verify. `out` is a file or a folder, which gets all files.
+
+    With held-out text in `eval_file` (as for `eval`) every file is measured against the original, `compare` and
+    `fail_if` as in `report`, which is written into the folder `report_out`; `ratio` `auto` then removes as many experts
+    as leave the worst domain at a mean KLD of `max_kld` or less.
 
     `quant` names what to make of the pruned file: `keep` it byte-exact, a type such as Q4_K_M, the variants of a recipe
     by its name or TOML file, or `auto`: Q4_K_M and IQ4_XS of a model in 8 bits or more, `keep` for any other. The
@@ -100,6 +117,8 @@ def prune(
     method = chosen_method(method, mtp, from_imatrix, blend)
     if from_imatrix is not None and data is not None:
         raise InputError("both an importance matrix to choose from and a text were given; give one of them")
+    if not eval_file and (ratio == AUTO or compare or fail_if):
+        raise InputError("auto ratios, --compare and --fail-if judge by held-out text; give some with --eval-file")
     source, layout, identity = open_model(model)
     wanted = resolved(quant, source)
     rewrite = partial(lower, split_max_size=split_max_size, keep_split=keep_split)
@@ -107,6 +126,49 @@ def prune(
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
     # Sizes can be told without any data but their names, which stand in the header.
     opened = open_data(data) if method in saliency.METHODS and not (dry_run and data is None) else None
+    guide = imatrix if imatrix is not None else from_imatrix
+    given = matrices.load(guide) if guide is not None else None
+    if given is not None:
+        matrices.check(given, source, layout)
+    folder = naming.target(source.path, Path(out) if out is not None else None, "").parent
+    stats_path = folder / f"{naming.stem_of(source.path)}.stats.npz" if opened else None
+    collects = opened and wanted.variants and given is None
+    collected = folder / f"{naming.stem_of(source.path)}.imatrix.gguf" if collects else None
+
+    def observe() -> None:
+        if opened and stats_path:
+            calibrate(
+                source.path,
+                stats_path,
+                opened,
+                imatrix_out=collected,
+                process_output=process_output,
+                settings=settings,
+                progress=progress,
+            )
+
+    judges = replace(settings or EngineSettings(), n_ctx=(settings and settings.n_ctx) or TEXT_CTX)
+    if ratio == AUTO:
+        if dry_run:
+            raise InputError("the ratio auto is found by calibrating and masking; a dry run takes a number")
+        make_folder(folder)
+        observe()
+        found = choose_ratio(
+            source.path,
+            max_kld=max_kld,
+            files=eval_file,
+            stats=stats_path,
+            method=method,
+            blend=blend,
+            mtp=mtp,
+            seed=seed,
+            chunks=eval_chunks,
+            settings=judges,
+            progress=progress,
+        )
+        assert found.recommended  # else it raises
+        _LOG.info("%s", found.reason)
+        ratio, keep = None, found.recommended.plan.n_keep
     preview = make_plan(
         layout,
         identity,
@@ -123,10 +185,6 @@ def prune(
     script = rewrite(source, layout, preview, result)
     jobs = VariantJobs(wanted.variants, layout, result, allow_requantize, settings.n_threads if settings else 0)
     jobs.check_names(script)
-    guide = imatrix if imatrix is not None else from_imatrix
-    given = matrices.load(guide) if guide is not None else None
-    if given is not None:
-        matrices.check(given, source, layout)
     foreseen = jobs.foresee(script, preview, given, opened.names if opened else None)
     plan_path = result.with_name(f"{naming.stem_of(result)}.plan.json")
     if not dry_run:
@@ -142,20 +200,7 @@ def prune(
         _LOG.info("%s -> %s (%s bytes)", first.name, made.paths[0], f"{made.nbytes:,}")
     if dry_run:
         return Pruned(script, preview, plan_path, None, None, quantized=foreseen)
-    stats_path = collected = None
-    if opened:
-        stats_path = result.with_name(f"{naming.stem_of(source.path)}.stats.npz")
-        if wanted.variants and given is None:
-            collected = result.with_name(f"{naming.stem_of(source.path)}.imatrix.gguf")
-        calibrate(
-            source.path,
-            stats_path,
-            opened,
-            imatrix_out=collected,
-            process_output=process_output,
-            settings=settings,
-            progress=progress,
-        )
+    observe()
     chosen = plan(
         source.path,
         stats=stats_path,
@@ -178,14 +223,35 @@ def prune(
         else None
     )
     pruned = Pruned(script, chosen, plan_path, stats_path, proof, covered)
-    if not wanted.variants or (proof and not proof.ok):
+    if proof and not proof.ok:
         return pruned
-    matrix = given or (matrices.load(collected) if collected else None)
-    quantized, sliced = jobs.make(script.files[0].path, chosen, matrix, progress)
-    if not (wanted.keep or keep_intermediate or result == Path(out or "")):
-        for written in script.files:
-            written.path.unlink()
-    return replace(pruned, quantized=quantized, imatrix_path=sliced)
+    if wanted.variants:
+        matrix = given or (matrices.load(collected) if collected else None)
+        quantized, sliced = jobs.make(script.files[0].path, chosen, matrix, progress)
+        pruned = replace(pruned, quantized=quantized, imatrix_path=sliced)
+        if not (wanted.keep or keep_intermediate or result == Path(out or "")):
+            for written in script.files:
+                written.path.unlink()
+    if not eval_file and report_out is None:
+        return pruned
+    left = [script.files[0].path, *(made.paths[0] for made in pruned.quantized)]
+    told = report(
+        source.path,
+        [path for path in left if path.exists()],
+        chosen,
+        report_out,
+        files=eval_file,
+        chunks=eval_chunks,
+        stats=stats_path,
+        compare=compare,
+        imatrix=guide or collected,
+        fail_if=fail_if,
+        command=command,
+        verification=proof,
+        settings=judges,
+        progress=progress,
+    )
+    return replace(pruned, account=told)
 
 
 def demo(

@@ -1,0 +1,128 @@
+"""Facts out of what was measured: statistics and coverage, comparisons, probes, tasks, speed."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from ggufreap import coverage as coverages
+from ggufreap.evaluation import Comparison, geometric_mean
+from ggufreap.evaluation import Meters as Measured
+from ggufreap.evaluation.perplexity import Perplexity
+from ggufreap.evaluation.probes import DRIFT
+from ggufreap.evaluation.probes import Probes as Probed
+from ggufreap.evaluation.proportions import Share
+from ggufreap.evaluation.speed import Speed as Timed
+from ggufreap.evaluation.tasks import TaskReport
+from ggufreap.reporting import facts
+from ggufreap.reporting.describe import describe_routing
+from ggufreap.statistics import DomainStatistics, Provenance
+
+_TEST = re.compile(r"(pp|tg)\d+(?: x(\d+))?")
+
+
+def describe_calibration(
+    statistics: DomainStatistics, provenance: Provenance, coverage: coverages.Coverage
+) -> facts.Calibration:
+    """What the model read before the choice, and how far chance had a hand in it."""
+    return facts.Calibration(
+        n_ctx=provenance.n_ctx,
+        n_tokens=statistics.n_tokens,
+        sha256=provenance.corpus,
+        sources=tuple(
+            facts.Source(
+                source.name,
+                source.domain,
+                source.revision,
+                source.subset,
+                source.split,
+                source.samples,
+                source.tokens,
+                source.sha256,
+            )
+            for source in provenance.sources
+        ),
+        count_mode=f"{provenance.count} tokens",
+        split_half=coverage.stability.kept if coverage.stability else None,
+        routed=describe_routing(statistics.total),
+    )
+
+
+def describe_coverage(coverage: coverages.Coverage) -> tuple[facts.Coverage, ...]:
+    """What stays of each domain."""
+    return tuple(facts.Coverage(row.domain, row.retained, row.lowest, row.lowest_block) for row in coverage.domains)
+
+
+def describe_comparison(comparison: Comparison) -> tuple[facts.Meters, tuple[facts.Meters, ...]]:
+    """The mean over the domains, and each of them."""
+    each = tuple(describe_meters(domain, meters) for domain, meters in comparison.domains.items())
+    return describe_meters("all domains", comparison.mean), each
+
+
+def describe_meters(domain: str, meters: Measured) -> facts.Meters:
+    """One domain, or the mean over all."""
+    return facts.Meters(
+        domain,
+        facts.Estimate(meters.kld, meters.kld_stderr),
+        meters.n_scored,
+        meters.kld_median,
+        meters.kld_p90,
+        meters.kld_p99,
+        top1=facts.Estimate(meters.top1),
+        overlap=facts.Estimate(meters.esap),
+        ppl_before=facts.Estimate(meters.ppl_reference),
+        ppl_after=describe_perplexity(meters.perplexity),
+        ppl_ratio=facts.Estimate(meters.ppl_ratio, meters.ppl_ratio_stderr),
+    )
+
+
+def describe_perplexity(perplexity: Perplexity) -> facts.Estimate:
+    """With the standard error that llama-perplexity prints."""
+    return facts.Estimate(perplexity.value, perplexity.stderr)
+
+
+def describe_candidate(ratio: str, method: str, n_keep: int, nbytes: int, comparison: Comparison) -> facts.Candidate:
+    """One point of the curve."""
+    overall, domains = describe_comparison(comparison)
+    return facts.Candidate(float(ratio), method, n_keep, domains, nbytes, overall)
+
+
+def describe_task(report: TaskReport) -> facts.Task:
+    """The accuracy that published figures are: normalised by length."""
+    found = report.normalised
+    low, high = found.share.interval
+    before = found.reference.value if found.reference else 0.0
+    return facts.Task(report.task, found.share.n, before, found.share.value, low, high, found.p_value)
+
+
+def describe_probes(probes: Probed) -> tuple[facts.Probes, facts.Probes | None]:
+    """Of the model and of its control, over all temperatures; drift is against the control."""
+
+    def share(sign: str, of: str) -> float:
+        found: list[Share] = [getattr(probes, of)(sign, temperature) for temperature in probes.temperatures]
+        return sum(each.count for each in found) / max(1, sum(each.n for each in found))
+
+    n = len(probes.probes)
+    own = facts.Probes(n, share("loop", "share"), share("endless", "share"), share(DRIFT, "share"))
+    if probes.control is None:
+        return own, None
+    return own, facts.Probes(n, share("loop", "control_share"), share("endless", "control_share"))
+
+
+def describe_speeds(speeds: Iterable[Timed]) -> tuple[facts.Speed, ...]:
+    """Per number of texts at once; reading is measured with one."""
+    found: dict[int, dict[str, facts.Estimate]] = {}
+    for speed in speeds:
+        if match := _TEST.fullmatch(speed.test):
+            found.setdefault(int(match[2] or 1), {})[match[1]] = facts.Estimate(speed.mean, speed.deviation)
+    return tuple(facts.Speed(batch, each.get("pp"), each.get("tg")) for batch, each in sorted(found.items()))
+
+
+def describe_subject(
+    nbytes: int,
+    kind: str,
+    perplexity: Mapping[str, Perplexity] | None = None,
+    speeds: Sequence[Timed] = (),
+    probes: facts.Probes | None = None,
+) -> facts.Subject:
+    """What was measured of one model by itself; perplexity is the geometric mean over the domains."""
+    mean = facts.Estimate(geometric_mean(perplexity)) if perplexity else None
+    return facts.Subject(nbytes, kind, mean, speed=describe_speeds(speeds), probes=probes)
