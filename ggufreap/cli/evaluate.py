@@ -1,9 +1,11 @@
 """What the verbs that judge do with their flags."""
 
 import argparse
+import shlex
+import sys
 
 from ggufreap.cli.common import Result, Verbs, progress, settings
-from ggufreap.cli.flags import argument, at_least, engine_of_text, model
+from ggufreap.cli.flags import argument, at_least, engine_of_text, model, out
 
 FAILED = 4
 
@@ -43,6 +45,47 @@ def _run_preview(options: argparse.Namespace) -> Result:
         progress=progress(),
     )
     return found, FAILED if options.fail_if and not found.ok else 0
+
+
+def _run_report(options: argparse.Namespace) -> Result:
+    from ggufreap import verbs
+
+    questions = [(name, file) for name in TASKS for file in getattr(options, name)]
+    account = verbs.report(
+        options.model,
+        options.pruned,
+        options.plan,
+        options.output,
+        files=options.file,
+        chunks=options.chunks,
+        stats=options.stats,
+        compare=options.compare,
+        imatrix=options.imatrix,
+        with_probes=options.probe,
+        with_speed=options.bench,
+        questions=questions,
+        fail_if=options.fail_if,
+        command=shlex.join(["ggufreap", *sys.argv[1:]]),
+        settings=settings(options),
+        progress=progress(),
+    )
+    return account, 0 if account.ok else FAILED
+
+
+TASKS = ("hellaswag", "winogrande", "multiple_choice", "jsonl")
+
+
+def _tasks(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("what else is measured")
+    for name in TASKS:
+        flag = f"--{name.replace('_', '-')}"
+        group.add_argument(
+            flag, action="append", default=[], metavar="FILE", help="questions, as for tasks; repeatable"
+        )
+    group.add_argument("--probe", action="store_true", help="let the models write, and count loops")
+    group.add_argument("--bench", action="store_true", help="tokens per second")
+    group.add_argument("--compare", action="store_true", help="the unpruned model, quantised to the same size")
+    group.add_argument("--imatrix", metavar="FILE", help="importance matrix of the whole model, for --compare")
 
 
 def _listed(text: str) -> list[str]:
@@ -86,6 +129,22 @@ VERBS: Verbs = {
             argument(
                 "--kl-divergence", action="store_true", help="compare with --kl-divergence-base, which holds the text"
             ),
+            engine_of_text,
+        ),
+    ),
+    "report": (
+        _run_report,
+        "measure pruned files, and write report.json, a page and a model card",
+        (
+            model,
+            argument("pruned", nargs="+", metavar="PRUNED", help="pruned files; the first is the one that is judged"),
+            argument("--plan", required=True, metavar="P.json", help="the plan they were made with"),
+            argument(
+                "--stats", metavar="S.npz", help="what calibrate saved: scores, coverage and the curve over ratios"
+            ),
+            out("folder"),
+            held_out,
+            _tasks,
             engine_of_text,
         ),
     ),
