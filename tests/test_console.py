@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggufreap import console
+from ggufreap import console, coverage
 from ggufreap.architecture.catalog import ARCHITECTURES
 from ggufreap.architecture.layout import MoeBlock, MoeLayout
+from ggufreap.console import stages
 from ggufreap.container import OutputFile, OutputTensor, Piece
 from ggufreap.demonstration import Demonstration
 from ggufreap.evaluation import Perplexity
@@ -22,11 +23,13 @@ from ggufreap.inspection import Inspection, Outlook
 from ggufreap.planning import ModelIdentity, PruningPlan, make_plan
 from ggufreap.quantization import Fallback, Quantized
 from ggufreap.rewriting import RewriteScript
-from ggufreap.statistics import ExpertStatistics
+from ggufreap.statistics import DomainStatistics, ExpertStatistics
 from ggufreap.verbs import Pruned, Variants
 from ggufreap.verification import Check, Verification
 
 FOLDER = Path("/srv/models/huggingface/deepseek-ai/DeepSeek-V3.1-Terminus-REAP-0.25-GGUF/UD-Q2_K_XL")
+DOMAINS = ("code", "mathematics", "prose-en", "prose-fr", "prose-zh", "chat", "tool-calls", "science")
+SENTENCES = ("note: ", "WARNING ", "keep-set is ")  # these stay on one line, for grep
 
 
 def big_inspection() -> Inspection:
@@ -93,16 +96,28 @@ def quantized(name: str = "Q4_K_M") -> Quantized:
     return Quantized((path,), 404_120_000_000, types, {"Q4_K": 404_000_000_000, "F32": 1}, (fallback,), (), notes)
 
 
-def statistics() -> ExpertStatistics:
-    found = ExpertStatistics.empty([0, 1], [1, 1], 4)
-    found.values["count"][:] = [[5000, 3000, 2000, 0], [2500, 2500, 2500, 2500]]
-    return found
+def statistics(domains: Sequence[str] = ("calibration",)) -> DomainStatistics:
+    """Every domain routes the same, in one chunk per half."""
+    half = ExpertStatistics.empty([0, 1], [1, 1], 4)
+    half = replace(half, n_tokens=5000 // len(domains), n_chunks=1)
+    for name in ("count", "sum_gf"):
+        half.values[name][:] = np.array([[2500, 1500, 1000, 0], [1250] * 4]) / len(domains)
+    return DomainStatistics((0, 1), (1, 1), 4, dict.fromkeys(domains, (half, half)))
+
+
+def choice() -> console.Choice:
+    """One that a domain suffers from, and of which nobody can say whether it is stable."""
+    measured = coverage.measure(statistics(DOMAINS), {0: [1, 2, 3], 1: [0, 1, 2]}, "reap")
+    return console.Choice(plan_of(), measured)
 
 
 RESULTS: dict[str, Any] = {
     "inspection": big_inspection(),
     "statistics": statistics(),
+    "statistics of domains": statistics(DOMAINS),
     "plan": plan_of(),
+    "choice": choice(),
+    "coverage": choice().coverage,
     "script": script_of(),
     "dry run": console.DryRun(script_of()),
     "dry run with a variant": console.DryRun(script_of(), (quantized(),)),
@@ -127,6 +142,10 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return show
 
 
+def test_every_result_of_a_stage_is_looked_at_here() -> None:
+    assert stages.DRAWERS.keys() <= {type(result) for result in RESULTS.values()}
+
+
 @pytest.mark.parametrize("name", RESULTS)
 def test_a_pipe_gets_neither_colours_nor_trailing_blanks_nor_broken_paths(name: str, shown: Any) -> None:
     drawn = shown(RESULTS[name])
@@ -139,7 +158,7 @@ def test_a_pipe_gets_neither_colours_nor_trailing_blanks_nor_broken_paths(name: 
 @pytest.mark.parametrize("name", RESULTS)
 def test_tables_fit_eighty_columns(name: str, shown: Any) -> None:
     for line in shown(RESULTS[name]).splitlines():
-        assert len(line.rstrip()) <= 80 or str(FOLDER) in line or line.startswith("note: "), line
+        assert len(line.rstrip()) <= 80 or str(FOLDER) in line or line.startswith(SENTENCES), line
 
 
 def test_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch, shown: Any) -> None:
@@ -166,6 +185,8 @@ def test_statistics_tell_who_was_never_routed(shown: Any) -> None:
         "experts  4 in each of 2 MoE blocks, 1 never routed to",
         "routed   2,500 tokens per expert (median), 0 at least",
     ]
+    by_domain = [line.split() for line in shown(statistics(DOMAINS)).splitlines()[-len(DOMAINS) :]]
+    assert by_domain == [[domain, "1,250"] for domain in DOMAINS]
 
 
 def test_a_plan_shows_what_stays_per_block(shown: Any) -> None:
@@ -212,8 +233,9 @@ def test_json_has_every_digit(shown: Any) -> None:
         "offset": 64 + first["nbytes"],
         "nbytes": 192 * 2048 * 7168 // 256 * 144,
     }
-    found = json.loads(shown(statistics(), as_json=True))
+    found = json.loads(shown(statistics(("code", "chat")), as_json=True))
     assert found["blocks"]["0"]["count"] == [5000, 3000, 2000, 0]
+    assert found["domains"]["chat"]["blocks"]["0"]["count"] == [2500, 1500, 1000, 0]
     assert json.loads(shown(big_inspection(), as_json=True))["outlook"][4]["refused"]
     assert json.loads(shown(plan_of(), as_json=True)) == json.loads(plan_of().to_json())
     found = json.loads(shown(demonstration(), as_json=True))

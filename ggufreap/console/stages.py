@@ -61,11 +61,10 @@ def _statistics(found: DomainStatistics) -> None:
     counts = statistics.values["count"]
     idle, median = int((counts == 0).sum()), int(sorted(counts.ravel())[counts.size // 2])
     say(f"tokens   {statistics.n_tokens:,} in {statistics.n_chunks} chunks")
-    if len(found.domains) > 1:
-        shares = (f"{domain} {found.of(domain).n_tokens:,}" for domain in found.domains)
-        say(f"domains  {', '.join(shares)}")
     say(f"experts  {statistics.n_expert} in each of {len(statistics.blocks)} MoE blocks, {idle} never routed to")
     say(f"routed   {median:,} tokens per expert (median), {int(counts.min()):,} at least")
+    if len(found.domains) > 1:
+        table("Text", ("domain", "tokens"), [(name, f"{found.of(name).n_tokens:,}") for name in found.domains])
 
 
 @dataclass(frozen=True)
