@@ -15,6 +15,7 @@ from typing import Any, Self
 from ggufreap.blending import check_blend
 from ggufreap.corpus.spec import parse_sources
 from ggufreap.errors import InputError
+from ggufreap.evaluation import parse_gate
 from ggufreap.planning import MTP_MODES, as_fraction
 from ggufreap.quantization import QuantRequest, file_type_name, parse_tensor_type
 from ggufreap.quantization.request import tensor_type
@@ -32,7 +33,7 @@ _KINDS = {
     "calibration": {"datasets": _TEXTS, "ctx_size": _NUMBER, "chunks": _NUMBER, "seed": _NUMBER},
     "target": {"ratio": _RATIO, "keep": _NUMBER, "method": _TEXT, "blend": _TEXT, "mtp": _TEXT},
     "quantization": {"variants": _TABLES, "keep": _FLAG, "keep_imatrix": _FLAG},
-    "evaluation": {"files": _TEXTS, "chunks": _NUMBER, "ctx_size": _NUMBER},
+    "evaluation": {"files": _TEXTS, "chunks": _NUMBER, "ctx_size": _NUMBER, "compare": _FLAG, "fail_if": _TEXTS},
 }
 _VARIANT = {
     "type": _TEXT,
@@ -156,14 +157,20 @@ class Quantization:
 class Evaluation:
     """What the result is judged by: held-out texts `files`, each FILE or NAME=FILE, in chunks of `ctx_size` tokens.
 
-    At most `chunks` chunks of each are run.
+    At most `chunks` chunks of each are run. `compare` and `fail_if` as in `report`.
     """
 
     files: tuple[str, ...] = ()
     chunks: int | None = None
     ctx_size: int = 512
+    compare: bool = False
+    fail_if: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for text in self.fail_if:
+            parse_gate(text)
+        if (self.compare or self.fail_if) and not self.files:
+            raise InputError("compare and fail_if judge by held-out text, and files names none; name some")
         named = [_named(text) for text in self.files]
         for text, (name, file) in zip(self.files, named, strict=True):
             if not name or not file:

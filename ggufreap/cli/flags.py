@@ -172,6 +172,7 @@ def judgement(command: argparse.ArgumentParser) -> None:
         help="held-out text, a domain each; repeatable",
     )
     add("--eval-chunks", type=at_least(1), metavar="N", help="at most this many chunks of each held-out text")
+    add("--eval-ctx-size", type=at_least(4), metavar="N", help="tokens per chunk of held-out text (as -c, else 512)")
     add("--max-kld", type=float, default=0.1, metavar="X", help="with --ratio auto: mean KLD of the worst domain (0.1)")
     add("--compare", action="store_true", help="also measure the unpruned model, quantised to the same size")
     add(

@@ -56,12 +56,17 @@ def _judgement(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "eval_file": options.eval_file,
         "eval_chunks": options.eval_chunks,
+        "eval_ctx_size": options.eval_ctx_size,
         "max_kld": options.max_kld,
         "compare": options.compare,
         "fail_if": options.fail_if,
         "report_out": options.report,
-        "command": shlex.join(["ggufreap", *sys.argv[1:]]),
+        "command": _command(),
     }
+
+
+def _command() -> str:
+    return shlex.join(["ggufreap", *sys.argv[1:]])
 
 
 def _run_recipe(options: argparse.Namespace) -> Result:
@@ -72,6 +77,8 @@ def _run_recipe(options: argparse.Namespace) -> Result:
         options.model,
         data(options),
         out=options.output,
+        report_out=options.report,
+        command=_command(),
         settings=settings(options),
         dry_run=options.dry_run,
         progress=progress(),
@@ -118,6 +125,7 @@ VERBS: Verbs = {
             model,
             out("file or folder (beside the model)", required=False),
             source,
+            argument("--report", metavar="DIR", help="write report.json, report.html and README.md there"),
             device,
             argument("--dry-run", action="store_true", help="print what would be written, to the byte"),
         ),

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ggufreap.corpus.request import Request
 from ggufreap.engine.session import EngineSettings
-from ggufreap.errors import InputError
 from ggufreap.progress import Progress, silent
 from ggufreap.recipe import Recipe, load_recipe
 from ggufreap.verbs.data import as_request
@@ -19,22 +18,20 @@ def run(
     data: Request | str | Path | None = None,
     *,
     out: str | Path | None = None,
+    report_out: str | Path | None = None,
+    command: str = "",
     settings: EngineSettings | None = None,
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> Pruned:
     """Do what `recipe` says, a name that comes with ggufreap or a TOML file, and verify the byte-exact file.
 
-    `data` takes the place of the recipe's data sets; `out` is a file or a folder. The recipe decides on the
+    `data` takes the place of the recipe's data sets; `out` and `report_out` as for `prune`. The recipe decides on the
     tokens per chunk, `settings` on the rest.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    if chosen.evaluation.files:
-        raise InputError(
-            f"recipe {chosen.name}: evaluation.files names {len(chosen.evaluation.files)} texts, which run does not "
-            "judge the result by yet; take the table [evaluation] out"
-        )
     calibration, target, quantization = chosen.calibration, chosen.target, chosen.quantization
+    evaluation = chosen.evaluation
     if data is None and calibration.datasets:
         data = Request(dataset=calibration.datasets, seed=calibration.seed)
     if data is not None:
@@ -52,6 +49,13 @@ def run(
         seed=calibration.seed,
         out=out,
         quant=(*([KEEP] if quantization.keep else []), *quantization.variants),
+        eval_file=() if dry_run else evaluation.files,
+        eval_chunks=evaluation.chunks,
+        eval_ctx_size=evaluation.ctx_size,
+        compare=evaluation.compare and not dry_run,
+        fail_if=() if dry_run else evaluation.fail_if,
+        report_out=report_out,
+        command=command,
         settings=replace(settings or EngineSettings(), n_ctx=calibration.ctx_size or 0),
         dry_run=dry_run,
         progress=progress,

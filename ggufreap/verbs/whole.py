@@ -88,6 +88,7 @@ def prune(
     keep_split: bool = False,
     eval_file: Sequence[str] = (),
     eval_chunks: int | None = None,
+    eval_ctx_size: int | None = None,
     max_kld: float = MAX_KLD,
     compare: bool = False,
     fail_if: Sequence[str] = (),
@@ -147,7 +148,7 @@ def prune(
                 progress=progress,
             )
 
-    judges = replace(settings or EngineSettings(), n_ctx=(settings and settings.n_ctx) or TEXT_CTX)
+    judges = replace(settings or EngineSettings(), n_ctx=eval_ctx_size or (settings and settings.n_ctx) or TEXT_CTX)
     if ratio == AUTO:
         if dry_run:
             raise InputError("the ratio auto is found by calibrating and masking; a dry run takes a number")
