@@ -1,0 +1,175 @@
+"""What pruned files are said to be worth: measured as `eval` measures, compared honestly, reported."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_gguf
+from gguf import GGMLQuantizationType as Kind
+
+from ggufreap import prune, report, verbs
+from ggufreap.cli import main
+from ggufreap.engine.session import EngineSettings
+from ggufreap.errors import InfeasiblePlan, InputError
+from ggufreap.evaluation.speed import Speed
+from ggufreap.reporting.measured import describe_speeds
+from ggufreap.verbs.rival import TYPES, nearest_type
+from ggufreap.verbs.whole import Pruned
+
+pytestmark = pytest.mark.native
+SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1)
+FLAGS = ("-c", "64", "-t", "1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("account")
+    tiny_gguf.qwen3moe(folder / "Tiny-Q8_0.gguf", n_embd=256, n_ff=256, types=Kind.Q8_0)
+    random = np.random.default_rng(0)
+    for name in ("calib", "held", "other"):
+        words = random.integers(97, 123, (900, 5)).astype(np.uint8)
+        (folder / f"{name}.txt").write_text(" ".join(bytes(word).decode() for word in words))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pruned(folder: Path) -> Pruned:
+    return prune(
+        folder / "Tiny-Q8_0.gguf",
+        folder / "calib.txt",
+        ratio="0.25",
+        quant=["keep", "Q4_K_M"],
+        out=folder / "out",
+        eval_file=[f"held={folder}/held.txt", f"other={folder}/other.txt"],
+        eval_chunks=3,
+        compare=True,
+        fail_if=["worst_domain.kld>1e9", "kld<0"],
+        report_out=folder / "out" / "report",
+        command="ggufreap prune",
+        settings=SETTINGS,
+    )
+
+
+def test_every_file_is_measured_as_eval_measures_it(folder: Path, pruned: Pruned) -> None:
+    assert pruned.account
+    assert [each.kind for each in pruned.account.files] == ["Q8_0", "Q4_K_M"]
+    for each in pruned.account.files:
+        found = verbs.eval(
+            each.path,
+            files=[f"held={folder}/held.txt", f"other={folder}/other.txt"],
+            reference=folder / "Tiny-Q8_0.gguf",
+            chunks=3,
+            settings=SETTINGS,
+        )
+        assert found.comparison == each.comparison
+        assert found.comparison.mean.kld > 0
+    assert [outcome.failed for outcome in pruned.account.gates] == [False, False]
+    assert pruned.account.ok
+
+
+def test_the_rival_is_the_whole_model_of_nearly_the_same_size(folder: Path, pruned: Pruned) -> None:
+    assert pruned.account
+    rival, first = pruned.account.equal_size, pruned.account.files[0]
+    assert rival
+    assert rival.pruned == first
+    matrix = folder / "out" / "Tiny-Q8_0.imatrix.gguf"
+    assert (rival.kind, rival.nbytes) == nearest_type(folder / "Tiny-Q8_0.gguf", first.nbytes, matrix)
+    assert rival.loses == (first.comparison.mean.kld > rival.comparison.mean.kld)
+    # It is gone once it was measured.
+    assert not list((folder / "out").glob("**/unpruned*"))
+
+
+def test_the_nearest_type_is_the_nearest(folder: Path) -> None:
+    model = folder / "Tiny-Q8_0.gguf"
+    sizes = {}
+    for kind in ("Q8_0", "Q6_K", "Q4_K_M", "Q3_K_S"):
+        made = verbs.quantize(model, folder / "x.gguf", kind, allow_requantize=True, dry_run=True)
+        sizes[kind] = made.nbytes
+        assert nearest_type(model, made.nbytes) == (kind, made.nbytes)
+    assert nearest_type(model, sizes["Q8_0"] * 2)[0] == "Q8_0"
+    assert set(sizes) <= set(TYPES)
+
+
+def test_the_report_tells_what_was_measured(folder: Path, pruned: Pruned) -> None:
+    assert pruned.account
+    told = json.loads((folder / "out" / "report" / "report.json").read_text())
+    assert [variant["name"] for variant in told["variants"]] == [each.path.name for each in pruned.account.files]
+    first = pruned.account.files[0].comparison
+    assert first
+    assert told["variants"][0]["overall"]["kld"]["value"] == pytest.approx(first.mean.kld)
+    assert {row["domain"] for row in told["variants"][0]["domains"]} == {"held", "other"}
+    assert sorted(each["ratio"] for each in told["curve"]) == [0.1, 0.2, 0.25, 0.3, 0.4, 0.5]
+    assert told["plan"]["sha256"] == pruned.plan.sha256
+    assert told["calibration"]["sources"][0]["n_tokens"] == pruned.plan.datasets[0].tokens > 0
+    assert told["verification"]["ok"]
+    assert told["equal_size"][0]["type"] == pruned.account.equal_size.kind
+    assert {path.name for path in pruned.account.paths} >= {"report.json", "report.html", "README.md"}
+
+
+def test_a_gate_decides_on_the_exit_code(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["prune", folder / "Tiny-Q8_0.gguf", "-f", folder / "calib.txt", "--ratio", "0.25", "--quant", "keep"]
+    asked += ["-o", tmp_path, "--eval-file", folder / "held.txt", "--eval-chunks", 2, *FLAGS, "--no-verify"]
+    for gate, code in (("kld>1e9", 0), ("kld>1e-9", 4)):
+        assert main([*map(str, asked), "--fail-if", gate]) == code
+    out = capsys.readouterr().out
+    assert "passes kld>1e9" in " ".join(out.split())
+    assert "FAILS kld>1e-9" in " ".join(out.split())
+
+
+def test_the_verb_reports_on_files_that_are_there(
+    folder: Path, pruned: Pruned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [str(each.path) for each in pruned.account.files]
+    plan, stats = str(pruned.plan_path), str(pruned.statistics_path)
+    common = ["report", str(folder / "Tiny-Q8_0.gguf"), *files, "--plan", plan, "-o", str(tmp_path / "r"), *FLAGS]
+    assert main([*common, "--stats", stats, "-f", f"held={folder}/held.txt", "--chunks", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [each["path"] for each in told["files"]] == files
+    assert (tmp_path / "r" / "report.html").stat().st_size > 10_000
+    # Without held-out text there is nothing to judge by, and the page says so.
+    bare = report(folder / "Tiny-Q8_0.gguf", files[:1], plan, tmp_path / "bare", settings=SETTINGS)
+    assert bare.files[0].comparison is None
+    assert "not measured" in (tmp_path / "bare" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("max_kld", [1e9, 1e-12])
+def test_the_ratio_auto_goes_as_far_as_it_may(folder: Path, tmp_path: Path, max_kld: float) -> None:
+    def made() -> Pruned:
+        return prune(
+            folder / "Tiny-Q8_0.gguf",
+            folder / "calib.txt",
+            ratio="auto",
+            max_kld=max_kld,
+            quant=["keep"],
+            out=tmp_path,
+            eval_file=[str(folder / "held.txt")],
+            eval_chunks=1,
+            verification=False,
+            settings=SETTINGS,
+        )
+
+    if max_kld < 1:
+        with pytest.raises(InfeasiblePlan, match=r"already with that worst_domain\.kld>1e-12 fails"):
+            made()
+        return
+    found = made()
+    assert found.plan.n_keep == 4  # as many as the router picks
+    assert found.account.files[0].comparison.worst.kld < max_kld
+
+
+@pytest.mark.parametrize(
+    "asked", [{"ratio": "auto"}, {"ratio": "0.25", "compare": True}, {"ratio": "0.25", "fail_if": ["kld>1"]}]
+)
+def test_judging_takes_held_out_text(folder: Path, asked: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=r"judge by held-out text; give some with --eval-file"):
+        prune(folder / "Tiny-Q8_0.gguf", folder / "calib.txt", **asked)
+    with pytest.raises(InputError, match=r"no pruned file was given"):
+        report(folder / "Tiny-Q8_0.gguf", [], prune(folder / "Tiny-Q8_0.gguf", ratio="0.25", dry_run=True).plan)
+
+
+def test_speeds_are_told_by_the_texts_at_once() -> None:
+    speeds = [Speed("pp512", (100.0, 102.0)), Speed("tg128", (10.0, 10.0)), Speed("tg128 x4", (30.0, 32.0))]
+    one, four = describe_speeds(speeds)
+    assert (one.batch, one.pp.value, one.tg.value) == (1, 101.0, 10.0)
+    assert (four.batch, four.pp, four.tg.value) == (4, None, 31.0)
