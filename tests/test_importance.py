@@ -137,5 +137,5 @@ def test_an_existing_matrix_without_the_head_is_made_again(tmp_path: Path) -> No
     assert "output.weight" not in imatrix.load(tmp_path / "I.gguf").entries
     second = calibrate(model, tmp_path / "S.npz", **options, process_output=True)
     assert "output.weight" in imatrix.load(tmp_path / "I.gguf").entries
-    for name, values in first.values.items():
-        assert np.array_equal(values, second.values[name])
+    for name, values in first.total.values.items():
+        assert np.array_equal(values, second.total.values[name])
