@@ -1,6 +1,8 @@
 """What pruned files are said to be worth: measured as `eval` measures, compared honestly, reported."""
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,14 @@ from ggufreap.verbs.whole import Pruned
 pytestmark = pytest.mark.native
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1)
 FLAGS = ("-c", "64", "-t", "1")
+
+
+@pytest.fixture(autouse=True)
+def _log() -> Iterator[None]:
+    logger = logging.getLogger("ggufreap")
+    before = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:], logger.level = before
 
 
 @pytest.fixture(scope="module")
