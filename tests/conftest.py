@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 # Results must not depend on how many cores run the tests, and no test may reach for a data set.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

@@ -33,7 +33,7 @@ from ggufreap.statistics import ExpertStatistics
 
 pytestmark = pytest.mark.native
 
-EXACT = EngineSettings(n_ctx=96, n_ubatch=96, n_threads=2, n_gpu_layers=0, exact=True)
+EXACT = EngineSettings(n_ctx=96, n_ubatch=96, n_threads=1, n_gpu_layers=0, exact=True)
 
 
 def session(path: Path, settings: EngineSettings = EXACT) -> LlamaSession:
@@ -71,11 +71,11 @@ def reference_values(routed: list[list[Routed]], n_expert: int) -> dict[str, np.
     return values
 
 
-@pytest.mark.parametrize("n_ubatch", [96, 32, 7])
-def test_statistics_equal_the_numpy_reference(tmp_path: Path, n_ubatch: int) -> None:
+@pytest.mark.parametrize(("n_ubatch", "n_threads"), [(96, 1), (32, 2), (7, 1)])
+def test_statistics_equal_the_numpy_reference(tmp_path: Path, n_ubatch: int, n_threads: int) -> None:
     path = tiny_gguf.qwen3moe(tmp_path / "m.gguf", changes=[tiny_layouts.scaled])
     chunks = np.random.default_rng(0).integers(0, 320, (2, 96)).astype(np.int32)
-    found = observed(path, chunks, replace(EXACT, n_ubatch=n_ubatch))
+    found = observed(path, chunks, replace(EXACT, n_ubatch=n_ubatch, n_threads=n_threads))
     expected = reference_values([tiny_reference.forward(path, chunk.tolist())[1] for chunk in chunks], 16)
     for name, values in found.values.items():
         np.testing.assert_allclose(values, expected[name], rtol=1e-4, err_msg=name)
@@ -195,6 +195,8 @@ def test_another_struct_layout_is_noticed_at_start(monkeypatch: pytest.MonkeyPat
 
 # The trained model, where it is at hand.
 
+LONG = EngineSettings(n_ctx=256, n_ubatch=256, n_threads=1)
+
 
 @pytest.fixture(scope="module")
 def trained(shared: Path) -> Path:
@@ -203,7 +205,7 @@ def trained(shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def text_chunks(shared: Path, trained: Path) -> np.ndarray:
-    with session(trained, EngineSettings(n_ctx=256, n_ubatch=256)) as engine:
+    with session(trained, LONG) as engine:
         text = corpus.read_text(str(shared / "text" / "mixed.calib.txt"))
         return corpus.from_text(engine, text, 256, "mixed").chunks
 
@@ -241,7 +243,7 @@ def test_plans_from_q8_0_and_f16_agree(trained: Path, text_chunks: np.ndarray, t
     assert llama.llama_model_quantize(os.fsencode(trained), os.fsencode(quantised), ctypes.byref(parameters)) == 0
     kept = []
     for path in (trained, quantised):
-        statistics = observed(path, text_chunks[:96], EngineSettings(n_ctx=256, n_ubatch=256))
+        statistics = observed(path, text_chunks[:32], LONG)
         scores = METHODS["reap"].score(statistics)
         model = ModelIdentity("", "qwen3moe", "")
         kept.append(make_plan(bind(open_gguf(path)), model, scores, method="reap", ratio="0.25").keep)

@@ -36,7 +36,7 @@ NAMES = (
 def test_the_oracle_agrees(shared: Path, tmp_path: Path, name: str) -> None:
     np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 128, 2048))
     model = shared / "archs" / f"{name}.gguf"
-    settings = EngineSettings(n_ctx=128, n_ubatch=128)
+    settings = EngineSettings(n_ctx=128, n_ubatch=128, n_threads=1)
     # The oracle takes the place of verification.
     options = {"settings": settings, "verification": False, "quant": ["keep"]}
     result = prune(model, ratio="0.25", data=tmp_path / "ids.npy", out=tmp_path, **options)
