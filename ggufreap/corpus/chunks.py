@@ -15,8 +15,6 @@ from ggufreap.corpus.record import SourceRecord
 from ggufreap.engine.protocol import Engine, Tokens
 from ggufreap.errors import InputError
 
-COUNTS = ("all", "assistant")
-
 
 @dataclass(frozen=True)
 class Reading:

@@ -9,9 +9,8 @@ from typing import Self
 import numpy as np
 
 from ggufreap.evaluation.perplexity import Perplexity, mean_and_stderr
+from ggufreap.evaluation.proportions import wilson
 from ggufreap.evaluation.scores import TokenScores
-
-NORMAL_95 = 1.959964  # the quantile of 95 % intervals
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,7 @@ class Meters:
     @property
     def top1_interval(self) -> tuple[float, float]:
         """95 % confidence interval of `top1` (Wilson score)."""
-        z2 = NORMAL_95**2 / self.n_scored
-        middle = self.top1 + z2 / 2
-        half = NORMAL_95 * sqrt(self.top1 * (1 - self.top1) / self.n_scored + z2 / (4 * self.n_scored))
-        return max((middle - half) / (1 + z2), 0.0), min((middle + half) / (1 + z2), 1.0)
+        return wilson(self.top1, self.n_scored)
 
     @property
     def perplexity(self) -> Perplexity:

@@ -20,13 +20,18 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson interval, as llama-perplexity prints it for HellaSwag; of none, everything is possible."""
-        if not self.n:
-            return 0.0, 1.0
-        z = Z * Z / self.n
-        half = sqrt(z * (4 * self.value * (1 - self.value) + z)) / 2
-        middle = self.value + z / 2
-        return max(0.0, (middle - half) / (1 + z)), min(1.0, (middle + half) / (1 + z))
+        """The 95 % Wilson interval."""
+        return wilson(self.value, self.n)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % Wilson interval, as llama-perplexity prints it for HellaSwag; of none, everything is possible."""
+    if not n:
+        return 0.0, 1.0
+    z = Z * Z / n
+    half = sqrt(z * (4 * share * (1 - share) + z)) / 2
+    middle = share + z / 2
+    return max(0.0, (middle - half) / (1 + z)), min(1.0, (middle + half) / (1 + z))
 
 
 def mcnemar(lost: int, won: int) -> float:

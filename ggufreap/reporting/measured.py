@@ -20,7 +20,7 @@ _TEST = re.compile(r"(pp|tg)\d+(?: x(\d+))?")
 
 
 def describe_calibration(
-    statistics: DomainStatistics, provenance: Provenance, coverage: coverages.Coverage
+    statistics: DomainStatistics, provenance: Provenance, coverage: coverages.Coverage, built_in: bool
 ) -> facts.Calibration:
     """What the model read before the choice, and how far chance had a hand in it."""
     return facts.Calibration(
@@ -40,6 +40,7 @@ def describe_calibration(
             )
             for source in provenance.sources
         ),
+        built_in=built_in,
         count_mode=f"{provenance.count} tokens",
         split_half=coverage.stability.kept if coverage.stability else None,
         routed=describe_routing(statistics.total),

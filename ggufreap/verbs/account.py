@@ -22,6 +22,7 @@ from ggufreap.rewriting import lower, write_skeleton
 from ggufreap.statistics import DomainStatistics, Floats, Provenance, load
 from ggufreap.verbs.candidates import RATIOS, Preview, preview
 from ggufreap.verbs.choice import coverage
+from ggufreap.verbs.data import TRYING_OUT
 from ggufreap.verbs.judging import EqualSize, Judged, Measures, judge, judge_rival, kind_of
 from ggufreap.verbs.stages import open_model
 from ggufreap.verification import Verification
@@ -163,7 +164,9 @@ def _facts(
         date=datetime.date.today().isoformat(),
         model=model,
         plan=described.describe_plan(plan, known.scores if known else {}, plan.blend),
-        calibration=facts_of.describe_calibration(known.statistics, known.provenance, known.coverage)
+        calibration=facts_of.describe_calibration(
+            known.statistics, known.provenance, known.coverage, built_in=known.provenance.source == TRYING_OUT
+        )
         if known
         else None,
         coverage=facts_of.describe_coverage(known.coverage) if known else (),

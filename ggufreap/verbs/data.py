@@ -10,7 +10,7 @@ from ggufreap.errors import InputError
 
 # A file, all that a request can name, data that is open already, or None: the built-in mix of public data sets.
 Data = Request | Opened | str | Path | None
-TRYING_OUT_BYTES = 200_000
+TRYING_OUT, TRYING_OUT_BYTES = "trying-out", 200_000
 _LOG = logging.getLogger(__name__)
 
 
@@ -42,4 +42,4 @@ def offline_default() -> Request:
         "calibrating on the Python documentation and source on this machine. "
         "That is ONLY FOR TRYING OUT: what the text does not cover, the pruned model forgets. Give your own with -f."
     )
-    return Request(text={"python": calibration_text(TRYING_OUT_BYTES)})
+    return Request(text={TRYING_OUT: calibration_text(TRYING_OUT_BYTES)})
