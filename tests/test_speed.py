@@ -61,3 +61,6 @@ def test_the_verb_measures_both_models() -> None:
     assert [speed.test for speed in report.speeds] == ["pp64", "tg4", "tg4 x2"]
     assert [speed.test for speed in report.reference_speeds] == ["pp64", "tg4", "tg4 x2"]
     assert all(sample > 0 for speed in (*report.speeds, *report.reference_speeds) for sample in speed.samples)
+    # The weights are 8.2 MB, and the same model takes the same.
+    assert 8e6 < report.memory < 200e6
+    assert report.memory == pytest.approx(report.reference_memory, rel=0.3)

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console.draw import Drawers, Plain, say, table
+from ggufreap.console.draw import Drawers, Plain, say, size, table
 from ggufreap.evaluation.probes import SIGNS, Probe, Probes
 from ggufreap.evaluation.proportions import Share
 from ggufreap.evaluation.speed import Speed, SpeedReport
@@ -103,6 +103,9 @@ def _speeds(report: SpeedReport) -> None:
         compared = [_rate(base), f"{speed.mean / base.mean:.0%}"] if base else []
         rows.append([speed.test, _rate(speed), *compared])
     table(f"Mean ± standard deviation of {len(report.speeds[0].samples)} runs", columns, rows)
+    if report.memory is not None:
+        before = f", {size(report.reference_memory)} of the reference" if report.reference_memory is not None else ""
+        say(f"memory  {size(report.memory)}{before}, weights included")
     if report.reference:
         say("As many experts per token as before: what is computed per token stays, memory and its traffic shrink.")
 

@@ -47,12 +47,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """The same tests of a model, and of a reference where there was one."""
+    """The same tests of a model, and of a reference where there was one; memory in bytes, None where unknown."""
 
     model: str
     speeds: tuple[Speed, ...]
     reference: str | None = None
     reference_speeds: tuple[Speed, ...] = ()
+    memory: int | None = None
+    reference_memory: int | None = None
 
 
 def measure(

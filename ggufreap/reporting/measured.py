@@ -123,7 +123,8 @@ def describe_subject(
     perplexity: Mapping[str, Perplexity] | None = None,
     speeds: Sequence[Timed] = (),
     probes: facts.Probes | None = None,
+    memory: int | None = None,
 ) -> facts.Subject:
     """What was measured of one model by itself; perplexity is the geometric mean over the domains."""
     mean = facts.Estimate(geometric_mean(perplexity)) if perplexity else None
-    return facts.Subject(nbytes, kind, mean, speed=describe_speeds(speeds), probes=probes)
+    return facts.Subject(nbytes, kind, mean, memory, describe_speeds(speeds), probes)

@@ -146,6 +146,7 @@ def _facts(
             {name: meters.perplexity for name, meters in each.comparison.domains.items()} if each.comparison else None,
             each.speed.speeds if each.speed else (),
             own,
+            each.speed.memory if each.speed else None,
         )
         variants.append(
             facts.Variant(each.path.name, subject, overall, domains, tuple(map(facts_of.describe_task, each.tasks)))
@@ -156,6 +157,7 @@ def _facts(
         kind_of(source),
         speeds=first.speed.reference_speeds if first.speed else (),
         probes=before,
+        memory=first.speed.reference_memory if first.speed else None,
     )
     if first.comparison:
         original = replace(original, perplexity=facts.Estimate(first.comparison.mean.ppl_reference))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ggufreap.corpus.chat import ChatTemplate
+from ggufreap.engine.footprint import footprint
 from ggufreap.engine.generator import Sampling
 from ggufreap.engine.protocol import Keep
 from ggufreap.engine.session import EngineSettings, LlamaSession
@@ -116,7 +117,7 @@ def bench(
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> SpeedReport:
-    """Measure how fast a model reads and writes, with the figures of `reference` beside it."""
+    """Measure how fast a model reads and writes and what memory it takes, with the figures of `reference` beside it."""
     if not n_prompt and not n_gen:
         raise InputError("there is nothing to measure: 0 tokens to read and 0 to write; give -p or -n")
     settings = replace(
@@ -138,7 +139,11 @@ def bench(
         )
 
     (ours, theirs), (found, base) = _both(model, reference, None, settings, work)
-    return SpeedReport(ours, found, theirs, base or ())
+    memory, reference_memory = (
+        footprint(open_model(path)[0].path, settings, n_prompt or 1) if path is not None else None
+        for path in (model, reference)
+    )
+    return SpeedReport(ours, found, theirs, base or (), memory, reference_memory)
 
 
 def _both(
