@@ -168,6 +168,18 @@ def test_the_ratio_auto_goes_as_far_as_it_may(folder: Path, tmp_path: Path, max_
     assert found.account.files[0].comparison.worst.kld < max_kld
 
 
+def test_text_that_was_calibrated_on_is_told_from_held_out_text(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, warns in (("calib", True), ("held", False)):
+        caplog.clear()
+        options = {"eval_file": [f"x={folder}/{name}.txt"], "eval_chunks": 1, "quant": ["keep"], "settings": SETTINGS}
+        prune(
+            folder / "Tiny-Q8_0.gguf", folder / "calib.txt", ratio="0.25", out=tmp_path, verification=False, **options
+        )
+        assert ("was calibrated on too" in caplog.text) == warns
+
+
 @pytest.mark.parametrize(
     "asked", [{"ratio": "auto"}, {"ratio": "0.25", "compare": True}, {"ratio": "0.25", "fail_if": ["kld>1"]}]
 )

@@ -10,7 +10,7 @@ from ggufreap import corpus as corpora
 from ggufreap import imatrix as matrices
 from ggufreap import naming, saliency
 from ggufreap.container import check_target
-from ggufreap.corpus.request import TEXT_CTX
+from ggufreap.corpus.request import TEXT_CTX, Opened
 from ggufreap.coverage import Coverage
 from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.demonstration import Demonstration
@@ -148,6 +148,7 @@ def prune(
                 progress=progress,
             )
 
+    _warn_of_seen(eval_file, opened)
     judges = replace(settings or EngineSettings(), n_ctx=eval_ctx_size or (settings and settings.n_ctx) or TEXT_CTX)
     if ratio == AUTO:
         if dry_run:
@@ -253,6 +254,13 @@ def prune(
         progress=progress,
     )
     return replace(pruned, account=told)
+
+
+def _warn_of_seen(eval_file: Sequence[str], opened: Opened | None) -> None:
+    seen = {Path(record.name).resolve() for record in opened.records if not record.is_hub} if opened else set()
+    for text in eval_file:
+        if Path(text.rpartition("=")[2]).resolve() in seen:
+            _LOG.warning("%s was calibrated on too: what it tells of the loss is too good", text)
 
 
 def demo(
