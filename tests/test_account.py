@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType as Kind
 from ggufreap import prune, report, verbs
 from ggufreap.cli import main
 from ggufreap.engine.session import EngineSettings
-from ggufreap.errors import InfeasiblePlan, InputError
+from ggufreap.errors import InfeasiblePlan, InputError, OutputError
 from ggufreap.evaluation.speed import Speed
 from ggufreap.reporting.measured import describe_speeds
 from ggufreap.verbs.rival import TYPES, nearest_type
@@ -141,6 +141,19 @@ def test_the_verb_reports_on_files_that_are_there(
     bare = report(folder / "Tiny-Q8_0.gguf", files[:1], plan, tmp_path / "bare", settings=SETTINGS)
     assert bare.files[0].comparison is None
     assert "not measured" in (tmp_path / "bare" / "README.md").read_text()
+
+
+def test_what_stops_the_judging_is_found_before_the_work(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(OutputError, match=r"README\.md was not made by ggufreap report"):
+        prune(folder / "Tiny-Q8_0.gguf", folder / "calib.txt", ratio="0.25", out=tmp_path / "o", report_out=tmp_path)
+    for asked in (
+        {"eval_file": ["none.txt"]},
+        {"eval_file": [str(folder / "held.txt")], "fail_if": ["domain.x.kld>1"]},
+    ):
+        with pytest.raises(InputError, match=r"cannot read none\.txt|there is no domain 'x'"):
+            prune(folder / "Tiny-Q8_0.gguf", folder / "calib.txt", ratio="0.25", out=tmp_path / "o", **asked)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
 @pytest.mark.parametrize("max_kld", [1e9, 1e-12])

@@ -187,7 +187,7 @@ def test_placeholders_are_block_numbers(pattern: str, n_block: int, expanded: st
         (KEEPING + "[evaluation]\nfiles = ['code=']\n", ["evaluation: files holds 'code='"]),
         (KEEPING + "[evaluation]\nchunks = 0\n", ["evaluation.chunks is 0"]),
         (KEEPING + "[evaluation]\ncompare = true\n", ["evaluation: compare and fail_if judge by held-out text"]),
-        (KEEPING + "[evaluation]\nfiles = ['a']\nfail_if = ['kld']\n", ["evaluation: gate 'kld'"]),
+        (KEEPING + "[evaluation]\nfiles = ['a']\nfail_if = ['x']\n", ["evaluation: --fail-if 'x' is not understood"]),
         ("[target\n", ["is not TOML"]),
     ],
 )  # fmt: skip
@@ -297,7 +297,7 @@ def test_a_recipe_judges_what_it_makes(model: Path, tmp_path: Path, write: Write
     judged = f"[evaluation]\nfiles = ['held={text}']\nchunks = 2\nctx_size = 64\nfail_if = ['kld>1e9']\n"
     recipe = write((FOLDER / "tiny.toml").read_text(encoding="utf-8") + judged)
     made = run(recipe, model, data=str(model.with_name("text.txt")), out=tmp_path / "out")
-    assert [each.kind for each in made.account.files] == ["Q8_0", "IQ4_XS", "Q4_K_M-mixed"]
+    assert [each.kind for each in made.account.files] == ["Q8_0", "IQ4_XS", "Q4_K_M"]
     assert [set(each.comparison.domains) for each in made.account.files] == [{"held"}] * 3
     assert [outcome.failed for outcome in made.account.gates] == [False]
 

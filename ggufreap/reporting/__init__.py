@@ -5,6 +5,6 @@
 
 from ggufreap.reporting.document import load_report
 from ggufreap.reporting.facts import Report
-from ggufreap.reporting.writing import write_report
+from ggufreap.reporting.writing import check_report, write_report
 
-__all__ = ["Report", "load_report", "write_report"]
+__all__ = ["Report", "check_report", "load_report", "write_report"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ggufreap.errors import OutputError
 from ggufreap.files import make_folder, replacing
+from ggufreap.reporting.canvas import style
 from ggufreap.reporting.card import MARKER, to_card
 from ggufreap.reporting.document import SCHEMA, document_of, to_json
 from ggufreap.reporting.facts import Report
@@ -18,6 +19,17 @@ _OURS = {
     ".md": MARKER.encode(),
     ".png": b"Software\0ggufreap",
 }
+
+
+def check_report(folder: Path) -> None:
+    """Raise what `write_report` would raise for want of a library or of room of its own: asked before long work."""
+    with style():
+        names = ("report.json", "report.html", "README.md", *(f"{name}.png" for name in PLOTS))
+    for path in (folder / name for name in names):
+        if path.exists() and not _is_ours(path):
+            raise OutputError(
+                f"{path} was not made by ggufreap report and is not overwritten; move it away or choose another folder"
+            )
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
@@ -34,11 +46,7 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
     }
     paths = tuple(folder / name for name in contents)
     stale = [path for name in PLOTS.keys() - pictures if (path := folder / f"{name}.png").exists() and _is_ours(path)]
-    for path in paths:
-        if path.exists() and not _is_ours(path):
-            raise OutputError(
-                f"{path} was not made by ggufreap report and is not overwritten; move it away or choose another folder"
-            )
+    check_report(folder)
     make_folder(folder, parents=True)
     with ExitStack() as stack:
         for path, content in zip(paths, contents.values(), strict=True):

@@ -15,7 +15,7 @@ from ggufreap.errors import InputError
 from ggufreap.evaluation import Outcome
 from ggufreap.planning import PruningPlan, load_plan
 from ggufreap.progress import Progress, silent
-from ggufreap.reporting import Report, facts, write_report
+from ggufreap.reporting import Report, check_report, facts, write_report
 from ggufreap.reporting import describe as described
 from ggufreap.reporting import measured as facts_of
 from ggufreap.rewriting import lower, write_skeleton
@@ -72,6 +72,8 @@ def report(
     the first file, with `imatrix` where it is given, and measure that. `questions`: (format, file) as for `tasks`.
     `fail_if`: gates on the first file.
     """
+    if out is not None:
+        check_report(Path(out))
     source, layout, _ = open_model(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     settings = settings or EngineSettings()

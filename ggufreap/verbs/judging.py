@@ -1,6 +1,7 @@
 """One pruned file against the original, by all the means there are."""
 
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ggufreap.evaluation.probes import Probes
 from ggufreap.evaluation.speed import SpeedReport
 from ggufreap.evaluation.tasks import TaskReport
 from ggufreap.progress import Progress, silent
+from ggufreap.quantization.request import FILE_TYPES
 from ggufreap.verbs.evaluation import eval
 from ggufreap.verbs.probing import bench, probe, tasks
 from ggufreap.verbs.rival import make_rival
@@ -116,11 +118,13 @@ def judge_rival(
 
 
 def kind_of(file: GgufFile) -> str:
-    """The type that the file's name ends with, else that of most of its bytes."""
-    match = naming.ENCODING.search(naming.stem_of(file.path))
-    if match:
+    """The type that its name ends with, else the one that the file says it is, else that of most of its bytes."""
+    if match := naming.ENCODING.search(naming.stem_of(file.path)):
         return str(match["encoding"])
-    sizes: dict[str, int] = {}
+    names = {number: name for name, number in FILE_TYPES.items()}
+    if (kind := names.get(file.get("general.file_type"))) is not None:
+        return kind
+    sizes: Counter[str] = Counter()
     for record in file.tensors:
-        sizes[type_name(record.type)] = sizes.get(type_name(record.type), 0) + record.nbytes
+        sizes[type_name(record.type)] += record.nbytes
     return max(sizes, key=lambda name: sizes[name])

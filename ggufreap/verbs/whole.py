@@ -18,7 +18,7 @@ from ggufreap.demonstration.text import calibration_text, held_out_text
 from ggufreap.engine.generator import Sampling
 from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import InputError
-from ggufreap.evaluation import answers, perplexity
+from ggufreap.evaluation import METRICS, answers, parse_gate, perplexity
 from ggufreap.files import check_space, make_folder, replacing
 from ggufreap.planning import (
     PruningPlan,
@@ -28,11 +28,13 @@ from ggufreap.planning import (
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized
 from ggufreap.recipe import Variant
+from ggufreap.reporting import check_report
 from ggufreap.rewriting import RewriteScript, execute, lower
 from ggufreap.verbs.account import Account, report
 from ggufreap.verbs.candidates import choose_ratio
 from ggufreap.verbs.choice import DEFAULT_METHOD, chosen_method, coverage, default_blend, plan
 from ggufreap.verbs.data import Data, open_data
+from ggufreap.verbs.evaluation import named_texts
 from ggufreap.verbs.stages import calibrate, open_model, verify
 from ggufreap.verbs.variants import AUTO, KEEP, VariantJobs, resolved
 from ggufreap.verification import Verification
@@ -120,6 +122,12 @@ def prune(
         raise InputError("both an importance matrix to choose from and a text were given; give one of them")
     if not eval_file and (ratio == AUTO or compare or fail_if):
         raise InputError("auto ratios, --compare and --fail-if judge by held-out text; give some with --eval-file")
+    # What would stop the judging is better known before hours of work.
+    if report_out is not None:
+        check_report(Path(report_out))
+    texts = named_texts(eval_file) if eval_file else {}
+    for gate in map(parse_gate, fail_if):
+        gate.require(texts, METRICS)
     source, layout, identity = open_model(model)
     wanted = resolved(quant, source)
     rewrite = partial(lower, split_max_size=split_max_size, keep_split=keep_split)
