@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType as Kind
 from tiny_gguf import qwen3moe
 
 from ggufreap.container import open_gguf, type_name
+from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InputError
 from ggufreap.quantization import parse_tensor_type
 from ggufreap.recipe import Recipe, Variant, load_recipe, recipe_names
@@ -23,6 +24,8 @@ GENERAL = ("q4_k_m", "iq4_xs", "iq3_xxs-experts", "q4_k_m-q8_0-critical", "edges
 PUBLISHED = tuple(f"reap-qwen3.5-35b-a3b-{percent}" for percent in (15, 20, 32))
 KEEPING = "[target]\nkeep = 12\n[quantization]\nkeep = true\n"
 RECIPES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+SETTINGS = EngineSettings(n_threads=1)
 
 Write = Callable[[str], Path]
 
@@ -237,7 +240,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(model: Path) -> Pruned:
-    return run("tiny", model, data=str(model.with_name("text.txt")), out=model.with_name("out"))
+    return run("tiny", model, data=str(model.with_name("text.txt")), out=model.with_name("out"), settings=SETTINGS)
 
 
 @pytest.mark.native
@@ -269,7 +272,7 @@ def test_the_variants_have_the_types_that_were_asked_for(made: Pruned) -> None:
 @pytest.mark.parametrize("name", GENERAL[2:5])
 def test_a_general_recipe_runs_on_a_small_model(model: Path, tmp_path: Path, name: str) -> None:
     recipe = load_recipe(name)
-    made = run(recipe, model, data=str(model.with_name("text.txt")), out=tmp_path / "out")
+    made = run(recipe, model, data=str(model.with_name("text.txt")), out=tmp_path / "out", settings=SETTINGS)
     (variant,) = recipe.quantization.variants
     assert [path.name for path in made.quantized[0].paths] == [f"Tiny-REAP-0.20-{variant.suffix}.gguf"]
     assert not made.script.files[0].path.exists()
@@ -285,7 +288,7 @@ def test_a_general_recipe_runs_on_a_small_model(model: Path, tmp_path: Path, nam
 @pytest.mark.native
 def test_the_importance_matrix_goes_when_it_is_not_wanted(model: Path, tmp_path: Path, write: Write) -> None:
     text = (FOLDER / "tiny.toml").read_text(encoding="utf-8").replace("keep_imatrix = true", "keep_imatrix = false")
-    made = run(write(text), model, data=str(model.with_name("text.txt")), out=tmp_path / "out")
+    made = run(write(text), model, data=str(model.with_name("text.txt")), out=tmp_path / "out", settings=SETTINGS)
     assert made.imatrix_path is None
     assert not list((tmp_path / "out").glob("*REAP*imatrix*"))
 
@@ -296,7 +299,7 @@ def test_a_recipe_judges_what_it_makes(model: Path, tmp_path: Path, write: Write
     text.write_text("a lazy fox jumps over the quick brown dog\n" * 30)
     judged = f"[evaluation]\nfiles = ['held={text}']\nchunks = 2\nctx_size = 64\nfail_if = ['kld>1e9']\n"
     recipe = write((FOLDER / "tiny.toml").read_text(encoding="utf-8") + judged)
-    made = run(recipe, model, data=str(model.with_name("text.txt")), out=tmp_path / "out")
+    made = run(recipe, model, data=str(model.with_name("text.txt")), out=tmp_path / "out", settings=SETTINGS)
     assert [each.kind for each in made.account.files] == ["Q8_0", "IQ4_XS", "Q4_K_M"]
     assert [set(each.comparison.domains) for each in made.account.files] == [{"held"}] * 3
     assert [outcome.failed for outcome in made.account.gates] == [False]
