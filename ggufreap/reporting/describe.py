@@ -80,7 +80,7 @@ def _base_models(source: GgufFile) -> tuple[facts.BaseModel, ...]:
     )
 
 
-def describe_plan(plan: PruningPlan, scores: Mapping[int, Floats], blend: str = "") -> facts.Plan:
+def describe_plan(plan: PruningPlan, scores: Mapping[int, Floats]) -> facts.Plan:
     """The plan with the scores it was made from: block -> `[n_expert]`, without MTP blocks; none where unknown."""
     return facts.Plan(
         method=plan.method,
@@ -96,7 +96,7 @@ def describe_plan(plan: PruningPlan, scores: Mapping[int, Floats], blend: str = 
             )
             for block, kept in plan.keep.items()
         ),
-        blend=blend,
+        blend=plan.blend,
     )
 
 

@@ -167,7 +167,7 @@ def _facts(
         version=__version__,
         date=datetime.date.today().isoformat(),
         model=model,
-        plan=described.describe_plan(plan, known.scores if known else {}, plan.blend),
+        plan=described.describe_plan(plan, known.scores if known else {}),
         calibration=facts_of.describe_calibration(
             known.statistics, known.provenance, known.coverage, built_in=known.provenance.source == TRYING_OUT
         )
