@@ -64,7 +64,7 @@ def main() -> None:
         bare(*sys.argv[2:])
         return
     parser = arguments(__doc__, rounds=3)
-    parser.add_argument("--blocks", type=int, default=2, help="of the random model (2)")
+    parser.add_argument("--blocks", type=int, default=3, help="of the random model (3)")
     parser.add_argument("--experts", type=int, default=16, help="of the random model (16)")
     parser.add_argument("--type", default="Q4_K_M", help="what to quantise to (Q4_K_M)")
     options = parser.parse_args()
