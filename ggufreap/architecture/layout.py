@@ -74,8 +74,9 @@ class MoeLayout:
             biased = f"blk.{block.index}.ffn_down_exps.bias" in block.per_expert
             outputs = EXPERT_OUTPUT_BIASED if biased else EXPERT_OUTPUT
             blocks.append(RoutedBlock(block.index, block.n_used, outputs))
+        row = self.architecture
         return RoutingNodes(
-            tuple(blocks), self.n_expert, self.architecture.weighted_input, self.causal, self.architecture.headless
+            tuple(blocks), self.n_expert, row.weighted_input, self.causal, row.headless, stream=row.stream
         )
 
     def check_keep(self, n_keep: int) -> None:

@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from ggufreap import __version__
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.calibration import observe
 from ggufreap.container import GgufFile, check_target, open_gguf
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.importance import OUTPUT
-from ggufreap.engine.protocol import Keep, Tokens
+from ggufreap.engine.protocol import Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.subprocess_probe import Pass, Ran
 from ggufreap.files import check_output
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.planning import (
@@ -137,7 +135,7 @@ def verify(
     check_plan(chosen, identity, layout)
     settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS, exact=True)
 
-    def logits(path: Path, ids: Tokens, keeps: Sequence[Keep | None]) -> list[npt.NDArray[np.float32]]:
-        return subprocess_probe.logits(path, ids, settings, keeps)
+    def run(path: Path, tokens: Tokens, passes: Sequence[Pass], folder: Path) -> list[Ran]:
+        return subprocess_probe.run(path, tokens, settings, passes, folder)
 
-    return verify_file(source, layout, chosen, Path(out), logits, progress)
+    return verify_file(source, layout, chosen, Path(out), run, progress)
