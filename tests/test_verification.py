@@ -64,7 +64,14 @@ def nothing_differs(_path: Path, tokens: Tokens, passes: Sequence[Pass], folder:
     rows, record = len(tokens), folder / "record.npz"
     routed = {"scores": np.ones((rows, 12)), "experts": np.tile(np.arange(4), (rows, 1))}
     routed |= {"logits": routed["scores"], "weights": np.ones((rows, 4)), "output": np.ones((rows, 8))}
-    np.savez(record, **{f"{what}-{block}": array for what, array in {"l_out": np.ones((rows, 8)), **routed}.items() for block in (0, 1)})
+    np.savez(
+        record,
+        **{
+            f"{what}-{block}": array
+            for what, array in {"l_out": np.ones((rows, 8)), **routed}.items()
+            for block in (0, 1)
+        },
+    )
     return [Ran(np.ones((rows, 4), np.float32), record if each.record else None) for each in passes]
 
 
@@ -312,7 +319,7 @@ def test_a_sound_file_holds_and_a_swapped_router_does_not(
     stand_in.write_bytes(pruned.read_bytes())
     swap(stand_in, "blk.0.ffn_gate_inp.weight")
     assert proof(source, plan, pruned, native).ok
-    failing(proof(source, plan, pruned, instead_of(pruned, stand_in)), "blocks", "block 0: router logits of 64 tokens")
+    failing(proof(source, plan, pruned, instead_of(pruned, stand_in)), "blocks", "block 0: router logits of ")
 
 
 @pytest.mark.native

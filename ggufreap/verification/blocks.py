@@ -128,50 +128,41 @@ def relative(found: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) 
 
 def _routing(layout: MoeLayout, block: int, expected: Recorded, found: Recorded) -> tuple[dict[str, Floats], Flags]:
     """The errors of one router and its experts per token, and which tokens are near-ties."""
-    chosen_by = "logits" if layout.nodes.weighted_input else "scores"
-    before, after = expected[f"{chosen_by}-{block}"], found[f"{chosen_by}-{block}"]
-    ids, other = (np.sort(record[f"experts-{block}"], axis=1) for record in (expected, found))
-    moved = (ids != other).any(axis=1)
-    rounding = np.abs(after - before).max(axis=1)
-    # Scores moved by `rounding` at most: those within twice that may change places, sums of two within four times.
-    tied = moved & (_margin(layout, before.astype(np.float64), ids.shape[1]) <= 4 * rounding)
-    errors = {}
-    for what, scale in (("logits", np.std), ("scores", np.max)):
+    errors, moved = {}, {}
+    for what in ("logits", "scores"):
         if (key := f"{what}-{block}") in expected:
-            values = expected[key].astype(np.float64)
-            largest = np.abs(found[key] - values).max(axis=1)
-            errors[what] = largest / (scale(np.abs(values) if scale is np.max else values, axis=1) + 1e-30)
-    errors["experts"] = np.where(moved & ~tied, np.inf, 0.0)
-    errors["weights"] = relative(*(_spread(record, block, layout.n_expert) for record in (found, expected)))
+            moved[what] = np.abs(found[key].astype(np.float64) - expected[key]).max(axis=1)
+            errors[what] = moved[what] / np.maximum(np.ptp(expected[key], axis=1), 1e-30)
+    chosen, other = (_spread(record, block, layout.n_expert) for record in (expected, found))
+    differing = (chosen > 0) != (other > 0)
+    chosen_by = "logits" if layout.nodes.weighted_input else "scores"
+    scores = expected[f"{chosen_by}-{block}"].astype(np.float64)
+    # Scores moved by so much at most: those within twice that may change places, sums of two within four times.
+    reach = 4 * moved[chosen_by]
+    threshold = np.where(chosen > 0, scores, np.inf).min(axis=1)
+    off = np.where(differing, np.abs(scores - threshold[:, None]), 0.0).max(axis=1)
+    tied = differing.any(axis=1) & ((off <= reach) | (_group_margin(layout, scores) <= reach))
+    errors["experts"] = np.where(differing.any(axis=1) & ~tied, np.inf, 0.0)
+    errors["weights"] = relative(other, chosen)
     errors["output"] = relative(found[f"output-{block}"], expected[f"output-{block}"])
     return errors, tied
 
 
 def _spread(record: Recorded, block: int, n_expert: int) -> npt.NDArray[np.float32]:
-    """The weights `[n_tokens, n_expert]`, zero for experts that were not chosen."""
+    """The weights `[n_tokens, n_expert]`, zero for experts that were not chosen and only for these."""
     ids, weights = record[f"experts-{block}"], record[f"weights-{block}"]
     spread = np.zeros((len(ids), n_expert), np.float32)
-    np.put_along_axis(spread, ids.astype(np.int64), weights, axis=1)
+    np.put_along_axis(spread, ids.astype(np.int64), np.where(weights == 0, np.float32(1e-30), weights), axis=1)
     return spread
 
 
-def _margin(layout: MoeLayout, scores: Floats, n_used: int) -> Floats:
-    """How far, per token, the last chosen expert (or group) lies before the first that was not chosen.
+def _group_margin(layout: MoeLayout, scores: Floats) -> Floats | float:
+    """How far, per token, the last chosen group lies before the next; infinitely where routing knows no groups.
 
-    With groups as build_moe_ffn (src/llama-graph.cpp) chooses: those whose best two sum highest.
+    A group is as good as its best two together (src/llama-graph.cpp, build_moe_ffn).
     """
-    grouped = scores.reshape(len(scores), layout.n_group, -1)
-    margin: Floats | float = np.inf
-    if layout.n_group > 1:
-        best_two = np.sort(grouped, axis=2)[..., -2:].sum(axis=2)
-        order = np.argsort(-best_two, axis=1)
-        margin = _gap(np.take_along_axis(best_two, order, axis=1), layout.n_group_used)
-        scores = np.take_along_axis(grouped, order[:, : layout.n_group_used, None], axis=1).reshape(len(scores), -1)
-    return np.minimum(margin, _gap(-np.sort(-scores, axis=1), n_used))
-
-
-def _gap(descending: Floats, n_chosen: int) -> Floats | float:
-    """How far the last of the first `n_chosen` columns lies before the next one; infinitely if there is none."""
-    if n_chosen == descending.shape[1]:
+    if layout.n_group == 1:
         return np.inf
-    return np.asarray(descending[:, n_chosen - 1] - descending[:, n_chosen])
+    best_two = np.sort(scores.reshape(len(scores), layout.n_group, -1), axis=2)[..., -2:].sum(axis=2)
+    ordered = -np.sort(-best_two, axis=1)
+    return np.asarray(ordered[:, layout.n_group_used - 1] - ordered[:, layout.n_group_used])
