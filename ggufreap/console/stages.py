@@ -31,6 +31,8 @@ def _inspection(found: Inspection) -> None:
     mtp = f", and {found.n_mtp_block} MTP" if found.n_mtp_block else ""
     rest = found.nbytes - found.expert_nbytes
     say(styled(found.name, "bold"), f" {found.architecture}, {size(found.nbytes)}{shards}")
+    if not found.proven:
+        say(styled("no table knows this architecture, so pruning it is unproven: ggufreap doctor tries it", "yellow"))
     say(f"blocks   {found.n_block}, {found.n_moe_block} with routed experts{mtp}")
     say(f"experts  {found.n_expert}, {found.n_used} used per token, {found.n_shared} shared{groups}")
     say(f"bytes    {size(found.expert_nbytes)} in experts and routers, {size(rest)} in the rest")
