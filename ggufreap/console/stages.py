@@ -14,7 +14,7 @@ from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
 from ggufreap.statistics import DomainStatistics, ExpertStatistics
 from ggufreap.verbs import Variants
-from ggufreap.verification import Verification
+from ggufreap.verification import Check, Verification
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,13 @@ def _dry_run(run: DryRun) -> None:
 def draw_verification(verification: Verification) -> None:
     """What holds and what does not."""
     for check in verification.checks:
-        mark = styled("holds", "green") if check.ok else styled("FAILS", "red")
-        say(mark, f" {check.name}: {check.detail}")
+        draw_check(check)
+
+
+def draw_check(check: Check) -> None:
+    """Whether it holds."""
+    mark = styled("holds", "green") if check.ok else styled("FAILS", "red")
+    say(mark, f" {check.name}: {check.detail}")
 
 
 def _quantized(made: Quantized) -> None:
