@@ -34,7 +34,7 @@ TESTS = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache folder of the test's own; logging and signals as they were."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache" / "ggufreap")
     logger, on_kill = logging.getLogger("ggufreap"), signal.getsignal(signal.SIGTERM)
     before = logger.handlers[:], logger.level
     yield tmp_path / "cache"
