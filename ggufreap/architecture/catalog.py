@@ -80,6 +80,8 @@ class Architecture:
     """Numbers of experts, before or after pruning, that decide more than shapes -> what they decide."""
     note: str = ""
     """What else a reader should know."""
+    proven: bool = True
+    """Whether this is a row of the table; if not, nobody has read how llama.cpp computes it."""
 
 
 _ROWS = (
@@ -703,3 +705,15 @@ _ROWS = (
 )
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({row.name: row for row in _ROWS})
+
+
+def unknown(name: str) -> Architecture:
+    """The row of an architecture that no table knows: the commonest router, and nothing claimed."""
+    return Architecture(
+        name=name,
+        source="",
+        tensors="",
+        gating="key",
+        mtp_drop_refuse="no table knows what llama.cpp does with this architecture without them",
+        proven=False,
+    )

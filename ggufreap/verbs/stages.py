@@ -25,6 +25,7 @@ from ggufreap.planning import (
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import RewriteScript, execute, lower
 from ggufreap.statistics import DomainStatistics, Provenance
+from ggufreap.verbs import trust
 from ggufreap.verbs.data import Data, open_data
 from ggufreap.verification import N_TOKENS, Verification, verify_file
 
@@ -110,12 +111,16 @@ def apply(
     keep_split: bool = False,
     progress: Progress = silent,
 ) -> RewriteScript:
-    """Write the file that `plan` asks for; with `dry_run` only tell exactly what it would be."""
+    """Write the file that `plan` asks for; with `dry_run` only tell exactly what it would be.
+
+    Raises UnsupportedModel for a model of an unknown architecture that `doctor` has not tried out.
+    """
     source, layout, identity = open_model(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     check_plan(chosen, identity, layout)
     script = lower(source, layout, chosen, Path(out), split_max_size=split_max_size, keep_split=keep_split)
     if not dry_run:
+        trust.require_trust(source, layout)
         check_target(script.files, *source.paths, None if isinstance(plan, PruningPlan) else plan)
         execute(script, progress)
     return script
