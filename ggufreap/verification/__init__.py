@@ -3,7 +3,7 @@
 The law: the pruned file computes what the original computes with the dropped experts masked.
 """
 
-from ggufreap.verification.checks import Check
+from ggufreap.verification.checks import FREE, Check
 from ggufreap.verification.proof import N_TOKENS, Verification, verify_file
 
-__all__ = ["N_TOKENS", "Check", "Verification", "verify_file"]
+__all__ = ["FREE", "N_TOKENS", "Check", "Verification", "verify_file"]
