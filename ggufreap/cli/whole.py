@@ -87,9 +87,9 @@ def _run_recipe(options: argparse.Namespace) -> Result:
 
 
 def _run_demo(options: argparse.Namespace) -> Result:
-    from ggufreap import verbs
+    from ggufreap.demonstration import demo
 
-    demonstration = verbs.demo(options.output, ratio=options.ratio, threads=options.threads, progress=progress())
+    demonstration = demo(options.output, ratio=options.ratio, threads=options.threads, progress=progress())
     return demonstration, _proven(demonstration.pruned)
 
 
