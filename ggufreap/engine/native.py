@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap.errors import EngineError
+from ggufreap.process import without_folders
 
 _DTYPES = {0: np.float32, 26: np.int32}  # ggml type ids of what the watched nodes hold
 OP_OFFSET, NAME_OFFSET = 80, 256
@@ -60,10 +61,7 @@ def _base() -> Any:
     # A failed assertion would otherwise start a debugger for its backtrace (ggml/src/ggml.c, ggml_print_backtrace).
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     try:
-        import llama_cpp
-        from llama_cpp._ctypes_extensions import load_shared_library
-
-        library = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+        library = _loaded_with_llama()
     except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
         raise EngineError(
             f"llama-cpp-python does not load ({error}); reinstall it: pip install --force-reinstall llama-cpp-python"
@@ -95,9 +93,23 @@ def _base() -> Any:
     return library
 
 
+def _loaded_with_llama() -> Any:
+    """The very libggml-base that libllama uses, found among its dependencies.
+
+    Wheels hold copies where a build had links, so the file of that name may be another one: with state of its own, in
+    which an abort callback is never called. Windows knows libraries by name alone, and finds nothing in dependencies.
+    """
+    from llama_cpp import llama_cpp
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    if os.name == "posix":
+        return ctypes.CDLL(llama_cpp._lib._name)
+    return load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+
+
 def _on_abort(message: bytes) -> None:
     """llama.cpp gave up (GGML_ASSERT); the process ends anyway, so at least with one line and exit code 1."""
-    sys.stderr.write(f"ggufreap: llama.cpp stopped: {message.decode(errors='replace').strip()}\n")
+    sys.stderr.write(f"ggufreap: llama.cpp stopped: {without_folders(message.decode(errors='replace').strip())}\n")
     sys.stderr.flush()
     os._exit(1)
 

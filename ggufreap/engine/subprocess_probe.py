@@ -4,7 +4,6 @@ Run as `python -m ggufreap.engine.subprocess_probe REQUEST.npz ANSWER.npy`; the 
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap import process
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.protocol import Keep, Tokens
@@ -31,10 +31,9 @@ def logits(
         request, answer = Path(folder) / "request.npz", Path(folder) / "answer.npy"
         job = {"model": str(model), "settings": vars(settings), "keeps": [keep and _plain(keep) for keep in keeps]}
         np.savez(request, job=np.array(json.dumps(job)), tokens=tokens)
-        command = [sys.executable, "-m", __name__, str(request), str(answer)]
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        if result.returncode != 0:
-            raise EngineError(_last_words(model, result))
+        done = process.run(__name__, str(request), str(answer))
+        if not done.ending.ok:
+            raise EngineError(_last_words(model, done))
         return list(np.load(answer))
 
 
@@ -42,10 +41,10 @@ def _plain(keep: Keep) -> dict[int, list[int]]:
     return {block: list(experts) for block, experts in keep.items()}
 
 
-def _last_words(model: Path, result: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-    said = lines[-1].removeprefix("ggufreap: ") if lines else "it said nothing"
-    return said if str(model) in said else f"llama.cpp died on {model} (exit {result.returncode}): {said}"
+def _last_words(model: Path, done: process.Done) -> str:
+    lines = done.err.splitlines()
+    told = next((line for line in reversed(lines) if str(model) in line), None)
+    return told or f"llama.cpp died on {model}: it {process.last_words(done.ending, lines)}"
 
 
 def _main(request: Path, answer: Path) -> None:
