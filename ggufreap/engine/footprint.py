@@ -13,6 +13,7 @@ import numpy as np
 
 from ggufreap import process
 from ggufreap.architecture.nodes import RoutingNodes
+from ggufreap.engine.machine import machine
 from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import GgufReapError
 
@@ -23,6 +24,7 @@ def footprint(model: Path, settings: EngineSettings, n_tokens: int) -> int | Non
     None where the system does not tell, or the model does not run.
     """
     job = json.dumps({"model": str(model), "settings": asdict(settings), "n_tokens": n_tokens})
+    machine()  # what it warns of would not be heard from a child
     done = process.run(__name__, given=job)
     return int(done.out) if done.ending.ok else None
 

@@ -20,6 +20,7 @@ from ggufreap.errors import EngineError
 from ggufreap.process import without_folders
 
 _DTYPES = {0: np.float32, 26: np.int32}  # ggml type ids of what the watched nodes hold
+_GPU = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and IGPU, ggml/include/ggml-backend.h
 OP_OFFSET, NAME_OFFSET = 80, 256
 
 
@@ -81,6 +82,10 @@ def _base() -> Any:
         ("ggml_set_abort_callback", [pointer], pointer),
         ("ggml_backend_buffer_is_host", [pointer], ctypes.c_bool),
         ("ggml_backend_tensor_get", [pointer, pointer, size, size], None),
+        ("ggml_backend_dev_count", [], size),
+        ("ggml_backend_dev_get", [size], pointer),
+        ("ggml_backend_dev_type", [pointer], ctypes.c_int),
+        ("ggml_backend_dev_description", [pointer], ctypes.c_char_p),
         ("ggml_backend_tensor_set", [pointer, pointer, size, size], None),
     ):
         try:
@@ -91,6 +96,15 @@ def _base() -> Any:
     _self_check(library)
     library.ggml_set_abort_callback(_ABORT_CALLBACK)
     return library
+
+
+def devices() -> list[str]:
+    """What llama.cpp can compute on beside the CPU, by its own description."""
+    base = _base()
+    found = map(base.ggml_backend_dev_get, range(base.ggml_backend_dev_count()))
+    return [
+        base.ggml_backend_dev_description(each).decode() for each in found if base.ggml_backend_dev_type(each) in _GPU
+    ]
 
 
 def _loaded_with_llama() -> Any:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ggufreap import process
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
+from ggufreap.engine.machine import machine
 from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import EngineError, GgufReapError
@@ -27,6 +28,7 @@ def logits(
 
     Raises EngineError when llama.cpp refuses the file or dies on it.
     """
+    machine()  # what it warns of would not be heard from a child
     with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
         request, answer = Path(folder) / "request.npz", Path(folder) / "answer.npy"
         job = {"model": str(model), "settings": vars(settings), "keeps": [keep and _plain(keep) for keep in keeps]}
