@@ -13,7 +13,7 @@ PACKAGE = Path(ggufreap.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from its own row and the rows above, never from below.
 ROWS = (
-    ("errors", "progress", "process", "files", "interrupts", "__init__"),
+    ("errors", "progress", "process", "interrupts", "activity", "supervision", "files", "__init__"),
     ("container",),
     ("architecture",),
     ("engine",),

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap import activity
 from ggufreap.architecture.nodes import FINAL_NORM, RoutingNodes
 from ggufreap.container.gguf_file import shards_of
 from ggufreap.engine import log
@@ -66,18 +67,21 @@ class LlamaSession:
         self._failure: BaseException | None = None
         self._stopping = False
         self._model = self._context = self._batch = None
-        log.install(llama)
-        llama.llama_backend_init()
-        self._model = self._load(path, settings, known or machine())
-        self._vocab = llama.llama_model_get_vocab(self._model)
-        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
-        bos: int = llama.llama_vocab_bos(self._vocab)
-        self.bos = bos if llama.llama_vocab_get_add_bos(self._vocab) else None
-        self.opening = bos if bos >= 0 else int(llama.llama_vocab_eos(self._vocab))  # the token before any text
-        # Kept for the life of the context: llama.cpp holds only the address.
-        self._callback = llama.ggml_backend_sched_eval_callback(self._on_node)
-        self._context = self._open(path, settings)
-        self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
+        self._running: int | None = None
+        with activity.doing("loading", path):
+            log.install(llama)
+            llama.llama_backend_init()
+            self._model = self._load(path, settings, known or machine())
+            self._vocab = llama.llama_model_get_vocab(self._model)
+            self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+            bos: int = llama.llama_vocab_bos(self._vocab)
+            self.bos = bos if llama.llama_vocab_get_add_bos(self._vocab) else None
+            self.opening = bos if bos >= 0 else int(llama.llama_vocab_eos(self._vocab))  # the token before any text
+            # Kept for the life of the context: llama.cpp holds only the address.
+            self._callback = llama.ggml_backend_sched_eval_callback(self._on_node)
+            self._context = self._open(path, settings)
+            self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
+        self._running = activity.begin("running", path)
 
     def _load(self, path: Path, settings: EngineSettings, known: Machine) -> Any:
         parameters = self._llama.llama_model_default_params()
@@ -135,6 +139,8 @@ class LlamaSession:
             if handle is not None:
                 free(handle)
         self._batch = self._context = self._model = None
+        if self._running is not None:
+            activity.end(self._running)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
         """Tokens of `text`, by default as llama-imatrix makes them: special tokens added, none parsed."""

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap import __version__
+from ggufreap.activity import doing
 from ggufreap.architecture.layout import MoeLayout, bind
-from ggufreap.calibration import observe
+from ggufreap.calibration import checkpoint_path, observe
 from ggufreap.container import GgufFile, check_target, open_gguf
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.importance import OUTPUT
@@ -87,6 +88,7 @@ def calibrate(
     with (
         LlamaSession(source.path, layout.nodes, settings) as engine,
         opened.chunks(engine, source, settings.n_ctx) as chunks,
+        doing("calibrating with", source.path, kept=checkpoint_path(Path(out))),
     ):
         many = "an unknown number of" if chunks.estimate is None else f"about {chunks.estimate:,}"
         _LOG.info("calibrating with %s: %s tokens in chunks of %d", provenance.source, many, settings.n_ctx)
@@ -140,4 +142,5 @@ def verify(
     def logits(path: Path, ids: Tokens, keeps: Sequence[Keep | None]) -> list[npt.NDArray[np.float32]]:
         return subprocess_probe.logits(path, ids, settings, keeps)
 
-    return verify_file(source, layout, chosen, Path(out), logits, progress)
+    with doing("verifying", out):
+        return verify_file(source, layout, chosen, Path(out), logits, progress)
