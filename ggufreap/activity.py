@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+LOADING = "loading"
 VARIABLE = "GGUFREAP_ACTIVITY"  # tells a child where to note; the supervisor's own mark
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ggufreap import activity
-from ggufreap.activity import Activity
+from ggufreap.activity import LOADING, Activity
 from ggufreap.interrupts import STOPS
 from ggufreap.process import Child, Ending, last_words
 
@@ -94,7 +94,9 @@ def _explained(ending: Ending, found: Activity, flags: Collection[str]) -> str:
     parts = [f"while {what} {path}".rstrip() + f", {cause}"]
     if kept:
         parts.append(f"what was done so far is in {kept}, the same command goes on from there")
-    parts.append(_advice(ending, flags))
+    # An assertion at a load is about the file, and no flag helps.
+    refused = found.assertion and what == LOADING
+    parts.append("see that the file is whole, or convert it again" if refused else _advice(ending, flags))
     return "; ".join(filter(None, parts))
 
 

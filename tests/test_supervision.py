@@ -247,6 +247,25 @@ def test_what_to_try_is_what_the_verb_has(made: Made, tmp_path: Path, run: Calla
     )
 
 
+REFUSED = {
+    "alignment": ({"general.alignment": np.uint32(8)}, "buffer pointer must be aligned"),
+    "tokens": ({"tokenizer.ggml.tokens": [f"<{index // 2}>" for index in range(320)]}, "id_to_token.size()"),
+    "rope": ({"qwen3moe.rope.dimension_count": np.uint32(2**31)}, "n_embd_head == n_rot"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_assertion_at_a_load_is_one_line(made: Made, tmp_path: Path, run: Callable[..., Ran], case: str) -> None:
+    metadata, assertion = REFUSED[case]
+    model = tiny_gguf.qwen3moe(tmp_path / "m.gguf", n_embd=64, n_ff=32, metadata=metadata)
+    ran = run(["calibrate", model, "-f", made.text, "-o", tmp_path / "S.npz", *FLAGS])
+    assert (ran.code, ran.out, ran.left) == (1, "", [])
+    cause = rf"[\w-]+\.cpp:\d+: GGML_ASSERT\(.*{re.escape(assertion)}.* failed"
+    hint = "see that the file is whole, or convert it again"
+    assert re.fullmatch(rf"ggufreap: while loading {model}, llama\.cpp stopped: {cause}; {hint}\n", ran.err)
+    assert files(tmp_path) == ["m.gguf"]
+
+
 def test_a_file_cut_while_it_is_read(tmp_path: Path, made: Made, start: Callable[..., object]) -> None:
     model, out = tmp_path / "m.gguf", tmp_path / "S.npz"
     tiny_gguf.qwen3moe(model, n_embd=256, n_ff=128)

@@ -68,7 +68,7 @@ class LlamaSession:
         self._stopping = False
         self._model = self._context = self._batch = None
         self._running: int | None = None
-        with activity.doing("loading", path):
+        with activity.doing(activity.LOADING, path):
             log.install(llama)
             llama.llama_backend_init()
             self._model = self._load(path, settings, known or machine())
