@@ -59,7 +59,9 @@ def _run(program: str, arguments: Sequence[str], variables: dict[str, str]) -> t
     stopped = False
     with (
         _waiting_for_signals() as signals,
-        Child(program, *arguments, stdin=None, stdout=None, stderr=None, variables=variables) as child,
+        Child(
+            program, *arguments, stdin=None, stdout=None, stderr=None, variables=variables, interruptible=True
+        ) as child,
     ):
         while child.poll() is None:
             number = signal.sigwait(signals)

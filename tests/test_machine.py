@@ -248,6 +248,12 @@ def test_a_trial_that_hangs_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         machine()
 
 
-def test_sigkill_too_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_was_killed_says_nothing_of_the_machine(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dying(tmp_path, monkeypatch, number=signal.SIGKILL.name)
-    assert "SIGKILL, as systems do that run out of memory" in machine().reason
+    with pytest.raises(
+        EngineError, match=r"but the trial died of SIGKILL, .* run out of memory; run the same command again"
+    ):
+        machine()
+    assert not fresh.exists()

@@ -141,6 +141,18 @@ def test_leaving_kills_and_buries(tmp_path: Path) -> None:
     assert not before or len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize(("interruptible", "ending"), [(False, Ending(0)), (True, Ending(-signal.SIGINT))])
+def test_ctrl_c_is_for_the_one_who_started_it(tmp_path: Path, interruptible: bool, ending: Ending) -> None:
+    waiting = program(tmp_path, "print('works', flush=True)\ninput()\n")
+    with Child(waiting, interruptible=interruptible) as child:
+        assert child.stdout
+        child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        child.tell("go on")
+        assert child.ending() == ending
+
+
 def test_a_dead_child_hears_nothing_and_says_why(tmp_path: Path) -> None:
     with Child(program(tmp_path, "raise SystemExit(9)")) as child:
         assert child.ending() == Ending(9)

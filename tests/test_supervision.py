@@ -110,9 +110,7 @@ def commands(made: Made, out: Path) -> dict[str, list[object]]:
         "verify": ["verify", model, made.pruned, "--plan", made.plan, "-t", 1],
         "preview": ["preview", model, "--stats", made.stats, "-f", text, "--ratios", "0.25", *FLAGS],
         "eval": ["eval", made.pruned, "--reference", model, "-f", text, *FLAGS],
-        "report": [
-            *("report", model, made.pruned, "--plan", made.plan, "-f", text, "--compare", "-o", out / "report", *FLAGS)
-        ],
+        "report": [*("report", model, made.pruned, "--plan", made.plan, "-f", text, "-o", out / "report", *FLAGS)],
         "probe": ["probe", model, "--prompts", made.prompts, "-n", 2, "--temp", 0, "-t", 1],
         "tasks": ["tasks", model, "--jsonl", made.questions, "-t", 1],
         "bench": ["bench", model, "-p", 16, "-n", 2, "-np", 1, "-r", 1, "-t", 1],
@@ -211,7 +209,9 @@ def test_a_death_is_one_line_and_leaves_nothing(
 
 def test_a_death_beside_the_files_of_the_user_leaves_none(made: Made, tmp_path: Path, run: Callable[..., Ran]) -> None:
     before = files(made.pruned.parent)
-    ran = run(commands(made, tmp_path)["report"], "SIGSEGV", after=10**9)  # the rival dies while it is quantised
+    ran = run(
+        [*commands(made, tmp_path)["report"], "--compare"], "SIGSEGV", after=10**9
+    )  # the rival dies while it is quantised
     assert re.match(rf"ggufreap: while quantising {made.model}, the process died of SIGSEGV", ran.line)
     assert files(made.pruned.parent) == before
     assert {path.name for path in made.pruned.parent.iterdir()} == set(before)
@@ -365,6 +365,16 @@ def test_exit_codes_streams_and_the_command_pass_through(made: Made, tmp_path: P
     assert json.loads(failing.out)
     assert run(["calibrate"]).code == 2
     assert run(["inspect", made.model], "SIGKILL").code == 0
+
+
+def test_the_supervisor_loads_nothing_heavy(made: Made, tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom ggufreap.__main__ import main\nmain()\n"
+        "print([name for name in ('numpy', 'gguf', 'llama_cpp', 'rich', 'tqdm') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", script, *map(str, commands(made, tmp_path)["calibrate"])]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_standard_input_is_the_childs(made: Made, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _TRIAL = "ggufreap.engine.machine_trial"
 SECONDS = 300.0  # a trial takes one, on a machine that does nothing else
+_SAYS_NOTHING = ("SIGKILL", "SIGTERM", "SIGHUP")  # of what the CPU can do: somebody else ended it
 MAX_ERROR = 1e-3  # normalised squared error; other kernels round otherwise, a broken one is far off
 # What decides on which devices llama.cpp sees, beside those that there are.
 _VISIBLE = (
@@ -171,6 +172,9 @@ def _fault(logits: Logits | str, plain: Logits) -> str:
 def _trial(extra_buffers: bool, offload: bool) -> Logits | str:
     job = json.dumps({"extra_buffers": extra_buffers, "offload": offload})
     done = process.run(_TRIAL, given=job, seconds=SECONDS)
+    if done.ending.signal in _SAYS_NOTHING and done.ending.seconds is None:
+        words = process.last_words(done.ending)
+        raise EngineError(f"llama.cpp was tried on this machine, but the trial {words}; run the same command again")
     if not done.ending.ok:
         return process.last_words(done.ending, done.err.splitlines())
     return np.asarray(json.loads(done.out), np.float32)

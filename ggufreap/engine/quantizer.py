@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -116,7 +115,6 @@ def _save(importance: Importance) -> str:
 
 
 def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all of us; the one who started this decides
     try:
         llama = bindings()
     except EngineError as error:

@@ -86,8 +86,9 @@ def without_folders(line: str) -> str:
 class Child(subprocess.Popen[str]):
     """A running child, talked to in lines; leaving it kills it, whatever it does, and buries it.
 
-    `program`: a module, or the path of a script. `variables` are added to its environment. The streams are those of
-    subprocess.Popen.
+    `program`: a module, or the path of a script. A terminal tells Ctrl-C to all of us, and the one who started a child
+    decides what becomes of it; only one that is `interruptible` hears it too. `variables` are added to its environment.
+    The streams are those of subprocess.Popen.
     """
 
     def __init__(
@@ -98,13 +99,14 @@ class Child(subprocess.Popen[str]):
         stdout: int | None = subprocess.PIPE,
         stderr: int | None = subprocess.DEVNULL,
         variables: Mapping[str, str] | None = None,
+        interruptible: bool = False,
     ) -> None:
         # The child reads at one end of a pipe that nobody writes to: that read returns once we are gone.
         theirs, self._ours = os.pipe() if os.name == "posix" else (NO_LIFELINE, NO_LIFELINE)
         lifeline = () if theirs == NO_LIFELINE else (theirs,)
         try:
             super().__init__(
-                [sys.executable, "-P", str(LAUNCHER), str(theirs), str(program), *arguments],
+                [sys.executable, "-P", str(LAUNCHER), str(theirs), str(int(interruptible)), str(program), *arguments],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,

@@ -1,16 +1,26 @@
 """What every child runs first: it ties its life to the process that started it, then runs the program it was told.
 
-Run by its path, with the number of the lifeline, a module or the path of a script, and the arguments of that.
+Run by its path, with the number of the lifeline, whether Ctrl-C is for the child too (0 or 1), a module or the path of
+a script, and the arguments of that.
 """
 
 import importlib.util
 import os
 import runpy
+import signal
 import sys
 import threading
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
+
+
+def _tie(lifeline: int) -> None:
+    """Let a thread wait for the end of the parent; signals are left to the main thread, whose waiting they end."""
+    os.set_inheritable(lifeline, False)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent(lifeline: int) -> None:
@@ -31,11 +41,12 @@ def _import_own_package() -> None:
 
 
 def _main() -> None:
-    lifeline, program = int(sys.argv[1]), sys.argv[2]
-    del sys.argv[:2]
+    lifeline, interruptible, program = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    del sys.argv[:3]
+    if not interruptible:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if lifeline >= 0:
-        os.set_inheritable(lifeline, False)
-        threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+        _tie(lifeline)
     if program.endswith(".py"):
         runpy.run_path(program, run_name="__main__")
     else:
