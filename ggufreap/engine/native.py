@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap import activity
 from ggufreap.errors import EngineError
+from ggufreap.process import without_folders
 
 _DTYPES = {0: np.float32, 26: np.int32}  # ggml type ids of what the watched nodes hold
+_GPU = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and IGPU, ggml/include/ggml-backend.h
 OP_OFFSET, NAME_OFFSET = 80, 256
 
 
@@ -60,10 +63,7 @@ def _base() -> Any:
     # A failed assertion would otherwise start a debugger for its backtrace (ggml/src/ggml.c, ggml_print_backtrace).
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     try:
-        import llama_cpp
-        from llama_cpp._ctypes_extensions import load_shared_library
-
-        library = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+        library = _loaded_with_llama()
     except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
         raise EngineError(
             f"llama-cpp-python does not load ({error}); reinstall it: pip install --force-reinstall llama-cpp-python"
@@ -83,6 +83,10 @@ def _base() -> Any:
         ("ggml_set_abort_callback", [pointer], pointer),
         ("ggml_backend_buffer_is_host", [pointer], ctypes.c_bool),
         ("ggml_backend_tensor_get", [pointer, pointer, size, size], None),
+        ("ggml_backend_dev_count", [], size),
+        ("ggml_backend_dev_get", [size], pointer),
+        ("ggml_backend_dev_type", [pointer], ctypes.c_int),
+        ("ggml_backend_dev_description", [pointer], ctypes.c_char_p),
         ("ggml_backend_tensor_set", [pointer, pointer, size, size], None),
     ):
         try:
@@ -95,10 +99,35 @@ def _base() -> Any:
     return library
 
 
+def devices() -> list[str]:
+    """What llama.cpp can compute on beside the CPU, by its own description."""
+    base = _base()
+    found = map(base.ggml_backend_dev_get, range(base.ggml_backend_dev_count()))
+    return [
+        base.ggml_backend_dev_description(each).decode() for each in found if base.ggml_backend_dev_type(each) in _GPU
+    ]
+
+
+def _loaded_with_llama() -> Any:
+    """The very libggml-base that libllama uses, found among its dependencies.
+
+    Wheels hold copies where a build had links, so the file of that name may be another one: with state of its own, in
+    which an abort callback is never called. Windows knows libraries by name alone, and finds nothing in dependencies.
+    """
+    from llama_cpp import llama_cpp
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    if os.name == "posix":
+        return ctypes.CDLL(llama_cpp._lib._name)
+    return load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+
+
 def _on_abort(message: bytes) -> None:
     """llama.cpp gave up (GGML_ASSERT); the process ends anyway, so at least with one line and exit code 1."""
-    sys.stderr.write(f"ggufreap: llama.cpp stopped: {message.decode(errors='replace').strip()}\n")
-    sys.stderr.flush()
+    assertion = without_folders(message.decode(errors="replace").strip())
+    if not activity.gave_up(assertion):
+        sys.stderr.write(f"ggufreap: llama.cpp stopped: {assertion}\n")
+        sys.stderr.flush()
     os._exit(1)
 
 

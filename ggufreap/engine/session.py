@@ -11,11 +11,14 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap import activity
 from ggufreap.architecture.nodes import FINAL_NORM, RoutingNodes
+from ggufreap.container.gguf_file import shards_of
 from ggufreap.engine import log
 from ggufreap.engine.block_tap import BlockTap, NudgeTap, Recorded
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.importance_tap import ImportanceTap
+from ggufreap.engine.machine import Machine, chooses_repack, machine
 from ggufreap.engine.native import TensorReader, bindings
 from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
 from ggufreap.engine.sequences import Sequences
@@ -33,7 +36,8 @@ class EngineSettings:
     `n_ctx`: tokens per chunk, or of all sequences together; `n_ubatch`: tokens computed at once; `n_threads` 0: one per
     core this process may use; `n_gpu_layers` -1: as many as llama.cpp chooses; `exact`: no half precision in attention,
     for comparisons; `n_parallel`: sequences in memory at once; `watched`: whether taps may look into the graph, which
-    costs a call from C to Python per node.
+    costs a call from C to Python per node; `repack`: whether weights are copied into buffers that suit the CPU better,
+    None: as ggufreap.engine.machine.chooses_repack says.
     """
 
     n_ctx: int = 512
@@ -43,15 +47,17 @@ class EngineSettings:
     exact: bool = False
     n_parallel: int = 1
     watched: bool = True
+    repack: bool | None = None
 
 
 class LlamaSession:
     """Loads `path` (the first shard of a split set) and runs chunks through it; use it in a `with` statement.
 
-    Implements ggufreap.engine.protocol.Engine. Raises EngineError when llama.cpp refuses the model.
+    Implements ggufreap.engine.protocol.Engine. Raises EngineError when llama.cpp refuses the model. `known`: what works
+    on this machine, for whoever is about to find that out.
     """
 
-    def __init__(self, path: Path, nodes: RoutingNodes, settings: EngineSettings) -> None:
+    def __init__(self, path: Path, nodes: RoutingNodes, settings: EngineSettings, known: Machine | None = None) -> None:
         self._llama = llama = bindings()
         self._nodes = nodes
         self.n_ctx, self.n_parallel, self._watched = settings.n_ctx, settings.n_parallel, settings.watched
@@ -62,22 +68,33 @@ class LlamaSession:
         self._failure: BaseException | None = None
         self._stopping = False
         self._model = self._context = self._batch = None
-        log.install(llama)
-        llama.llama_backend_init()
-        self._model = self._load(path, settings)
-        self._vocab = llama.llama_model_get_vocab(self._model)
-        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
-        bos: int = llama.llama_vocab_bos(self._vocab)
-        self.bos = bos if llama.llama_vocab_get_add_bos(self._vocab) else None
-        self.opening = bos if bos >= 0 else int(llama.llama_vocab_eos(self._vocab))  # the token before any text
-        # Kept for the life of the context: llama.cpp holds only the address.
-        self._callback = llama.ggml_backend_sched_eval_callback(self._on_node)
-        self._context = self._open(path, settings)
-        self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
+        self._running: int | None = None
+        with activity.doing(activity.LOADING, path):
+            log.install(llama)
+            llama.llama_backend_init()
+            self._model = self._load(path, settings, known or machine())
+            self._vocab = llama.llama_model_get_vocab(self._model)
+            self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+            bos: int = llama.llama_vocab_bos(self._vocab)
+            self.bos = bos if llama.llama_vocab_get_add_bos(self._vocab) else None
+            self.opening = bos if bos >= 0 else int(llama.llama_vocab_eos(self._vocab))  # the token before any text
+            # Kept for the life of the context: llama.cpp holds only the address.
+            self._callback = llama.ggml_backend_sched_eval_callback(self._on_node)
+            self._context = self._open(path, settings)
+            self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
+        self._running = activity.begin("running", path)
 
-    def _load(self, path: Path, settings: EngineSettings) -> Any:
+    def _load(self, path: Path, settings: EngineSettings, known: Machine) -> Any:
         parameters = self._llama.llama_model_default_params()
         parameters.n_gpu_layers = settings.n_gpu_layers
+        parameters.use_extra_bufts = chooses_repack(sum(map(os.path.getsize, shards_of(path))), settings, known)
+        none = (ctypes.c_void_p * 1)()
+        if known.devices and not known.offload:
+            if settings.n_gpu_layers > 0:
+                raise EngineError(
+                    f"llama.cpp does not compute on {', '.join(known.devices)}: it {known.reason}; use -ngl 0"
+                )
+            parameters.n_gpu_layers, parameters.devices = 0, ctypes.cast(none, ctypes.c_void_p)
         model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not model:
             self.close()
@@ -123,6 +140,8 @@ class LlamaSession:
             if handle is not None:
                 free(handle)
         self._batch = self._context = self._model = None
+        if self._running is not None:
+            activity.end(self._running)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
         """Tokens of `text`, by default as llama-imatrix makes them: special tokens added, none parsed."""

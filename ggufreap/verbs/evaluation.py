@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ggufreap import corpus as corpora
+from ggufreap.activity import doing
 from ggufreap.architecture.layout import bind
 from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.container import GgufFile, open_gguf
@@ -110,6 +111,7 @@ def eval(
                     f"{model} and {reference} do not read {name} as the same tokens; compare models of one vocabulary"
                 )
         run = stack.enter_context(threads(settings.n_threads or default_threads()))
+        stack.enter_context(doing(f"comparing {model} with", reference))
         (comparison,) = compare_with(of_engine(original), [of_engine(engine)], domains, run, progress)
     n_chunks = sum(len(corpus.chunks) for corpus in domains.values())
     return Evaluation(
