@@ -87,7 +87,7 @@ class LlamaSession:
     def _load(self, path: Path, settings: EngineSettings, known: Machine) -> Any:
         parameters = self._llama.llama_model_default_params()
         parameters.n_gpu_layers = settings.n_gpu_layers
-        parameters.use_extra_bufts = chooses_repack(sum(map(os.path.getsize, shards_of(path))), settings, known)
+        parameters.use_extra_bufts = chooses_repack(sum(map(os.path.getsize, shards_of(path))), settings.repack, known)
         none = (ctypes.c_void_p * 1)()
         if known.devices and not known.offload:
             if settings.n_gpu_layers > 0:
