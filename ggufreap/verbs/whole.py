@@ -236,7 +236,7 @@ def prune(
     if proof and not proof.ok:
         return pruned
     if wanted.variants:
-        matrix = given or (matrices.load(collected) if collected else None)
+        matrix = given or (matrices.collected(stats_path, process_output) if stats_path and collected else None)
         quantized, sliced = jobs.make(script.files[0].path, chosen, matrix, progress)
         pruned = replace(pruned, quantized=quantized, imatrix_path=sliced)
         if not (wanted.keep or keep_intermediate or result == Path(out or "")):
