@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from synthetic import quick
 
 from ggufreap.corpus import SourceRecord
-from ggufreap.engine.importance import ImportanceSums
+from ggufreap.engine.importance import ImportanceSums, Sums
 from ggufreap.engine.protocol import RoutedBatch
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.observation import (
@@ -25,6 +25,7 @@ from ggufreap.observation import (
     load,
     merge,
     observables,
+    per_expert,
     save,
 )
 
@@ -292,3 +293,128 @@ def test_sums_of_another_kind_are_refused(tmp_path: Path, name: str, value: obje
 def test_nothing_to_merge_is_said() -> None:
     with pytest.raises(InputError, match="nothing to merge"):
         merge([])
+
+
+# --- some blocks of a model ------------------------------------------------------------------------------------------
+
+
+def of_blocks(blocks: list[int], which: list[int]) -> DomainStatistics:
+    """What one pass that watches some blocks records of the chunks that `which` names."""
+    engine = FakeEngine(blocks)
+    statistics = DomainStatistics.empty(blocks, [2] * len(blocks), 8, ("code", "prose", "math"))
+    for index in which:
+        batches = engine.route(CHUNKS[index], observables=observables())
+        statistics = statistics.observe(*STREAM[index], batches, N_CTX)
+    return statistics
+
+
+def sums_of(*weights: str) -> ImportanceSums:
+    sums = ImportanceSums()
+    for weight in weights:
+        value = Sums(np.array([[len(weight)]], np.float32), np.array([1]))
+        sums.add(ImportanceSums({weight: value}, {weight: weight}))
+    return sums
+
+
+ALL = list(range(len(STREAM)))
+
+
+def saved_blocks(folder: Path, blocks: list[int], which: list[int] = ALL, **options: object) -> Path:
+    path = folder / f"{'-'.join(map(str, blocks))}-{len(list(folder.iterdir()))}.npz"
+    sums = sums_of(*(f"blk.{block}.ffn_up_exps.weight" for block in blocks))
+    save(path, of_blocks(blocks, which), replace(PROVENANCE, **options), sums)
+    return path
+
+
+def test_blocks_that_were_observed_apart_make_the_whole(tmp_path: Path) -> None:
+    paths = [saved_blocks(tmp_path, [1, 4]), saved_blocks(tmp_path, [0]), saved_blocks(tmp_path, [2, 3])]
+    merged, provenance, sums = merge(paths)
+    assert merged.blocks == (0, 1, 2, 3, 4)
+    assert equal(merged, of_blocks([0, 1, 2, 3, 4], ALL), 0)
+    merged.check()
+    assert provenance == PROVENANCE
+    assert sums
+    assert set(sums.named()) == {f"blk.{block}.ffn_up_exps.weight" for block in range(5)}
+    save(tmp_path / "all.npz", merged, provenance, sums)
+    assert equal(load(tmp_path / "all.npz")[0], merged, 0)
+
+
+def test_shards_and_blocks_merge_at_once(tmp_path: Path) -> None:
+    paths = [
+        saved_blocks(tmp_path, blocks, ALL[part::2], shard=f"{part + 1}/2")
+        for blocks in ([0, 1], [2])
+        for part in (0, 1)
+    ]
+    merged, provenance, sums = merge([paths[index] for index in (3, 0, 2, 1)])
+    assert equal(merged, of_blocks([0, 1, 2], ALL))
+    assert provenance.shard == "1+2/2"
+    assert sums
+    assert {name: found.counts.tolist() for name, found in sums.named().items()} == {
+        f"blk.{block}.ffn_up_exps.weight": [2] for block in range(3)
+    }
+
+
+def test_blocks_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    first = saved_blocks(tmp_path, [0, 1])
+    with pytest.raises(MismatchError, match=r"both hold block 1, beside different others; it would count twice"):
+        merge([first, saved_blocks(tmp_path, [1, 2])])
+    with pytest.raises(MismatchError, match=r"both hold shard 1/1 of the same corpus"):
+        merge([first, saved_blocks(tmp_path, [2]), saved_blocks(tmp_path, [0, 1])])
+    with pytest.raises(MismatchError, match=r"blocks 0, 1 saw shard 1/1, blocks 2 1/1 or another corpus"):
+        merge([first, saved_blocks(tmp_path, [2], corpus="other")])
+    with pytest.raises(MismatchError, match=r"blocks 0, 1 saw shard 1/1, blocks 2 1/2"):
+        merge([first, saved_blocks(tmp_path, [2], ALL[::2], shard="1/2")])
+    with pytest.raises(MismatchError, match=r"blocks 0, 1 were observed on 8 chunks, blocks 2 on 7 others"):
+        merge([first, saved_blocks(tmp_path, [2], ALL[:-1])])
+    again = tmp_path / "again.npz"
+    save(again, of_blocks([2], ALL), PROVENANCE, sums_of("blk.0.ffn_up_exps.weight"))
+    with pytest.raises(MismatchError, match=r"sums of blk.0.ffn_up_exps.weight were collected with either blocks"):
+        merge([first, again])
+
+
+def test_files_that_hold_other_statistics_are_not_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = saved_blocks(tmp_path, [0], ALL[::2], shard="1/2")
+    monkeypatch.setitem(STATISTICS, "sum_g2", per_expert(lambda batch: batch.weights**2, "sum of g²"))
+    newer = saved_blocks(tmp_path, [0], ALL[1::2], shard="2/2")
+    with pytest.raises(MismatchError, match=r"sum_g2: .* do not both hold that, in one version; calibrate again"):
+        merge([older, newer])
+
+
+def test_sums_that_not_every_file_holds_are_left_out_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with_sums = saved_blocks(tmp_path, [0], ALL[::2], shard="1/2")
+    without = tmp_path / "without.npz"
+    save(without, of_blocks([0], ALL[1::2]), replace(PROVENANCE, shard="2/2"))
+    assert merge([with_sums, without]).sums is None
+    assert f"no importance matrix is merged: {without} holds no importance sums" in caplog.text
+    head = sums_of("blk.0.ffn_up_exps.weight", "output.weight")
+    head.output = True
+    save(without, of_blocks([0], ALL[1::2]), replace(PROVENANCE, shard="2/2"), head)
+    merged = merge([with_sums, without]).sums
+    assert merged
+    assert set(merged.named()) == {"blk.0.ffn_up_exps.weight"}
+    assert f"{without}: the sums of the output head are left out" in caplog.text
+
+
+def test_a_checkpoint_of_the_second_schema_goes_on(tmp_path: Path) -> None:
+    """Header without statistics, importance and digest; sums by their bare names, the digest as an array."""
+    path, sums = tmp_path / "s.npz", sums_of("blk.0.ffn_up_exps.weight")
+    save(path, WHOLE, PROVENANCE)
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    header = json.loads(str(arrays["header"])) | {"schema": "ggufreap.statistics/2"}
+    for added in ("statistics", "importance", "digest"):
+        del header[added]
+    more = {**sums.to_arrays(), "chunks sha256": np.array("digest")}
+    np.savez(path, **arrays | more | {"header": np.array(json.dumps(header))})
+    stored = Stored.open(path)
+    assert (stored.digest, stored.importance, stored.lacking) == ("digest", Importance(), [])
+    assert same_sums(stored.importance_sums(), sums)
+    assert equal(stored.domain_statistics(), WHOLE, 0)
+    del arrays["sum_f"]
+    np.savez(path, **arrays | {"header": np.array(json.dumps(header))})
+    older, _ = load(path)
+    assert older.total.values["sum_gf"].any()
+    with pytest.raises(InputError, match=r"hold no sum_f, only count, sum_g, sum_gf, sum_gf2, max_f; calibrate again"):
+        older.total.values["sum_f"]
+    with pytest.raises(InputError, match="holds no importance sums; calibrate again without --no-imatrix"):
+        Stored.open(path).importance_sums()

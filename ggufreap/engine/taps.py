@@ -114,7 +114,7 @@ class _BlockWatch:
         needed = self.observables | ({NORMS} if CONTRIBUTIONS in self.observables else set())
         self.of_outputs = {name: row for name, row in OF_OUTPUTS.items() if name in needed}
         self.of_weighted = {name: row for name, row in OF_WEIGHTED.items() if name in needed}
-        self.experts = np.empty((0, 0), np.int32)
+        self.experts = np.empty((0, 0), np.intp)
         self.weights = np.empty((0, 0), np.float32)
         self.observed: dict[str, Float32s] = {}
         self.shape = (0, 0)
@@ -122,7 +122,7 @@ class _BlockWatch:
 
     def topk(self, pointer: int) -> bool:
         # A strided view of the whole argsort, one row of n_expert ids per token (ggml.c, ggml_argsort_top_k).
-        self.experts = self.reader.read(pointer)[0, 0].copy()
+        self.experts = self.reader.read(pointer)[0, 0].astype(np.intp)
         return True
 
     def output(self, pointer: int) -> bool:

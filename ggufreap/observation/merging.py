@@ -120,8 +120,8 @@ def _beside(one: Merged, other: Merged) -> Merged:
     """Files of other blocks."""
     if one.provenance.observed != other.provenance.observed:
         raise MismatchError(
-            f"blocks {_list(one)} saw shard {one.provenance.shard} and blocks {_list(other)} {other.provenance.shard}, or "
-            "shards of other corpora; only blocks that were observed on the same chunks go together"
+            f"blocks {_list(one)} saw shard {one.provenance.shard}, blocks {_list(other)} {other.provenance.shard} or "
+            "another corpus; only blocks that were observed on the same chunks go together"
         )
     statistics = one.statistics.beside(other.statistics)
     sums = None
