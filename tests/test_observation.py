@@ -19,7 +19,7 @@ from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.engine.protocol import RoutedBatch
 from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InputError, MismatchError
-from ggufreap.observation import STATISTICS, Statistic, Stored, load, observables, save
+from ggufreap.observation import STATISTICS, Statistic, Stored, checkpoint_path, load, observables, save
 from ggufreap.verbs import stages
 
 pytestmark = pytest.mark.native
@@ -184,6 +184,19 @@ def test_calibrating_again_takes_less_than_a_second(tmp_path: Path) -> None:
     said = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "using the statistics in" in said.stderr
     assert processor_seconds() - started < 1  # a busy machine is no failure
+
+
+def test_an_unfinished_calibration_of_other_work_is_refused_without_loading_the_model(
+    model: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate(model, tmp_path / "S.npz", ids, settings=SETTINGS)
+    checkpoint = checkpoint_path(tmp_path / "T.npz")
+    (tmp_path / "S.npz").rename(checkpoint)
+    monkeypatch.setattr(stages, "LlamaSession", refusing)
+    with pytest.raises(MismatchError, match="holds an unfinished calibration with another shard"):
+        calibrate(model, tmp_path / "T.npz", ids, shard="1/2", settings=SETTINGS)
+    with pytest.raises(MismatchError, match="holds an unfinished calibration without importance matrix"):
+        calibrate(model, tmp_path / "T.npz", ids, imatrix_out=tmp_path / "T.imatrix.gguf", settings=SETTINGS)
 
 
 def processor_seconds() -> float:

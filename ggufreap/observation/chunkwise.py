@@ -22,7 +22,7 @@ from ggufreap.files import check_output
 from ggufreap.interrupts import held
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.provenance import Provenance, Shard
-from ggufreap.observation.reuse import finished, lacking, of_same_work
+from ggufreap.observation.reuse import checkpoint_path, finished, lacking, unfinished
 from ggufreap.observation.statistics import Importance, observables
 from ggufreap.observation.store import Stored, save
 from ggufreap.progress import Progress, silent
@@ -34,11 +34,6 @@ CHECKPOINT_SECONDS = 10.0
 # Saving may take this share of the time at most: an importance matrix can be as large as a few experts.
 CHECKPOINT_SHARE = 0.05
 _LOG = logging.getLogger(__name__)
-
-
-def checkpoint_path(out: Path) -> Path:
-    """Where an unfinished calibration of `out` waits."""
-    return out.with_name(out.name + ".checkpoint")
 
 
 @dataclass
@@ -73,7 +68,7 @@ def observe(
     if out.exists():
         _LOG.warning("%s lacks %s: calibrating again to add it", out, lacking(Stored.open(out), importance))
     checkpoint, shard = checkpoint_path(out), Shard.parse(provenance.shard)
-    run, resumed_sha256 = _resume(checkpoint, nodes, chunks, provenance, importance)
+    run, resumed_sha256 = _resume(out, nodes, chunks, provenance, importance)
     n_done, next_save = run.statistics.n_chunks, time.monotonic() + checkpoint_seconds
     estimate = None if chunks.estimate is None else chunks.estimate // shard.count
     with progress("calibrate", estimate, "tokens", run.statistics.n_tokens) as bar:
@@ -98,8 +93,9 @@ def observe(
     run.statistics.check()
     for note in chunks.notes():
         _LOG.info("%s", note)
-    save(out, run.statistics, replace(provenance, sources=chunks.records()), run.sums)
-    checkpoint.unlink(missing_ok=True)
+    with held():  # no checkpoint stays behind a finished file
+        save(out, run.statistics, replace(provenance, sources=chunks.records()), run.sums)
+        checkpoint.unlink(missing_ok=True)
     return run.statistics
 
 
@@ -125,37 +121,18 @@ def _save(path: Path, run: _Run, provenance: Provenance) -> float:
 
 
 def _resume(
-    checkpoint: Path, nodes: RoutingNodes, chunks: Chunks, provenance: Provenance, importance: Importance | None
+    out: Path, nodes: RoutingNodes, chunks: Chunks, provenance: Provenance, importance: Importance | None
 ) -> tuple[_Run, str]:
     """The unfinished run, and the digest that it had."""
-    if not checkpoint.exists():
+    stored = unfinished(out, nodes, provenance, importance)
+    if stored is None:
         blocks = [block.index for block in nodes.blocks]
         used = [block.n_used for block in nodes.blocks]
         nothing = DomainStatistics.empty(blocks, used, nodes.n_expert, chunks.domains)
         return _Run(nothing, importance.empty() if importance else None, hashlib.sha256()), ""
-    stored = of_same_work(checkpoint, nodes, provenance, "an unfinished calibration")
-    if stored.lacking:
-        raise MismatchError(
-            f"{checkpoint} holds an unfinished calibration without {', '.join(stored.lacking)}; "
-            "delete the file, or choose another -o"
+    if importance is None and stored.importance is not None:
+        _LOG.warning(
+            "%s: the importance sums of the unfinished calibration are left out, as asked for now", stored.path
         )
-    sums = None
-    if importance is not None:
-        _check_importance(stored, importance)
-        sums = stored.importance_sums()
-    elif stored.importance is not None:
-        _LOG.warning("%s: the importance sums of the unfinished calibration are left out, as asked for now", checkpoint)
+    sums = stored.importance_sums() if importance else None
     return _Run(stored.domain_statistics(), sums, hashlib.sha256()), stored.digest
-
-
-def _check_importance(stored: Stored, importance: Importance) -> None:
-    if stored.importance is None:
-        raise MismatchError(
-            f"{stored.path} holds an unfinished calibration without importance matrix; "
-            "finish it with --no-imatrix, delete the file, or choose another -o"
-        )
-    if stored.importance.output != importance.output:
-        raise MismatchError(
-            f"{stored.path} holds an unfinished calibration {'with' if stored.importance.output else 'without'} "
-            "--process-output; finish it so, delete the file, or choose another -o"
-        )

@@ -200,8 +200,8 @@ def prune(
     if not dry_run:
         make_folder(result.parent)
         check_target(script.files, *source.paths, *(opened.request.paths if opened else ()))
-        # The matrix lies there whole and sliced.
-        more = 2 * matrices.full_nbytes(source) if wanted.variants else 0
+        # The importance sums lie there with the statistics, as a matrix, and sliced.
+        more = 3 * matrices.full_nbytes(source) if wanted.variants else 0
         check_space(result.parent, script.nbytes + more + sum(made.nbytes for made in foreseen))
     _LOG.info("%s in each of %d MoE blocks", preview.summary, len(preview.keep))
     first = script.files[0].path
