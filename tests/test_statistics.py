@@ -217,6 +217,9 @@ def test_what_a_finished_calibration_lacks_is_added_aloud(
     monkeypatch.setitem(STATISTICS, "sum_g2", replace(STATISTICS["sum_g2"], version=2))
     assert "sum_g2" not in load(out)[0].names
     assert f"{out} holds sum_g2, recorded by another version of ggufreap; that is left out" in caplog.text
+    monkeypatch.delitem(STATISTICS, "sum_g2")
+    observe(engine, engine.nodes, corpus(), PROVENANCE, out, importance=Importance())
+    assert "lacks importance sums: calibrating again to add it, without sum_g2 of another version" in caplog.text
 
 
 @pytest.mark.parametrize("name", STATISTICS)
@@ -224,6 +227,8 @@ def test_a_statistic_reads_only_what_it_declares_and_folds_in_place(name: str) -
     row = STATISTICS[name]
     batch = FakeEngine().route(corpus().chunks[0], observables=row.needs)[0]
     assert set(batch.observed) == set(row.needs)
+    with pytest.raises(KeyError, match="products was not observed; a statistic names in `needs` what it reads"):
+        batch["products"]
     array = np.full(row.shape(8), row.zero)
     row.fold(array, batch)
     assert array.any()

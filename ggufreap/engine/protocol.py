@@ -29,6 +29,8 @@ class RoutedBatch:
 
     def __getitem__(self, observable: str) -> Float32s:
         """One of `observed`; raises KeyError for what was not asked for."""
+        if observable not in self.observed:
+            raise KeyError(f"{observable} was not observed; a statistic names in `needs` what it reads of a batch")
         return self.observed[observable]
 
     def only(self, tokens: npt.NDArray[np.bool_]) -> Self:

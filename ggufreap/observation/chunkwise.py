@@ -66,7 +66,9 @@ def observe(
     if ready := finished(out, nodes, provenance, importance):
         return ready.domain_statistics()
     if out.exists():
-        _LOG.warning("%s lacks %s: calibrating again to add it", out, lacking(Stored.open(out), importance))
+        before = Stored.open(out)
+        gone = f", without {', '.join(before.unknown)} of another version" if before.unknown else ""
+        _LOG.warning("%s lacks %s: calibrating again to add it%s", out, lacking(before, importance), gone)
     checkpoint, shard = checkpoint_path(out), Shard.parse(provenance.shard)
     run, resumed_sha256 = _resume(out, nodes, chunks, provenance, importance)
     n_done, next_save = run.statistics.n_chunks, time.monotonic() + checkpoint_seconds

@@ -81,12 +81,21 @@ class Stored:
         """The rows of STATISTICS that it does not hold, or holds in another version."""
         return [name for name, row in STATISTICS.items() if self.statistics.get(name) != row.version]
 
+    @property
+    def unknown(self) -> list[str]:
+        """The statistics in it that have no row here, or one of another version."""
+        known = {name: row.version for name, row in STATISTICS.items()}
+        return [name for name, version in self.statistics.items() if known.get(name) != version]
+
     def domain_statistics(self) -> DomainStatistics:
         """The statistics that this version knows; raises InputError for a damaged file."""
-        known = [name for name, row in STATISTICS.items() if self.statistics.get(name) == row.version]
-        unknown = ", ".join(name for name in self.statistics if name not in known)
-        if unknown:
-            _LOG.warning("%s holds %s, recorded by another version of ggufreap; that is left out", self.path, unknown)
+        if self.unknown:
+            _LOG.warning(
+                "%s holds %s, recorded by another version of ggufreap; that is left out",
+                self.path,
+                ", ".join(self.unknown),
+            )
+        known = [name for name in STATISTICS if name in self.statistics and name not in self.unknown]
         header = self.header
         frame = self.blocks, tuple(header["n_used"]), header["n_expert"]
         with _archive(self.path) as archive:
