@@ -14,8 +14,8 @@ from typing import cast
 import numpy as np
 
 from ggufreap.errors import InputError
+from ggufreap.observation import STATISTICS, DomainStatistics, ExpertStatistics, Floats
 from ggufreap.saliency import METHODS
-from ggufreap.statistics import ACCUMULATORS, DomainStatistics, ExpertStatistics, Floats
 
 TOKENS, UNIFORM, MAXMIN = BLENDS = ("tokens", "uniform", "maxmin")
 
@@ -51,7 +51,7 @@ def weighted(statistics: DomainStatistics, weights: Mapping[str, float]) -> Expe
 
     Sums are scaled, so that means over tokens are weighted too; a maximum is that over the domains that weigh anything.
     """
-    total = ExpertStatistics.empty(statistics.blocks, statistics.n_used, statistics.n_expert)
+    total = ExpertStatistics.empty(statistics.blocks, statistics.n_used, statistics.n_expert, statistics.names)
     whole = sum(weights.values())
     # The order of the statistics, not of the weights, so that equal blends are equal bit for bit.
     for domain in statistics.domains:
@@ -59,8 +59,8 @@ def weighted(statistics: DomainStatistics, weights: Mapping[str, float]) -> Expe
             part = statistics.of(domain)
             factor = weights[domain] * statistics.n_tokens / (whole * part.n_tokens)
             values = {
-                name: part.values[name] if row.combine is np.maximum else factor * part.values[name]
-                for name, row in ACCUMULATORS.items()
+                name: factor * values if STATISTICS[name].add is np.add else values
+                for name, values in part.values.items()
             }
             total = total + replace(part, values=values)
     return replace(total, n_tokens=statistics.n_tokens)

@@ -13,9 +13,9 @@ import numpy as np
 
 from ggufreap.blending import TOKENS, blend
 from ggufreap.errors import MismatchError
+from ggufreap.observation import DomainStatistics, ExpertStatistics, Floats
 from ggufreap.planning import select
 from ggufreap.saliency import METHODS
-from ggufreap.statistics import DomainStatistics, ExpertStatistics, Floats
 
 WARN_BELOW = 0.9
 FEW_TOKENS = 50

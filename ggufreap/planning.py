@@ -15,8 +15,8 @@ from ggufreap.architecture.layout import MoeLayout
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
 from ggufreap.files import replacing
+from ggufreap.observation import Floats
 from ggufreap.saliency import IMATRIX
-from ggufreap.statistics import Floats
 
 SCHEMA = "ggufreap.plan/1"
 MTP_MODES = ("mirror", "drop")

@@ -17,15 +17,16 @@ from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, TensorRecord, type_name
 from ggufreap.errors import FormatError, UnsupportedModel
 from ggufreap.imatrix import Imatrix
+from ggufreap.observation import ExpertStatistics, Floats
 from ggufreap.progress import Progress, silent
-from ggufreap.statistics import ExpertStatistics, Floats
 
 
 @dataclass(frozen=True)
 class Method:
     """A criterion over statistics; `score` gives `[n_moe_blocks, n_expert]`.
 
-    `mass` is the accumulator that it adds up or averages: what an expert does in all, to tell how much of it stays.
+    `mass` is the statistic, of one number per expert, that it adds up or averages: what an expert does in all, to tell
+    how much of it stays.
     """
 
     score: Callable[[ExpertStatistics], Floats]

@@ -1,6 +1,6 @@
 """An engine without llama.cpp: deterministic routing and logits, so that most tests need no native library."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -25,7 +25,9 @@ class FakeEngine:
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32) % self.n_vocab
 
-    def route(self, tokens: Tokens, importance: ImportanceSums | None = None) -> list[RoutedBatch]:
+    def route(
+        self, tokens: Tokens, importance: ImportanceSums | None = None, observables: Collection[str] = ()
+    ) -> list[RoutedBatch]:
         self.n_routed += 1
         if importance is not None:
             squares = np.bincount(tokens, minlength=self.n_vocab).astype(np.float32)
@@ -38,7 +40,8 @@ class FakeEngine:
             weights, norms, peaks = table.random((3, self.n_vocab, block.n_used)).astype(np.float32)
             experts = order.astype(np.int32)[tokens]
             g, f = weights[tokens], norms[tokens]
-            batches.append(RoutedBatch(block.index, experts, g, f, g * f, peaks[tokens]))
+            known = {"norms": f, "contributions": g * f, "peaks": peaks[tokens]}
+            batches.append(RoutedBatch(block.index, experts, g, {name: known[name] for name in observables}))
         return batches
 
     def logits(self, tokens: Tokens, keep: Keep | None = None, scored_from: int = 0) -> np.ndarray:

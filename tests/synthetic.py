@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from hypothesis import settings
 
-from ggufreap.statistics import DomainStatistics, ExpertStatistics
+from ggufreap.observation import DomainStatistics, ExpertStatistics
 
 # A busy machine is no failure.
 quick = settings(deadline=None, max_examples=50)

@@ -10,9 +10,9 @@ from synthetic import of_parts, part, quick, random_statistics
 
 from ggufreap.blending import BLENDS, blend, check_blend, most_needed, weighted
 from ggufreap.errors import InputError
+from ggufreap.observation import STATISTICS
 from ggufreap.planning import select
 from ggufreap.saliency import METHODS
-from ggufreap.statistics import ACCUMULATORS
 
 SEEDS = st.integers(0, 2**32 - 1)
 # Code has nine times the text; expert 0 is code's, 1 is prose's, 2 serves both, 3 nobody.
@@ -76,7 +76,7 @@ def test_sums_are_linear_in_the_weights(seed: int, one: list[float], other: list
         return weighted(statistics, dict(zip(statistics.domains, weights, strict=True))).values[name] * sum(weights)
 
     added = [a + b for a, b in zip(one, other, strict=True)]
-    for name in ACCUMULATORS:
+    for name in STATISTICS:
         if name != "max_f":
             np.testing.assert_allclose(sums(added, name), sums(one, name) + sums(other, name), rtol=1e-9)
 

@@ -26,8 +26,8 @@ from ggufreap import demonstration, naming, verbs
 from ggufreap.cli import VERBS, main
 from ggufreap.container import open_gguf
 from ggufreap.engine.session import EngineSettings
+from ggufreap.observation import load
 from ggufreap.saliency import METHOD_NAMES, METHODS
-from ggufreap.statistics import load
 
 pytestmark = pytest.mark.native
 
@@ -853,9 +853,9 @@ def read_or_end(screen: int) -> bytes:
 CHECKPOINT_AFTER_EVERY_CHUNK = """
 import sys
 from functools import partial
-from ggufreap import calibration, cli
+from ggufreap import cli, observation
 from ggufreap.verbs import stages
-stages.observe = partial(calibration.observe, checkpoint_seconds=0)
+stages.observe = partial(observation.observe, checkpoint_seconds=0)
 sys.exit(cli.main())
 """
 

@@ -20,10 +20,10 @@ from ggufreap.container import OutputFile, OutputTensor, Piece
 from ggufreap.demonstration import Demonstration
 from ggufreap.evaluation import Perplexity
 from ggufreap.inspection import Inspection, Outlook
+from ggufreap.observation import DomainStatistics, ExpertStatistics
 from ggufreap.planning import ModelIdentity, PruningPlan, make_plan
 from ggufreap.quantization import Fallback, Quantized
 from ggufreap.rewriting import RewriteScript
-from ggufreap.statistics import DomainStatistics, ExpertStatistics
 from ggufreap.verbs import Pruned, Variants
 from ggufreap.verification import Check, Verification
 

@@ -22,14 +22,14 @@ from tiny_reference import Routed
 from ggufreap import corpus
 from ggufreap.architecture.layout import bind
 from ggufreap.container import OutputTensor, Piece, lay_out, open_gguf, write
-from ggufreap.engine import native, subprocess_probe
+from ggufreap.engine import native, subprocess_probe, taps
+from ggufreap.engine.observables import OBSERVABLES, OF_OUTPUTS, OF_WEIGHTED, Measure, measured
 from ggufreap.engine.session import EngineSettings, LlamaSession
-from ggufreap.engine.taps import norms_and_peaks
 from ggufreap.errors import EngineError, NumericFailure
+from ggufreap.observation import ExpertStatistics, observables
 from ggufreap.planning import ModelIdentity, make_plan
 from ggufreap.progress import silent
 from ggufreap.saliency import METHODS
-from ggufreap.statistics import ExpertStatistics
 
 pytestmark = pytest.mark.native
 
@@ -47,7 +47,7 @@ def observed(path: Path, chunks: np.ndarray, settings: EngineSettings) -> Expert
     statistics = ExpertStatistics.empty(blocks, used, nodes.n_expert)
     with session(path, settings) as engine:
         for chunk in chunks:
-            statistics = statistics.observe(engine.route(chunk), len(chunk))
+            statistics = statistics.observe(engine.route(chunk, observables=observables()), len(chunk))
     statistics.check()
     return statistics
 
@@ -94,21 +94,66 @@ def test_routing_is_the_reference_s_in_every_block_and_the_last_one_too(tmp_path
     tokens = np.random.default_rng(1).integers(0, 320, 50).astype(np.int32)
     _, expected = tiny_reference.forward(path, tokens.tolist())
     with session(path) as engine:
-        batches = engine.route(tokens)
+        batches = engine.route(tokens, observables=OBSERVABLES)
     assert [batch.block for batch in batches] == [0, 1, 2]
     for batch, routed in zip(batches, expected, strict=True):
         assert np.array_equal(batch.experts, routed.ids)
         np.testing.assert_allclose(batch.weights, routed.g, rtol=1e-4)
-        np.testing.assert_allclose(batch.norms, np.linalg.norm(routed.f, axis=-1), rtol=1e-4)
-        np.testing.assert_allclose(batch.contributions, batch.weights * batch.norms)
+        np.testing.assert_allclose(batch["norms"], np.linalg.norm(routed.f, axis=-1), rtol=1e-4)
+        np.testing.assert_allclose(batch["contributions"], batch.weights * batch["norms"])
+        np.testing.assert_allclose(batch["peaks"], np.abs(routed.f).max(axis=-1), rtol=1e-3)
+        weighted = routed.g[..., None] * routed.f
+        np.testing.assert_allclose(batch["output_norms"], np.linalg.norm(weighted.sum(axis=1), axis=-1), rtol=1e-4)
+        products = np.einsum("tie,tje->tij", weighted, weighted)
+        np.testing.assert_allclose(batch["products"], products, rtol=1e-3, atol=1e-4 * products.max())
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3moe", "gpt-oss", "deepseek2", "gemma4", "nemotron_h_moe", "grok", "llama4", "qwen2moe", "lfm2moe"]
+)
+def test_observables_agree_with_each_other(tmp_path: Path, name: str) -> None:
+    """What is measured of f and of g f, at two nodes: |g|‖f‖ is the norm of g f, and h their sum."""
+    path = tiny_native.build(name, tmp_path / "m.gguf")
+    with session(path, replace(EXACT, n_ubatch=24)) as engine:
+        for batch in engine.route(np.arange(40, dtype=np.int32), observables=OBSERVABLES):
+            norms = np.sqrt(np.einsum("tii->ti", batch["products"]))
+            np.testing.assert_allclose(batch["contributions"], norms, rtol=1e-4)
+            np.testing.assert_allclose(batch["output_norms"] ** 2, batch["products"].sum(axis=(1, 2)), rtol=1e-3)
 
 
 def test_the_weight_of_llama4_is_inside_the_output(tmp_path: Path) -> None:
     path = tiny_native.build("llama4", tmp_path / "m.gguf")
     with session(path) as engine:
-        for batch in engine.route(np.arange(40, dtype=np.int32)):
-            assert np.array_equal(batch.contributions, batch.norms)
+        for batch in engine.route(np.arange(40, dtype=np.int32), observables=OBSERVABLES):
+            assert np.array_equal(batch["contributions"], batch["norms"])
             assert ((batch.weights > 0) & (batch.weights < 1)).all()  # a sigmoid
+
+
+@pytest.mark.parametrize("name", ["qwen3moe", "llama4"])
+def test_only_what_is_asked_for_is_observed(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_native.build(name, tmp_path / "m.gguf")
+    tokens, computed = np.arange(40, dtype=np.int32), []
+
+    def counting(outputs: np.ndarray, measures: dict[str, Measure]) -> dict[str, np.ndarray]:
+        computed.extend(measures)
+        return measured(outputs, measures)
+
+    monkeypatch.setattr(taps, "measured", counting)
+    with session(path) as engine:
+        whole = engine.route(tokens, observables=OBSERVABLES)
+        for asked, needed in [
+            ((), set()),
+            (("peaks",), {"peaks"}),
+            (("contributions",), {"norms"}),
+            (("products", "output_norms"), {"products", "output_norms"}),
+        ]:
+            computed.clear()
+            for batch, all_of_it in zip(engine.route(tokens, observables=asked), whole, strict=True):
+                assert set(batch.observed) == set(asked)
+                assert np.array_equal(batch.experts, all_of_it.experts)
+                assert np.array_equal(batch.weights, all_of_it.weights)
+                assert all(np.array_equal(batch[observable], all_of_it[observable]) for observable in asked)
+            assert set(computed) == needed
 
 
 def test_chunks_do_not_see_each_other(tmp_path: Path) -> None:
@@ -121,11 +166,14 @@ def test_chunks_do_not_see_each_other(tmp_path: Path) -> None:
         assert np.array_equal(engine.logits(second), alone)
 
 
-def test_norms_and_peaks_by_definition() -> None:
+def test_observables_by_definition() -> None:
     outputs = np.random.default_rng(0).normal(size=(130, 3, 96)).astype(np.float32)
-    norms, peaks = norms_and_peaks(outputs)
-    np.testing.assert_allclose(norms, np.linalg.norm(outputs.astype(np.float64), axis=-1), rtol=1e-6)
-    assert np.array_equal(peaks, np.abs(outputs).max(axis=-1))
+    exact = outputs.astype(np.float64)
+    found = measured(outputs, {**OF_OUTPUTS, **OF_WEIGHTED})
+    np.testing.assert_allclose(found["norms"], np.linalg.norm(exact, axis=-1), rtol=1e-6)
+    assert np.array_equal(found["peaks"], np.abs(outputs).max(axis=-1))
+    np.testing.assert_allclose(found["output_norms"], np.linalg.norm(exact.sum(axis=1), axis=-1), rtol=1e-6)
+    np.testing.assert_allclose(found["products"], np.einsum("tie,tje->tij", exact, exact), rtol=1e-5, atol=1e-4)
 
 
 def test_nan_weights_name_block_and_expert(tmp_path: Path) -> None:
@@ -135,8 +183,12 @@ def test_nan_weights_name_block_and_expert(tmp_path: Path) -> None:
     size = record.nbytes // 16
     data[record.offset + 5 * size : record.offset + 6 * size] = np.full(size // 4, np.nan, np.float32).tobytes()
     path.write_bytes(data)
-    with session(path) as engine, pytest.raises(NumericFailure, match="block 1, expert 5"):
-        engine.route(np.arange(96, dtype=np.int32))
+    for observable in ("norms", "contributions", "peaks"):
+        with session(path) as engine, pytest.raises(NumericFailure, match="block 1, expert 5"):
+            engine.route(np.arange(96, dtype=np.int32), observables=(observable,))
+    for observable in ("output_norms", "products"):
+        with session(path) as engine, pytest.raises(NumericFailure, match="block 1: an activation is NaN"):
+            engine.route(np.arange(96, dtype=np.int32), observables=(observable,))
 
 
 def test_a_model_without_tokenizer_says_so(tmp_path: Path) -> None:

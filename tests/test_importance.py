@@ -12,7 +12,7 @@ from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.session import EngineSettings, LlamaSession
-from ggufreap.statistics import ExpertStatistics
+from ggufreap.observation import ExpertStatistics, observables
 
 pytestmark = pytest.mark.native
 
@@ -51,7 +51,7 @@ def observed(shared: Path) -> tuple[ExpertStatistics, ImportanceSums]:
     with LlamaSession(file.path, bind(file).nodes, EngineSettings(n_ctx=256, n_ubatch=256, n_threads=1)) as engine:
         text = corpus.read_text(str(shared / "text" / "mixed.calib.txt"))
         for chunk in corpus.from_text(engine, text, 256, "mixed").chunks[:120]:
-            statistics = statistics.observe(engine.route(chunk, sums), len(chunk))
+            statistics = statistics.observe(engine.route(chunk, sums, observables()), len(chunk))
     return statistics, sums
 
 

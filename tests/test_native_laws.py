@@ -21,10 +21,10 @@ from ggufreap.container import GgufFile, open_gguf
 from ggufreap.engine.protocol import Keep
 from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.errors import UnsupportedModel
+from ggufreap.observation import ExpertStatistics, observables
 from ggufreap.planning import ModelIdentity, PruningPlan, make_plan
 from ggufreap.rewriting import execute, lower
 from ggufreap.saliency import METHODS
-from ggufreap.statistics import ExpertStatistics
 
 pytestmark = pytest.mark.native
 
@@ -59,7 +59,7 @@ def calibrated(file: GgufFile, layout: MoeLayout) -> ExpertStatistics:
     used = [block.n_used for block in layout.trunk]
     statistics = ExpertStatistics.empty([block.index for block in layout.trunk], used, layout.n_expert)
     with LlamaSession(file.path, layout.nodes, replace(SETTINGS, n_ubatch=24)) as session:
-        statistics = statistics.observe(session.route(TOKENS), len(TOKENS))
+        statistics = statistics.observe(session.route(TOKENS, observables=observables()), len(TOKENS))
     statistics.check()
     return statistics
 

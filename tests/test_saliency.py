@@ -10,8 +10,8 @@ from gguf.quants import dequantize
 
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
+from ggufreap.observation import STATISTICS, ExpertStatistics
 from ggufreap.saliency import METHOD_NAMES, METHODS, random_scores, weight_norms
-from ggufreap.statistics import ACCUMULATORS, ExpertStatistics
 
 # Three experts of one block: a busy weak one, a rare strong one, one that was never routed.
 VALUES = {
@@ -36,7 +36,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_scores_by_hand(method: str) -> None:
-    values = {name: np.array([VALUES[name]]) for name in ACCUMULATORS}
+    values = {name: np.array([VALUES[name]]) for name in STATISTICS}
     statistics = ExpertStatistics((0,), (2,), 3, 6, 1, values)
     np.testing.assert_allclose(METHODS[method].score(statistics)[0], EXPECTED[method])
 

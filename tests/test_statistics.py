@@ -1,6 +1,7 @@
 """Statistics are sums: of hand-made batches, over any split of the data, through files and interruptions."""
 
 import itertools
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,23 @@ import numpy as np
 import pytest
 from fake_engine import FakeEngine
 
-from ggufreap.calibration import checkpoint_path, observe
 from ggufreap.corpus import Corpus
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.protocol import RoutedBatch
 from ggufreap.errors import InputError, MismatchError, OutputError
-from ggufreap.statistics import ACCUMULATORS, DomainStatistics, ExpertStatistics, Provenance, load
+from ggufreap.observation import (
+    STATISTICS,
+    DomainStatistics,
+    ExpertStatistics,
+    Importance,
+    Provenance,
+    Stored,
+    checkpoint_path,
+    load,
+    observables,
+    observe,
+    per_expert,
+)
 
 PROVENANCE = Provenance("model", "corpus", 16, 16, "test", "0")
 
@@ -27,9 +39,11 @@ def test_the_sums_of_a_batch_made_by_hand() -> None:
         block=3,
         experts=np.array([[0, 2], [2, 1]], np.int32),
         weights=np.array([[0.75, 0.25], [0.5, 0.5]], np.float32),
-        norms=np.array([[4, 8], [2, 6]], np.float32),
-        contributions=np.array([[3, 2], [1, 3]], np.float32),
-        peaks=np.array([[1, 5], [2, 7]], np.float32),
+        observed={
+            "norms": np.array([[4, 8], [2, 6]], np.float32),
+            "contributions": np.array([[3, 2], [1, 3]], np.float32),
+            "peaks": np.array([[1, 5], [2, 7]], np.float32),
+        },
     )
     found = ExpertStatistics.empty([3], [2], 4).observe([batch], n_tokens=2)
     expected = {
@@ -41,14 +55,14 @@ def test_the_sums_of_a_batch_made_by_hand() -> None:
         "max_f": [1, 7, 5, 0],
     }
     assert {name: values[0].tolist() for name, values in found.values.items()} == expected
-    assert set(expected) == set(ACCUMULATORS)
+    assert set(expected) == set(STATISTICS)
     found.check()
 
 
 def observed(chunks: np.ndarray, engine: FakeEngine) -> ExpertStatistics:
     statistics = ExpertStatistics.empty([0, 1], [2, 2], 8)
     for chunk in chunks:
-        statistics = statistics.observe(engine.route(chunk), len(chunk))
+        statistics = statistics.observe(engine.route(chunk, None, observables()), len(chunk))
     return statistics
 
 
@@ -58,7 +72,7 @@ def test_two_parts_add_up_to_the_whole(cut: int) -> None:
     whole = observed(chunks, engine)
     parts = observed(chunks[:cut], engine) + observed(chunks[cut:], engine)
     assert (parts.n_tokens, parts.n_chunks) == (whole.n_tokens, whole.n_chunks)
-    for name in ACCUMULATORS:
+    for name in STATISTICS:
         np.testing.assert_allclose(parts.values[name], whole.values[name], rtol=1e-14)
 
 
@@ -75,7 +89,7 @@ def test_a_missing_token_is_noticed() -> None:
 
 def same(a: DomainStatistics, b: DomainStatistics) -> bool:
     pairs = [(a.halves[domain][half], b.halves[domain][half]) for domain in a.halves for half in (0, 1)]
-    values = all(np.array_equal(x.values[name], y.values[name]) for x, y in pairs for name in ACCUMULATORS)
+    values = all(np.array_equal(x.values[name], y.values[name]) for x, y in pairs for name in STATISTICS)
     frames = all(replace(x, values={}) == replace(y, values={}) for x, y in pairs)
     return a.domains == b.domains and values and frames and replace(a, halves={}) == replace(b, halves={})
 
@@ -87,10 +101,12 @@ class Interrupted(FakeEngine):
         super().__init__()
         self.at, self.failure = at, failure
 
-    def route(self, tokens: np.ndarray, importance: ImportanceSums | None = None) -> list[RoutedBatch]:
+    def route(
+        self, tokens: np.ndarray, importance: ImportanceSums | None = None, observables: Collection[str] = ()
+    ) -> list[RoutedBatch]:
         if self.n_routed == self.at:
             raise self.failure
-        return super().route(tokens, importance)
+        return super().route(tokens, importance, observables)
 
 
 class Killed(BaseException):
@@ -99,20 +115,17 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(("at", "failure"), list(itertools.product([0, 1, 4, 5], [KeyboardInterrupt, Killed])))
 def test_a_resumed_calibration_ends_bit_identical(tmp_path: Path, at: int, failure: type[BaseException]) -> None:
-    engine, out = FakeEngine(), tmp_path / "s.npz"
-    matrices = {"imatrix_out": tmp_path / "s.imatrix.gguf"}
-    whole_matrix = tmp_path / "whole.imatrix.gguf"
-    whole = observe(engine, engine.nodes, corpus(), PROVENANCE, tmp_path / "whole.npz", imatrix_out=whole_matrix)
+    engine, out, whole_path = FakeEngine(), tmp_path / "s.npz", tmp_path / "whole.npz"
+    options = {"importance": Importance(), "checkpoint_seconds": 0}
+    whole = observe(engine, engine.nodes, corpus(), PROVENANCE, whole_path, **options)
     with pytest.raises(failure):
-        observe(Interrupted(at, failure), engine.nodes, corpus(), PROVENANCE, out, checkpoint_seconds=0, **matrices)
+        observe(Interrupted(at, failure), engine.nodes, corpus(), PROVENANCE, out, **options)
     assert not out.exists()
-    assert not matrices["imatrix_out"].exists()
     engine.n_routed = 0
-    resumed = observe(engine, engine.nodes, corpus(), PROVENANCE, out, **matrices)
-    assert matrices["imatrix_out"].read_bytes() == whole_matrix.read_bytes()
+    resumed = observe(engine, engine.nodes, corpus(), PROVENANCE, out, **options)
     assert engine.n_routed == 6 - at
     assert same(resumed, whole)
-    assert same(load(out)[0], load(tmp_path / "whole.npz")[0])
+    assert out.read_bytes() == whole_path.read_bytes(), "importance sums included"
     assert not checkpoint_path(out).exists()
 
 
@@ -151,14 +164,84 @@ def test_an_unfinished_calibration_of_other_text_is_not_touched(tmp_path: Path) 
 
 @pytest.mark.parametrize("before", [False, True])
 def test_a_matrix_is_finished_as_it_was_begun(tmp_path: Path, before: bool) -> None:
-    engine, out, matrix = FakeEngine(), tmp_path / "s.npz", {"imatrix_out": tmp_path / "s.imatrix.gguf"}
+    engine, out = FakeEngine(), tmp_path / "s.npz"
     interrupted = Interrupted(3, KeyboardInterrupt)
+    begun, other = Importance(output=before), Importance(output=not before)
     with pytest.raises(KeyboardInterrupt):
-        observe(interrupted, engine.nodes, corpus(), PROVENANCE, out, process_output=before, **matrix)
+        observe(interrupted, engine.nodes, corpus(), PROVENANCE, out, importance=begun)
     with pytest.raises(MismatchError, match=f"{'with' if before else 'without'} --process-output; finish it so"):
-        observe(engine, engine.nodes, corpus(), PROVENANCE, out, process_output=not before, **matrix)
-    observe(engine, engine.nodes, corpus(), PROVENANCE, out, process_output=before, **matrix)
+        observe(engine, engine.nodes, corpus(), PROVENANCE, out, importance=other)
+    observe(engine, engine.nodes, corpus(), PROVENANCE, out, importance=begun)
     assert out.exists()
+
+
+def test_an_unfinished_calibration_without_what_is_wanted_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, out = FakeEngine(), tmp_path / "s.npz"
+    with pytest.raises(KeyboardInterrupt):
+        observe(Interrupted(3, KeyboardInterrupt), engine.nodes, corpus(), PROVENANCE, out)
+    with pytest.raises(MismatchError, match="unfinished calibration without importance matrix"):
+        observe(engine, engine.nodes, corpus(), PROVENANCE, out, importance=Importance())
+    monkeypatch.setitem(STATISTICS, "sum_g2", per_expert(lambda batch: batch.weights**2, "sum of g²"))
+    with pytest.raises(MismatchError, match="unfinished calibration without sum_g2; delete the file"):
+        observe(engine, engine.nodes, corpus(), PROVENANCE, out)
+    more = tmp_path / "more.npz"
+    with pytest.raises(KeyboardInterrupt):
+        observe(Interrupted(3, KeyboardInterrupt), engine.nodes, corpus(), PROVENANCE, more, importance=Importance())
+    observe(engine, engine.nodes, corpus(), PROVENANCE, more)
+    assert "importance sums of the unfinished calibration are left out" in caplog.text
+    assert Stored.open(more).importance is None
+
+
+def test_what_a_finished_calibration_lacks_is_added_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, out = FakeEngine(), tmp_path / "s.npz"
+    first = observe(engine, engine.nodes, corpus(), PROVENANCE, out)
+    wanted = [None, Importance(), Importance(output=True), Importance(), None]
+    for importance, lacks in zip(
+        wanted, ["", "importance sums", "importance sums of the output head", "", ""], strict=True
+    ):
+        engine.n_routed = 0
+        caplog.clear()
+        assert same(observe(engine, engine.nodes, corpus(), PROVENANCE, out, importance=importance), first)
+        assert engine.n_routed == (6 if lacks else 0)
+        assert (f"{out} lacks {lacks}: calibrating again to add it" in caplog.text) == bool(lacks)
+    with pytest.raises(InputError, match=r"hold no sum_g2, only count, .*; calibrate again"):
+        load(out)[0].total.values["sum_g2"]
+    monkeypatch.setitem(STATISTICS, "sum_g2", per_expert(lambda batch: batch.weights**2, "sum of g²"))
+    total = observe(engine, engine.nodes, corpus(), PROVENANCE, out).total
+    assert f"{out} lacks sum_g2" in caplog.text
+    assert (total.values["sum_g2"] <= total.values["sum_g"]).all()
+    monkeypatch.setitem(STATISTICS, "sum_g2", replace(STATISTICS["sum_g2"], version=2))
+    assert "sum_g2" not in load(out)[0].names
+    assert f"{out} holds sum_g2, recorded by another version of ggufreap; that is left out" in caplog.text
+    monkeypatch.delitem(STATISTICS, "sum_g2")
+    observe(engine, engine.nodes, corpus(), PROVENANCE, out, importance=Importance())
+    assert "lacks importance sums: calibrating again to add it, without sum_g2 of another version" in caplog.text
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_a_statistic_reads_only_what_it_declares_and_folds_in_place(name: str) -> None:
+    row = STATISTICS[name]
+    batch = FakeEngine().route(corpus().chunks[0], observables=row.needs)[0]
+    assert set(batch.observed) == set(row.needs)
+    with pytest.raises(KeyError, match="products was not observed; a statistic names in `needs` what it reads"):
+        batch["products"]
+    array = np.full(row.shape(8), row.zero)
+    row.fold(array, batch)
+    assert array.any()
+    half = [np.full(row.shape(8), row.zero) for _ in range(2)]
+    tokens = np.arange(16) < 9
+    row.fold(half[0], batch.only(tokens))
+    row.fold(half[1], batch.only(~tokens))
+    np.testing.assert_allclose(row.add(*half), array, rtol=1e-14)
+
+
+def test_a_need_that_nothing_observes_is_refused() -> None:
+    with pytest.raises(InputError, match="needs 'nroms'; what can be observed is norms, contributions"):
+        per_expert(lambda batch: batch["nroms"], "", ("nroms",))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04broken"])

@@ -11,14 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufreap import corpus, verbs
-from ggufreap.calibration import Shard, observe
 from ggufreap.corpus import Reading, SourceRecord
 from ggufreap.corpus.chat import Rendered
 from ggufreap.corpus.request import Request, open_request
 from ggufreap.corpus.samples import Conversation, Sample, Text
 from ggufreap.corpus.stream import NamedSource, Stream
 from ggufreap.errors import InputError, MismatchError
-from ggufreap.statistics import DomainStatistics, Provenance, load, merge
+from ggufreap.observation import DomainStatistics, Importance, Provenance, Shard, load, merge, observe
 
 PROVENANCE = Provenance("model", "corpus", 4, 4, "test", "0")
 
@@ -138,10 +137,10 @@ class Killed(FakeEngine):
         super().__init__()
         self.at = at
 
-    def route(self, tokens, importance=None):  # type: ignore[no-untyped-def]
+    def route(self, tokens, importance=None, observables=()):  # type: ignore[no-untyped-def]
         if self.n_routed == self.at:
             raise RuntimeError("killed")
-        return super().route(tokens, importance)
+        return super().route(tokens, importance, observables)
 
 
 def samples_of(seed: int) -> dict[str, list[Sample]]:
@@ -194,7 +193,7 @@ def test_shards_add_up_to_the_whole(tmp_path: Path, n_shards: int) -> None:
         provenance = Provenance("model", "corpus", 4, 4, "test", "0", shard=f"{index}/{n_shards}")
         paths.append(tmp_path / f"{index}.npz")
         observe(FakeEngine(), nodes, stream_of(samples_of(3)), provenance, paths[-1])
-    merged, provenance = merge(paths)
+    merged, provenance, _ = merge(paths)
     assert provenance.sources == load(tmp_path / "whole.npz")[1].sources
     for domain in whole.domains:
         for first, second in zip(whole.halves[domain], merged.halves[domain], strict=True):
@@ -208,9 +207,7 @@ def test_the_verb_merges_matrices_too(tmp_path: Path) -> None:
     for index in (1, 2):
         provenance = Provenance("model", "corpus", 4, 4, "test", "0", shard=f"{index}/2")
         out = tmp_path / f"{index}.npz"
-        observe(
-            FakeEngine(), nodes, stream_of(samples_of(3)), provenance, out, imatrix_out=out.with_suffix(".imatrix.gguf")
-        )
+        observe(FakeEngine(), nodes, stream_of(samples_of(3)), provenance, out, importance=Importance())
     merged = verbs.merge([tmp_path / "1.npz", tmp_path / "2.npz"], tmp_path / "both.npz")
     matrix = verbs.imatrix([tmp_path / "both.imatrix.gguf"]).summary
     assert matrix.chunk_count == merged.n_chunks

@@ -19,8 +19,8 @@ import tiny_gguf
 from ggufreap import activity, cli, interrupts, supervision, verbs
 from ggufreap.activity import Activity
 from ggufreap.engine.session import EngineSettings
+from ggufreap.observation import load
 from ggufreap.process import Ending
-from ggufreap.statistics import load
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")]
 

@@ -16,10 +16,10 @@ from ggufreap.corpus.request import Request
 from ggufreap.corpus.standard_library import _documents, calibration_text
 from ggufreap.demonstration import MODEL
 from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.observation import load
 from ggufreap.planning import select
 from ggufreap.reporting import facts
 from ggufreap.reporting.describe import describe_file, describe_model, describe_plan, describe_routing
-from ggufreap.statistics import load
 
 N_CTX = 128
 Floats = npt.NDArray[np.float64]

@@ -9,10 +9,10 @@ from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
 from ggufreap.container import OutputFile, type_name
 from ggufreap.coverage import Coverage
 from ggufreap.inspection import Inspection
+from ggufreap.observation import DomainStatistics, ExpertStatistics
 from ggufreap.planning import PruningPlan
 from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
-from ggufreap.statistics import DomainStatistics, ExpertStatistics
 from ggufreap.verbs import Variants
 from ggufreap.verification import Check, Verification
 

@@ -47,8 +47,13 @@ class ImportanceSums:
             else:
                 self.sums[weight] = Sums(found.values.copy(), found.counts.copy())
 
+    def without_output(self) -> Self:
+        """The same without the output head's."""
+        input_of = {weight: holder for weight, holder in self.input_of.items() if weight != OUTPUT}
+        return type(self)({holder: self.sums[holder] for holder in input_of.values()}, input_of)
+
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """What a checkpoint keeps."""
+        """What a file keeps."""
         arrays: dict[str, npt.NDArray[Any]] = {"input_of": np.array(json.dumps(self.input_of))}
         arrays["output"] = np.array(self.output)
         for weight, found in self.sums.items():

@@ -1,13 +1,14 @@
 """What the other rooms may know of a running model. Importing this needs no native library."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ggufreap.engine.importance import ImportanceSums
+from ggufreap.engine.observables import Float32s
 
 Tokens = npt.NDArray[np.int32]
 Keep = Mapping[int, Sequence[int]]  # block -> the experts that stay, ids of the loaded model
@@ -15,18 +16,27 @@ Keep = Mapping[int, Sequence[int]]  # block -> the experts that stay, ids of the
 
 @dataclass(frozen=True)
 class RoutedBatch:
-    """What one micro-batch did in one MoE block; all arrays are `[n_tokens, n_used]`.
+    """What one micro-batch did in one MoE block.
 
-    `experts`: ids; `weights`: g, what llama.cpp multiplies with; `norms`: ‖f‖₂ of the expert's output;
-    `contributions`: g‖f‖, the REAP summand (arXiv 2510.13999, eq. 9); `peaks`: max |f| over the embedding.
+    `experts` `[n_tokens, n_used]`: ids; `weights` `[n_tokens, n_used]`: g, what llama.cpp multiplies with; `observed`:
+    what else was asked for, by its name and in the shape of engine.observables.OBSERVABLES.
     """
 
     block: int
-    experts: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
-    norms: npt.NDArray[np.float32]
-    contributions: npt.NDArray[np.float32]
-    peaks: npt.NDArray[np.float32]
+    experts: npt.NDArray[np.integer]
+    weights: Float32s
+    observed: Mapping[str, Float32s]
+
+    def __getitem__(self, observable: str) -> Float32s:
+        """One of `observed`; raises KeyError for what was not asked for."""
+        if observable not in self.observed:
+            raise KeyError(f"{observable} was not observed; a statistic names in `needs` what it reads of a batch")
+        return self.observed[observable]
+
+    def only(self, tokens: npt.NDArray[np.bool_]) -> Self:
+        """The marked `[n_tokens]` tokens alone."""
+        observed = {name: values[tokens] for name, values in self.observed.items()}
+        return replace(self, experts=self.experts[tokens], weights=self.weights[tokens], observed=observed)
 
 
 class Engine(Protocol):
@@ -42,8 +52,10 @@ class Engine(Protocol):
         tokens in the text, such as `<|im_start|>`, are what they look like.
         """
 
-    def route(self, tokens: Tokens, importance: ImportanceSums | None = None) -> Sequence[RoutedBatch]:
-        """Run one chunk from an empty memory and tell what every MoE block did.
+    def route(
+        self, tokens: Tokens, importance: ImportanceSums | None = None, observables: Collection[str] = ()
+    ) -> Sequence[RoutedBatch]:
+        """Run one chunk from an empty memory and tell what every MoE block did, with those `observables` and no other.
 
         The squared inputs of all weights are added to `importance` where it is given.
         """

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -168,13 +168,15 @@ class LlamaSession:
             pieces.append(buffer.raw[:length])
         return b"".join(pieces).decode(errors="replace")
 
-    def route(self, tokens: Tokens, importance: ImportanceSums | None = None) -> list[RoutedBatch]:
+    def route(
+        self, tokens: Tokens, importance: ImportanceSums | None = None, observables: Collection[str] = ()
+    ) -> list[RoutedBatch]:
         """What every MoE block did with one chunk, whose squared inputs are added to `importance`.
 
         The graph ends where nothing more is wanted: without the importance matrix at the last block's experts, with it
         before the output head, unless its input is wanted too.
         """
-        routing = RoutingTap(self._nodes, self._reader, stop=importance is None)
+        routing = RoutingTap(self._nodes, self._reader, observables, stop=importance is None)
         tap: Tap = routing
         if importance is not None:
             end = [] if importance.output else [StopTap(FINAL_NORM)]

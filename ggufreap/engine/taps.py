@@ -4,7 +4,7 @@ A tap names the nodes it wants and is called with each of them as soon as it is 
 dead tensors (ggml/src/ggml-alloc.c), so whatever is needed is taken at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,14 +12,13 @@ import numpy.typing as npt
 
 from ggufreap.architecture.nodes import SELECTION, TOPK, WEIGHTED, RoutedBlock, RoutingNodes
 from ggufreap.engine.native import TensorReader, name_at, tensor_at
+from ggufreap.engine.observables import CONTRIBUTIONS, NORMS, OF_OUTPUTS, OF_WEIGHTED, Float32s, measured
 from ggufreap.engine.protocol import Keep, RoutedBatch
 from ggufreap.errors import EngineError, NumericFailure
 
 # Called with the node's address; False ends the graph there (ggml-backend.cpp, compute_splits), which is legal once
 # nothing more is wanted.
 NodeHandler = Callable[[int], bool]
-
-PIECE_NBYTES = 512 << 10  # of expert outputs: half of a usual L2 cache
 
 
 class Tap(Protocol):
@@ -80,14 +79,19 @@ class Together:
 
 
 class RoutingTap(_NamedTap):
-    """Collects a RoutedBatch per MoE block and micro-batch; with `stop` the graph ends at the last of them."""
+    """Collects a RoutedBatch per MoE block and micro-batch, with those `observables` and no other.
 
-    def __init__(self, nodes: RoutingNodes, reader: TensorReader, stop: bool = True) -> None:
+    With `stop` the graph ends at the last of them.
+    """
+
+    def __init__(
+        self, nodes: RoutingNodes, reader: TensorReader, observables: Collection[str] = (), stop: bool = True
+    ) -> None:
         super().__init__()
         self.batches: list[RoutedBatch] = []
         for block in nodes.blocks:
             last = stop and block == nodes.blocks[-1]
-            watch = _BlockWatch(block, reader, nodes.weighted_input, last, sink=self.batches)
+            watch = _BlockWatch(block, reader, nodes.weighted_input, observables, last, sink=self.batches)
             self.handlers[_node(TOPK, block.index)] = watch.topk
             self.handlers[_node(WEIGHTED, block.index)] = watch.weighted
             self.handlers |= {_node(name, block.index): watch.output for name in block.outputs}
@@ -97,22 +101,36 @@ class _BlockWatch:
     """Puts together what the three nodes of one block tell, in whichever order they come."""
 
     def __init__(
-        self, block: RoutedBlock, reader: TensorReader, weighted_input: bool, last: bool, sink: list[RoutedBatch]
+        self,
+        block: RoutedBlock,
+        reader: TensorReader,
+        weighted_input: bool,
+        observables: Collection[str],
+        last: bool,
+        sink: list[RoutedBatch],
     ) -> None:
         self.block, self.reader, self.weighted_input, self.last, self.sink = block, reader, weighted_input, last, sink
-        self.experts = np.empty((0, 0), np.int32)
-        self.weights = self.norms = self.peaks = np.empty((0, 0), np.float32)
+        self.observables = frozenset(observables)
+        needed = self.observables | ({NORMS} if CONTRIBUTIONS in self.observables else set())
+        self.of_outputs = {name: row for name, row in OF_OUTPUTS.items() if name in needed}
+        self.of_weighted = {name: row for name, row in OF_WEIGHTED.items() if name in needed}
+        self.experts = np.empty((0, 0), np.intp)
+        self.weights = np.empty((0, 0), np.float32)
+        self.observed: dict[str, Float32s] = {}
+        self.shape = (0, 0)
         self.output_address = 0
 
     def topk(self, pointer: int) -> bool:
         # A strided view of the whole argsort, one row of n_expert ids per token (ggml.c, ggml_argsort_top_k).
-        self.experts = self.reader.read(pointer)[0, 0].copy()
+        self.experts = self.reader.read(pointer)[0, 0].astype(np.intp)
         return True
 
     def output(self, pointer: int) -> bool:
-        outputs = self.reader.read(pointer)[0]
         self.output_address = pointer
-        self.norms, self.peaks = norms_and_peaks(outputs)
+        _, n_used, n_tokens, _ = tensor_at(pointer).ne
+        self.shape = n_tokens, n_used
+        measures = self.of_outputs | (self.of_weighted if self.weighted_input else {})
+        self.observed = measured(self.reader.read(pointer)[0], measures) if measures else {}
         if self.weighted_input:
             self._finish()
             return not self.last
@@ -128,22 +146,26 @@ class _BlockWatch:
                 f"block {self.block.index}: {WEIGHTED} does not multiply the watched expert output; "
                 "this llama.cpp builds the block in another way than ggufreap knows"
             )
+        if self.of_weighted:  # of the product itself, which may lie where the outputs were
+            self.observed |= measured(self.reader.read(pointer)[0], self.of_weighted)
         self._finish()
         return not self.last
 
     def _finish(self) -> None:
-        n_tokens = len(self.norms)
-        expected = (n_tokens, self.block.n_used)
-        shapes = {self.experts.shape, self.weights.shape, self.norms.shape}
+        shapes = {self.experts.shape, self.weights.shape, self.shape}
+        expected = (self.shape[0], self.block.n_used)
         if shapes != {expected}:
             raise EngineError(f"block {self.block.index}: routing has shapes {sorted(shapes)}, expected {expected}")
-        if not (np.isfinite(self.norms).all() and np.isfinite(self.weights).all()):
-            bad = np.argwhere(~(np.isfinite(self.norms) & np.isfinite(self.weights)))[0]
-            raise not_finite(f"block {self.block.index}, expert {self.experts[tuple(bad)]}")
-        contributions = self.norms if self.weighted_input else self.weights * self.norms
-        self.sink.append(
-            RoutedBatch(self.block.index, self.experts, self.weights, self.norms, contributions, self.peaks)
-        )
+        for values in (self.weights, *self.observed.values()):
+            if not np.isfinite(values).all():
+                token, *place = np.argwhere(~np.isfinite(values))[0]
+                expert = f", expert {self.experts[token, place[0]]}" if values.shape == expected else ""
+                raise not_finite(f"block {self.block.index}{expert}")
+        if CONTRIBUTIONS in self.observables:
+            norms = self.observed[NORMS]
+            self.observed[CONTRIBUTIONS] = norms if self.weighted_input else self.weights * norms
+        observed = {name: self.observed[name] for name in sorted(self.observables)}
+        self.sink.append(RoutedBatch(self.block.index, self.experts, self.weights, observed))
 
 
 def not_finite(where: str) -> NumericFailure:
@@ -152,26 +174,6 @@ def not_finite(where: str) -> NumericFailure:
         f"{where}: an activation is NaN or infinite; the model file is damaged or overflows in this precision, "
         "try another quantisation of it"
     )
-
-
-def norms_and_peaks(
-    outputs: npt.NDArray[np.float32],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """‖f‖₂ and max |f| of every row of `[n_tokens, n_used, n_embd]`, each `[n_tokens, n_used]`.
-
-    Three passes over the data, so it goes in pieces that stay in a core's cache. `vecdot` (BLAS) keeps its error
-    below 1e-6 where einsum does not: rows with one huge value among thousands of small ones.
-    """
-    norms = np.empty(outputs.shape[:2], np.float32)
-    peaks = np.empty_like(norms)
-    step = max(1, PIECE_NBYTES // outputs[0].nbytes)
-    with np.errstate(over="ignore"):  # an infinite norm is refused with a reason
-        for start in range(0, len(outputs), step):
-            tokens = slice(start, start + step)
-            piece = outputs[tokens]
-            norms[tokens] = np.vecdot(piece, piece)
-            peaks[tokens] = np.maximum(piece.max(axis=-1), -piece.min(axis=-1))
-    return np.sqrt(norms), peaks
 
 
 class MaskTap(_NamedTap):

@@ -1,6 +1,6 @@
 """Importance matrices: what llama-imatrix collects and llama-quantize weighs errors with, as values and as files."""
 
-from ggufreap.imatrix.collected import of_sums
+from ggufreap.imatrix.collected import collected, of_sums
 from ggufreap.imatrix.gaps import Filled, filled
 from ggufreap.imatrix.matrix import Imatrix, ImatrixEntry, in_tokens, means, merged
 from ggufreap.imatrix.model import Coverage, ExpertSums, check, expert_statistics, full_nbytes, sliced
@@ -16,6 +16,7 @@ __all__ = [
     "ImatrixEntry",
     "ImatrixSummary",
     "check",
+    "collected",
     "describe",
     "expert_statistics",
     "filled",

@@ -10,9 +10,9 @@ import numpy as np
 from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout
 from ggufreap.container import GgufFile
 from ggufreap.errors import InputError
+from ggufreap.observation import ExpertStatistics, Floats
 from ggufreap.planning import PruningPlan
 from ggufreap.reporting import facts
-from ggufreap.statistics import ExpertStatistics, Floats
 
 _CHUNK = 1 << 22
 _HOMES = ("general.repo_url", "general.source.repo_url", "general.source.url")

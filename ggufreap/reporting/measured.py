@@ -12,9 +12,9 @@ from ggufreap.evaluation.probes import Probes as Probed
 from ggufreap.evaluation.proportions import Share
 from ggufreap.evaluation.speed import Speed as Timed
 from ggufreap.evaluation.tasks import TaskReport
+from ggufreap.observation import DomainStatistics, Provenance
 from ggufreap.reporting import facts
 from ggufreap.reporting.describe import describe_routing
-from ggufreap.statistics import DomainStatistics, Provenance
 
 _TEST = re.compile(r"(pp|tg)\d+(?: x(\d+))?")
 

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ggufreap.observation import Floats
 from ggufreap.reporting.canvas import COLOURS, MAP, MUTED, canvas
 from ggufreap.reporting.facts import Report
-from ggufreap.statistics import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

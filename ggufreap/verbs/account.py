@@ -13,13 +13,13 @@ from ggufreap.coverage import Coverage
 from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InputError
 from ggufreap.evaluation import Outcome
+from ggufreap.observation import DomainStatistics, Floats, Provenance, load
 from ggufreap.planning import PruningPlan, load_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.reporting import Report, check_report, facts, write_report
 from ggufreap.reporting import describe as described
 from ggufreap.reporting import measured as facts_of
 from ggufreap.rewriting import lower, write_skeleton
-from ggufreap.statistics import DomainStatistics, Floats, Provenance, load
 from ggufreap.verbs.candidates import RATIOS, Preview, preview
 from ggufreap.verbs.choice import coverage
 from ggufreap.verbs.data import TRYING_OUT

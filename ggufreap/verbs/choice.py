@@ -6,9 +6,12 @@ from pathlib import Path
 
 from ggufreap import blending, saliency
 from ggufreap import imatrix as matrices
+from ggufreap.architecture.layout import MoeLayout
 from ggufreap.coverage import Coverage, measure
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import check_output
+from ggufreap.observation import DomainStatistics, Provenance, load, save
+from ggufreap.observation import merge as merged
 from ggufreap.planning import (
     MTP_MODES,
     NOTES,
@@ -19,10 +22,8 @@ from ggufreap.planning import (
     make_plan,
 )
 from ggufreap.progress import Progress, silent
-from ggufreap.statistics import DomainStatistics, Provenance, load, save
-from ggufreap.statistics import merge as merged
 from ggufreap.verbs import trust
-from ggufreap.verbs.stages import open_model
+from ggufreap.verbs.stages import export_matrix, open_model
 
 _LOG = logging.getLogger(__name__)
 DEFAULT_METHOD = "reap"
@@ -66,7 +67,7 @@ def plan(
     elif stats is None:
         raise InputError(f"method {method} needs statistics; make them with calibrate, or use {saliency.WEIGHT_NORM}")
     else:
-        statistics, provenance = _statistics_of(Path(stats), identity)
+        statistics, provenance = _statistics_of(Path(stats), identity, layout)
         how = blend or default_blend(statistics.domains)
         scores = blending.blend(statistics, how, method)
     return make_plan(
@@ -104,12 +105,18 @@ def default_blend(domains: Collection[str]) -> str:
     return blending.MAXMIN if len(domains) > 1 else blending.TOKENS
 
 
-def _statistics_of(path: Path, identity: ModelIdentity) -> tuple[DomainStatistics, Provenance]:
+def _statistics_of(path: Path, identity: ModelIdentity, layout: MoeLayout) -> tuple[DomainStatistics, Provenance]:
     statistics, provenance = load(path)
     if provenance.model != identity.fingerprint:
         raise MismatchError(
             f"{path} was calibrated on model {provenance.model[:12]}, this one is {identity.fingerprint[:12]}; "
             "calibrate this file"
+        )
+    missing = [block.index for block in layout.nodes.blocks if block.index not in statistics.blocks]
+    if missing:
+        raise MismatchError(
+            f"{path} holds {len(statistics.blocks)} of the {len(layout.nodes.blocks)} MoE blocks, not block "
+            f"{missing[0]}; merge it with the statistics of the others"
         )
     statistics.check()
     return statistics, provenance
@@ -129,19 +136,30 @@ def coverage(stats: str | Path, plan: PruningPlan | str | Path) -> Coverage:
 
 
 def merge(stats: Sequence[str | Path], out: str | Path) -> DomainStatistics:
-    """Add statistics that were observed apart, and the importance matrices beside them where all have one."""
+    """Add statistics that were observed apart, and their importance matrices where all have one.
+
+    The matrix is also written beside `out`, as llama-imatrix would have.
+    """
     paths = [Path(path) for path in stats]
     target = Path(out)
-    beside = [matrix_beside(path) for path in (*paths, target)]
-    for path in (target, beside[-1]):
-        check_output(path, *paths, *beside[:-1])
-    statistics, provenance = merged(paths)
-    if all(path.exists() for path in beside[:-1]):
-        matrices.save(beside[-1], matrices.merged([matrices.load(path) for path in beside[:-1]]))
-    save(target, statistics, provenance)
-    return statistics
+    matrix = matrix_beside(target)
+    for path in (target, matrix):
+        check_output(path, *paths)
+    found = merged(paths)
+    save(target, *found)
+    if found.sums is not None:
+        export_matrix(target, matrix, found.sums.output)
+    elif left := [str(matrix_beside(path)) for path in paths if matrix_beside(path).exists()]:
+        _LOG.warning(
+            "not merged: %s; statistics without importance sums do not tell whether a matrix beside them is theirs. "
+            "To add matrices up by themselves: ggufreap imatrix %s -o %s",
+            ", ".join(left),
+            " ".join(left),
+            matrix,
+        )
+    return found.statistics
 
 
 def matrix_beside(stats: Path) -> Path:
-    """Where the importance matrix of the same pass lies: S.imatrix.gguf beside S.npz."""
+    """Where the importance matrix of the same pass is written: S.imatrix.gguf beside S.npz."""
     return stats.with_name(f"{stats.name.removesuffix('.npz')}.imatrix.gguf")

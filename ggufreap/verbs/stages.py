@@ -1,13 +1,14 @@
 """One verb per stage, each a short composition; the only place that chooses llama.cpp as the engine."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ggufreap import imatrix as matrices
 from ggufreap.activity import doing
 from ggufreap.architecture.layout import MoeLayout, bind
-from ggufreap.calibration import checkpoint_path, observe
 from ggufreap.container import GgufFile, check_target, open_gguf
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.importance import OUTPUT
@@ -16,6 +17,7 @@ from ggufreap.engine.session import EngineSettings, LlamaSession
 from ggufreap.engine.subprocess_probe import Pass, Ran
 from ggufreap.files import check_output
 from ggufreap.inspection import Inspection, inspect_file
+from ggufreap.observation import DomainStatistics, Importance, Provenance, checkpoint_path, finished, observe
 from ggufreap.planning import (
     ModelIdentity,
     PruningPlan,
@@ -24,7 +26,6 @@ from ggufreap.planning import (
 )
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import RewriteScript, execute, lower
-from ggufreap.statistics import DomainStatistics, Provenance
 from ggufreap.verbs import trust
 from ggufreap.verbs.data import Data, open_data
 from ggufreap.verification import N_TOKENS, Verification, verify_file
@@ -64,7 +65,8 @@ def calibrate(
     of rows. With `imatrix_out` the same pass gives the importance matrix too, as llama-imatrix would write it; with
     `process_output` also of the output head, where it is a weight of its own. `shard` 2/3 is the second third of the
     chunks, to be merged with the others. An interrupted run goes on where it was when it is called again with the same
-    arguments.
+    arguments. A finished one is used again, without loading the model, where `out` holds all that is wanted; else it
+    is said what is missing, and calibration runs again. The matrix is always written from what `out` holds.
     """
     source, layout, identity = open_model(model)
     opened = open_data(data)
@@ -84,23 +86,40 @@ def calibrate(
         shard,
         opened.request.reading.count,
     )
-    with (
-        LlamaSession(source.path, layout.nodes, settings) as engine,
-        opened.chunks(engine, source, settings.n_ctx) as chunks,
-        doing("calibrating with", source.path, kept=checkpoint_path(Path(out))),
-    ):
-        many = "an unknown number of" if chunks.estimate is None else f"about {chunks.estimate:,}"
-        _LOG.info("calibrating with %s: %s tokens in chunks of %d", provenance.source, many, settings.n_ctx)
-        return observe(
-            engine,
-            layout.nodes,
-            chunks,
-            provenance,
-            Path(out),
-            imatrix_out=Path(imatrix_out) if imatrix_out is not None else None,
-            process_output=process_output and OUTPUT in source.by_name,
-            progress=progress,
-        )
+    process_output = process_output and OUTPUT in source.by_name
+    importance = Importance(process_output) if imatrix_out is not None else None
+    ready = finished(Path(out), layout.nodes, provenance, importance)
+    if ready:
+        statistics = ready.domain_statistics()
+    else:
+        with (
+            LlamaSession(source.path, layout.nodes, settings) as engine,
+            opened.chunks(engine, source, settings.n_ctx) as chunks,
+            doing("calibrating with", source.path, kept=checkpoint_path(Path(out))),
+        ):
+            many = "an unknown number of" if chunks.estimate is None else f"about {chunks.estimate:,}"
+            _LOG.info("calibrating with %s: %s tokens in chunks of %d", provenance.source, many, settings.n_ctx)
+            statistics = observe(
+                engine, layout.nodes, chunks, provenance, Path(out), importance=importance, progress=progress
+            )
+    if imatrix_out is not None:
+        export_matrix(Path(out), Path(imatrix_out), process_output)
+    return statistics
+
+
+def export_matrix(stats: Path, path: Path, process_output: bool) -> None:
+    """Write the importance matrix that `stats` holds, as llama-imatrix would have; whatever lay at `path` gives way."""
+    before = _digest(path)
+    matrices.save(path, matrices.collected(stats, process_output), legacy=path.suffix == ".dat")
+    if before not in (None, _digest(path)):
+        _LOG.warning("%s was another importance matrix than %s holds; it was replaced", path, stats)
+
+
+def _digest(path: Path) -> bytes | None:
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def apply(

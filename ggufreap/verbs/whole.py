@@ -196,8 +196,8 @@ def prune(
     if not dry_run:
         make_folder(result.parent)
         check_target(script.files, *source.paths, *(opened.request.paths if opened else ()))
-        # The matrix lies there whole and sliced.
-        more = 2 * matrices.full_nbytes(source) if wanted.variants else 0
+        # The importance sums lie there with the statistics, as a matrix, and sliced.
+        more = 3 * matrices.full_nbytes(source) if wanted.variants else 0
         check_space(result.parent, script.nbytes + more + sum(made.nbytes for made in foreseen))
     _LOG.info("%s in each of %d MoE blocks", preview.summary, len(preview.keep))
     first = script.files[0].path
@@ -232,7 +232,7 @@ def prune(
     if proof and not proof.ok:
         return pruned
     if wanted.variants:
-        matrix = given or (matrices.load(collected) if collected else None)
+        matrix = given or (matrices.collected(stats_path, process_output) if stats_path and collected else None)
         quantized, sliced = jobs.make(script.files[0].path, chosen, matrix, progress)
         pruned = replace(pruned, quantized=quantized, imatrix_path=sliced)
         if not (wanted.keep or keep_intermediate or result == Path(out or "")):

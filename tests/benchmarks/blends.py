@@ -19,9 +19,9 @@ from ggufreap.blending import BLENDS, blend
 from ggufreap.container import open_gguf
 from ggufreap.coverage import measure
 from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.observation import DomainStatistics, observables
 from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import METHODS
-from ggufreap.statistics import DomainStatistics
 
 
 def main() -> None:
@@ -50,7 +50,9 @@ def main() -> None:
         statistics = DomainStatistics.empty(blocks, used, layout.n_expert, names)
         for name in names:
             for number, chunk in enumerate(chunks(f"{name}.calib.txt")[: options.calibration_chunks]):
-                statistics = statistics.observe(name, number, engine.route(chunk), len(chunk))
+                statistics = statistics.observe(
+                    name, number, engine.route(chunk, observables=observables()), len(chunk)
+                )
         statistics.check()
         held_out = {name: chunks(f"{name}.eval.txt")[options.skip :][: options.chunks] for name in names}
         reference = {name: [log_probabilities(engine.logits(chunk)) for chunk in held_out[name]] for name in names}

@@ -28,7 +28,7 @@ from ggufreap.engine.native import bindings
 from ggufreap.engine.protocol import Tokens
 from ggufreap.engine.session import EngineSettings, LlamaSession, default_threads
 from ggufreap.engine.taps import StopTap, Together
-from ggufreap.statistics import ExpertStatistics
+from ggufreap.observation import ExpertStatistics, observables
 
 
 class PlainPrefill:
@@ -66,7 +66,7 @@ def measure(path: Path, settings: EngineSettings, rounds: int) -> dict[str, list
 
         def calibrate(importance: ImportanceSums | None) -> None:
             nonlocal statistics
-            statistics = statistics.observe(engine.route(chunk, importance), len(chunk))
+            statistics = statistics.observe(engine.route(chunk, importance, observables()), len(chunk))
 
         def imatrix_alone() -> None:
             found = ImportanceSums()

@@ -14,9 +14,9 @@ from ggufreap import corpus
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.observation import ExpertStatistics, observables
 from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import METHODS, random_scores, weight_norms
-from ggufreap.statistics import ExpertStatistics
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def collected(engine: LlamaSession, layout: MoeLayout, chunks: np.ndarray) -> Ex
     blocks, used = [block.index for block in layout.trunk], [block.n_used for block in layout.trunk]
     statistics = ExpertStatistics.empty(blocks, used, layout.n_expert)
     for chunk in chunks:
-        statistics = statistics.observe(engine.route(chunk), len(chunk))
+        statistics = statistics.observe(engine.route(chunk, observables=observables()), len(chunk))
     return statistics
 
 

@@ -17,9 +17,9 @@ from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.observation import ExpertStatistics, observables
 from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import METHODS, imatrix_scores
-from ggufreap.statistics import ExpertStatistics
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
             blocks, used = [block.index for block in layout.trunk], [block.n_used for block in layout.trunk]
             statistics = ExpertStatistics.empty(blocks, used, layout.n_expert)
             for chunk in np.concatenate(parts):
-                statistics = statistics.observe(engine.route(chunk, sums), len(chunk))
+                statistics = statistics.observe(engine.route(chunk, sums, observables()), len(chunk))
             matrix = imatrix.of_sums(sums, title, statistics.n_chunks, options.ctx_size)
             scores = {
                 "reap": METHODS["reap"].score(statistics),

@@ -7,8 +7,8 @@ from operator import add
 from typing import Self
 
 from ggufreap.engine.protocol import RoutedBatch
-from ggufreap.errors import InputError
-from ggufreap.statistics.experts import ExpertStatistics, Mask, check_same_model
+from ggufreap.errors import InputError, MismatchError
+from ggufreap.observation.experts import ExpertStatistics, Mask, check_same_model
 
 Halves = tuple[ExpertStatistics, ExpertStatistics]
 
@@ -18,6 +18,7 @@ class DomainStatistics:
     """Statistics of one model: domain -> those of its even and of its odd chunks.
 
     `a + b` is the statistics of both data sets; shards of one corpus, added, are the statistics of the whole.
+    `a.beside(b)` is the statistics of both sets of blocks.
     """
 
     blocks: tuple[int, ...]
@@ -35,6 +36,11 @@ class DomainStatistics:
     def domains(self) -> tuple[str, ...]:
         """Their names, in order."""
         return tuple(self.halves)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The statistics that are held: all of STATISTICS, or those that a file of an older version has."""
+        return tuple(self._nothing.values)
 
     @property
     def n_tokens(self) -> int:
@@ -76,6 +82,25 @@ class DomainStatistics:
             halves[domain] = (halves[domain][0] + even, halves[domain][1] + odd) if domain in halves else (even, odd)
         return replace(self, halves=halves)
 
+    def beside(self, other: Self) -> Self:
+        """The statistics of these blocks and of `other` ones; raises MismatchError unless the chunks are the same."""
+        if (self.n_expert, self.counts) != (other.n_expert, other.counts):
+            raise MismatchError(
+                f"blocks {_list(self.blocks)} were observed on {self.n_chunks} chunks, blocks {_list(other.blocks)} on "
+                f"{other.n_chunks} others; only blocks that were observed on the same chunks go together"
+            )
+        halves = {
+            domain: (even.beside(other.halves[domain][0]), odd.beside(other.halves[domain][1]))
+            for domain, (even, odd) in self.halves.items()
+        }
+        frame = self._nothing.beside(other._nothing)
+        return replace(self, blocks=frame.blocks, n_used=frame.n_used, halves=halves)
+
+    @property
+    def counts(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Domain -> counted tokens and chunks of either half."""
+        return {name: tuple((half.n_tokens, half.n_chunks) for half in halves) for name, halves in self.halves.items()}
+
     def observe(
         self,
         domain: str,
@@ -103,4 +128,9 @@ class DomainStatistics:
 
     @property
     def _nothing(self) -> ExpertStatistics:
-        return ExpertStatistics.empty(self.blocks, self.n_used, self.n_expert)
+        held = next((halves[0].values for halves in self.halves.values()), None)
+        return ExpertStatistics.empty(self.blocks, self.n_used, self.n_expert, held)
+
+
+def _list(blocks: Sequence[int]) -> str:
+    return ", ".join(map(str, blocks))

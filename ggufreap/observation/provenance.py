@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from ggufreap.corpus.record import SourceRecord
+from ggufreap.errors import InputError
 
 # What makes the sums other sums; the rest is for the reader.
 DECIDING = ("model", "corpus", "shard", "n_ctx", "n_ubatch", "count")
@@ -31,3 +32,32 @@ class Provenance:
     def differences(self, other: Self) -> list[str]:
         """In what `other` differs so that its sums are others."""
         return [name for name in DECIDING if getattr(self, name) != getattr(other, name)]
+
+    @property
+    def observed(self) -> dict[str, tuple[frozenset[int], int]]:
+        """Corpus -> which shards of how many."""
+        found = {}
+        for corpus, part in zip(self.corpus.split(","), self.shard.split(","), strict=True):
+            shards, count = part.split("/")
+            found[corpus] = frozenset(map(int, shards.split("+"))), int(count)
+        return found
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The `index`-th of `count` parts of a corpus: of every `count` chunks one."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`2/3` is the second of three; raises InputError."""
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+            raise InputError(f"shard {text!r} is not understood; write i/n, such as 1/3, 2/3 and 3/3 for three parts")
+        return cls(int(index), int(count))
+
+    def holds(self, position: int) -> bool:
+        """Whether the chunk at `position` of the corpus belongs to it."""
+        return position % self.count == self.index - 1

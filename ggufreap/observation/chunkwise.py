@@ -1,0 +1,140 @@
+"""Runs a corpus chunk by chunk through an engine and folds what all blocks did; can be stopped and goes on.
+
+A chunk counts whole or not at all, and chunks are added in order, so a resumed run ends bit-identical to one that was
+never stopped.
+"""
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ggufreap.architecture.nodes import RoutingNodes
+from ggufreap.corpus import Chunk, Chunks
+from ggufreap.engine.importance import ImportanceSums
+from ggufreap.engine.protocol import Engine
+from ggufreap.errors import MismatchError
+from ggufreap.files import check_output
+from ggufreap.interrupts import held
+from ggufreap.observation.domains import DomainStatistics
+from ggufreap.observation.provenance import Provenance, Shard
+from ggufreap.observation.reuse import checkpoint_path, finished, lacking, unfinished
+from ggufreap.observation.statistics import Importance, observables
+from ggufreap.observation.store import Stored, save
+from ggufreap.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+CHECKPOINT_SECONDS = 10.0
+# Saving may take this share of the time at most: an importance matrix can be as large as a few experts.
+CHECKPOINT_SHARE = 0.05
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class _Run:
+    """What was observed so far; `digest` is of its chunks, in order."""
+
+    statistics: DomainStatistics
+    sums: ImportanceSums | None
+    digest: "_Hash"
+
+
+def observe(
+    engine: Engine,
+    nodes: RoutingNodes,
+    chunks: Chunks,
+    provenance: Provenance,
+    out: Path,
+    *,
+    importance: Importance | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    progress: Progress = silent,
+) -> DomainStatistics:
+    """Statistics of the shard `provenance.shard` of `chunks`, saved at `out` with the importance sums asked for.
+
+    What is already there of the same model, corpus and settings is used: a finished file as it is where it holds all
+    that is wanted, an unfinished run from its last checkpoint.
+    Raises MismatchError when either belongs to other work, NumericFailure on NaN or infinite activations.
+    """
+    check_output(out)
+    if ready := finished(out, nodes, provenance, importance):
+        return ready.domain_statistics()
+    if out.exists():
+        before = Stored.open(out)
+        gone = f", without {', '.join(before.unknown)} of another version" if before.unknown else ""
+        _LOG.warning("%s lacks %s: calibrating again to add it%s", out, lacking(before, importance), gone)
+    checkpoint, shard = checkpoint_path(out), Shard.parse(provenance.shard)
+    run, resumed_sha256 = _resume(out, nodes, chunks, provenance, importance)
+    n_done, next_save = run.statistics.n_chunks, time.monotonic() + checkpoint_seconds
+    estimate = None if chunks.estimate is None else chunks.estimate // shard.count
+    with progress("calibrate", estimate, "tokens", run.statistics.n_tokens) as bar:
+        try:
+            mine = (chunk for position, chunk in enumerate(chunks) if shard.holds(position))
+            for number, chunk in enumerate(mine, 1):
+                if number <= n_done:  # read again, since every chunk depends on what was read before it
+                    run.digest.update(_bytes(chunk))
+                    if number == n_done and run.digest.hexdigest() != resumed_sha256:
+                        raise MismatchError(f"{checkpoint} was made of other text; delete the file, or give that text")
+                    continue
+                _fold(engine, chunk, run, importance)
+                bar.update(len(chunk.tokens))
+                if time.monotonic() >= next_save:
+                    took = _save(checkpoint, run, provenance)
+                    pause = max(checkpoint_seconds, took / CHECKPOINT_SHARE) if checkpoint_seconds else 0
+                    next_save = time.monotonic() + pause
+        except KeyboardInterrupt:
+            if run.statistics.n_chunks > n_done:
+                _save(checkpoint, run, provenance)
+            raise
+    run.statistics.check()
+    for note in chunks.notes():
+        _LOG.info("%s", note)
+    with held():  # no checkpoint stays behind a finished file
+        save(out, run.statistics, replace(provenance, sources=chunks.records()), run.sums)
+        checkpoint.unlink(missing_ok=True)
+    return run.statistics
+
+
+def _fold(engine: Engine, chunk: Chunk, run: _Run, importance: Importance | None) -> None:
+    found = importance.empty() if importance else None
+    batches = engine.route(chunk.tokens, found, observables())
+    with held():  # all or nothing
+        run.statistics = run.statistics.observe(chunk.domain, chunk.number, batches, len(chunk.tokens), chunk.counted)
+        run.digest.update(_bytes(chunk))
+        if found is not None and run.sums is not None:
+            run.sums.add(found)
+
+
+def _bytes(chunk: Chunk) -> bytes:
+    return np.ascontiguousarray(chunk.tokens, "<i4").tobytes()
+
+
+def _save(path: Path, run: _Run, provenance: Provenance) -> float:
+    """Save a checkpoint; returns the seconds it took."""
+    started = time.monotonic()
+    save(path, run.statistics, provenance, run.sums, run.digest.hexdigest())
+    return time.monotonic() - started
+
+
+def _resume(
+    out: Path, nodes: RoutingNodes, chunks: Chunks, provenance: Provenance, importance: Importance | None
+) -> tuple[_Run, str]:
+    """The unfinished run, and the digest that it had."""
+    stored = unfinished(out, nodes, provenance, importance)
+    if stored is None:
+        blocks = [block.index for block in nodes.blocks]
+        used = [block.n_used for block in nodes.blocks]
+        nothing = DomainStatistics.empty(blocks, used, nodes.n_expert, chunks.domains)
+        return _Run(nothing, importance.empty() if importance else None, hashlib.sha256()), ""
+    if importance is None and stored.importance is not None:
+        _LOG.warning(
+            "%s: the importance sums of the unfinished calibration are left out, as asked for now", stored.path
+        )
+    sums = stored.importance_sums() if importance else None
+    return _Run(stored.domain_statistics(), sums, hashlib.sha256()), stored.digest

@@ -1,0 +1,83 @@
+"""Whether what lies on disk is already what is wanted: told from headers and hashes, before a model is loaded."""
+
+import logging
+from pathlib import Path
+
+from ggufreap.architecture.nodes import RoutingNodes
+from ggufreap.errors import MismatchError
+from ggufreap.observation.provenance import Provenance
+from ggufreap.observation.statistics import Importance
+from ggufreap.observation.store import Stored
+
+_LOG = logging.getLogger(__name__)
+
+
+def checkpoint_path(out: Path) -> Path:
+    """Where an unfinished calibration of `out` waits."""
+    return out.with_name(out.name + ".checkpoint")
+
+
+def finished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
+    """The finished file at `out` where it holds all that is wanted, None where there is something to do.
+
+    Raises MismatchError when what is there, finished or not, belongs to other work.
+    """
+    if out.exists():
+        stored = _of_same_work(out, nodes, provenance, "statistics")
+        if not lacking(stored, importance):
+            _LOG.info("using the statistics in %s", out)
+            return stored
+    unfinished(out, nodes, provenance, importance)
+    return None
+
+
+def unfinished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
+    """The checkpoint of `out` that can be gone on from, None where there is none.
+
+    Raises MismatchError when it belongs to other work, or was begun without what is wanted.
+    """
+    path, what = checkpoint_path(out), "an unfinished calibration"
+    if not path.exists():
+        return None
+    stored = _of_same_work(path, nodes, provenance, what)
+    if stored.lacking:
+        raise MismatchError(
+            f"{path} holds {what} without {', '.join(stored.lacking)}; delete the file, or choose another -o"
+        )
+    if importance and not stored.importance:
+        raise MismatchError(
+            f"{path} holds {what} without importance matrix; "
+            "finish it with --no-imatrix, delete the file, or choose another -o"
+        )
+    if importance and stored.importance and stored.importance.output != importance.output:
+        raise MismatchError(
+            f"{path} holds {what} {'with' if stored.importance.output else 'without'} --process-output; "
+            "finish it so, delete the file, or choose another -o"
+        )
+    return stored
+
+
+def _of_same_work(path: Path, nodes: RoutingNodes, provenance: Provenance, what: str) -> Stored:
+    stored = Stored.open(path)
+    differing = provenance.differences(stored.provenance)
+    if differing:
+        raise MismatchError(
+            f"{path} holds {what} with another {', '.join(differing)}; delete the file or choose another -o"
+        )
+    blocks = tuple(block.index for block in nodes.blocks)
+    if stored.blocks != blocks:
+        raise MismatchError(
+            f"{path} holds {what} of {len(stored.blocks)} of the {len(blocks)} MoE blocks; merge it with those of the "
+            "others, or choose another -o"
+        )
+    return stored
+
+
+def lacking(stored: Stored, importance: Importance | None) -> str:
+    """What is wanted and not in it, in words; empty where all is there."""
+    missing = list(stored.lacking)
+    if importance is not None and stored.importance is None:
+        missing.append("importance sums")
+    elif importance is not None and stored.importance is not None and importance.output > stored.importance.output:
+        missing.append("importance sums of the output head")
+    return ", ".join(missing)
