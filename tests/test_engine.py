@@ -23,9 +23,10 @@ from ggufreap import corpus
 from ggufreap.architecture.layout import bind
 from ggufreap.container import OutputTensor, Piece, lay_out, open_gguf, write
 from ggufreap.engine import native, subprocess_probe
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.engine.taps import norms_and_peaks
 from ggufreap.errors import EngineError, NumericFailure
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import ModelIdentity, make_plan
 from ggufreap.progress import silent
 from ggufreap.saliency import METHODS

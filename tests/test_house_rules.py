@@ -14,6 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from its own row and the rows above, never from below.
 ROWS = (
     ("errors", "progress", "files", "interrupts", "__init__"),
+    ("options",),
     ("container",),
     ("architecture",),
     ("engine",),

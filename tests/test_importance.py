@@ -11,7 +11,8 @@ from ggufreap import calibrate, corpus, imatrix
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.importance import ImportanceSums
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
+from ggufreap.options.engine import EngineSettings
 from ggufreap.statistics import ExpertStatistics
 
 pytestmark = pytest.mark.native

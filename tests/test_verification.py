@@ -19,8 +19,8 @@ from ggufreap.cli import main
 from ggufreap.container import GgufFile, MetadataEntry, OutputTensor, Piece, encode, lay_out, open_gguf, write
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.protocol import Keep, Tokens
-from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import EngineError, InputError, VerificationFailed
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, save_plan
 from ggufreap.progress import silent
 from ggufreap.rewriting import script as rewriting_script

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ggufreap.architecture.nodes import RoutingNodes
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import GgufReapError
+from ggufreap.options.engine import EngineSettings
 
 
 def footprint(model: Path, settings: EngineSettings, n_tokens: int) -> int | None:

@@ -60,16 +60,14 @@ def _base() -> Any:
     # A failed assertion would otherwise start a debugger for its backtrace (ggml/src/ggml.c, ggml_print_backtrace).
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     try:
-        import llama_cpp
-        from llama_cpp._ctypes_extensions import load_shared_library
-
-        library = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+        library = loaded_with_llama("ggml-base")
     except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
         raise EngineError(
             f"llama-cpp-python does not load ({error}); reinstall it: pip install --force-reinstall llama-cpp-python"
         ) from None
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    for name, arguments, result in (
+    declare(
+        library,
         ("ggml_init", [_InitParams], pointer),
         ("ggml_free", [pointer], None),
         ("ggml_new_tensor_4d", [pointer, ctypes.c_int, *[ctypes.c_int64] * 4], pointer),
@@ -84,15 +82,34 @@ def _base() -> Any:
         ("ggml_backend_buffer_is_host", [pointer], ctypes.c_bool),
         ("ggml_backend_tensor_get", [pointer, pointer, size, size], None),
         ("ggml_backend_tensor_set", [pointer, pointer, size, size], None),
-    ):
+    )
+    _self_check(library)
+    library.ggml_set_abort_callback(_ABORT_CALLBACK)
+    return library
+
+
+def declare(library: Any, *functions: tuple[str, list[Any], Any]) -> None:
+    """Declare functions, (name, arguments, result), of a library; raises EngineError where it lacks one."""
+    for name, arguments, result in functions:
         try:
             function = getattr(library, name)
         except AttributeError:
             raise _mismatch(f"it has no function {name}") from None
         function.argtypes, function.restype = arguments, result
-    _self_check(library)
-    library.ggml_set_abort_callback(_ABORT_CALLBACK)
-    return library
+
+
+def loaded_with_llama(name: str) -> Any:
+    """The very library `name` that libllama uses, found among its dependencies.
+
+    Wheels hold copies where a build had links, so the file of that name may be another one: with state of its own, in
+    which an abort callback is never called. Windows knows libraries by name alone, and finds nothing in dependencies.
+    """
+    from llama_cpp import llama_cpp
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    if os.name == "posix":
+        return ctypes.CDLL(llama_cpp._lib._name)
+    return load_shared_library(name, Path(llama_cpp.__file__).parent / "lib")
 
 
 def _on_abort(message: bytes) -> None:

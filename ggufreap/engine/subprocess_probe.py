@@ -16,8 +16,9 @@ import numpy.typing as npt
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.protocol import Keep, Tokens
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, GgufReapError
+from ggufreap.options.engine import EngineSettings
 
 
 def logits(

@@ -12,7 +12,7 @@ from ggufreap.architecture.layout import bind
 from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.corpus import Corpus
-from ggufreap.engine.session import EngineSettings, LlamaSession, default_threads
+from ggufreap.engine.session import LlamaSession, default_threads
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError, UnsupportedModel
 from ggufreap.evaluation import (
     METRICS,
@@ -34,6 +34,7 @@ from ggufreap.evaluation import (
     writing_base,
 )
 from ggufreap.files import check_output
+from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 
 LEAST_CTX = 4  # of fewer tokens, none is scored

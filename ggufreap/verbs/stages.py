@@ -14,10 +14,12 @@ from ggufreap.calibration import observe
 from ggufreap.container import GgufFile, check_target, open_gguf
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.importance import OUTPUT
+from ggufreap.engine.placement import warn_unused
 from ggufreap.engine.protocol import Keep, Tokens
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.files import check_output
 from ggufreap.inspection import Inspection, inspect_file
+from ggufreap.options.engine import CALIBRATING, EngineSettings
 from ggufreap.planning import (
     ModelIdentity,
     PruningPlan,
@@ -71,13 +73,13 @@ def calibrate(
     for path in (out, imatrix_out):
         if path is not None:
             check_output(Path(path), *source.paths, *opened.request.paths)
-    settings = settings or EngineSettings(n_ctx=0)
+    settings = settings or CALIBRATING
     settings = replace(settings, n_ctx=opened.chunk_length(settings.n_ctx))
     provenance = Provenance(
         identity.fingerprint,
         opened.identity,
         settings.n_ctx,
-        min(settings.n_ubatch, settings.n_ctx),
+        settings.graph_tokens,
         opened.names,
         __version__,
         opened.records,
@@ -131,11 +133,15 @@ def verify(
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Verification:
-    """Prove that `out` is `model` without the experts that `plan` drops."""
+    """Prove that `out` is `model` without the experts that `plan` drops.
+
+    The comparison is exact: it decides on tokens and precision, `settings` on threads and on where the weights go.
+    """
     source, layout, identity = open_model(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     check_plan(chosen, identity, layout)
-    settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS, exact=True)
+    settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS, n_batch=0, exact=True)
+    warn_unused(settings)  # the model is loaded in a process that is not heard
 
     def logits(path: Path, ids: Tokens, keeps: Sequence[Keep | None]) -> list[npt.NDArray[np.float32]]:
         return subprocess_probe.logits(path, ids, settings, keeps)

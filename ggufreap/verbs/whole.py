@@ -16,10 +16,11 @@ from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.demonstration import Demonstration
 from ggufreap.demonstration.text import calibration_text, held_out_text
 from ggufreap.engine.generator import Sampling
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InputError
 from ggufreap.evaluation import METRICS, answers, parse_gate, perplexity
 from ggufreap.files import check_space, make_folder, replacing
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import (
     PruningPlan,
     make_plan,
@@ -42,6 +43,7 @@ from ggufreap.verification import Verification
 _LOG = logging.getLogger(__name__)
 DEMO_CALIBRATION_BYTES, DEMO_HELD_OUT_BYTES = 150_000, 60_000
 DEMO_QUANT = (KEEP, "Q4_K_M")
+DEMO_CTX = 256
 MAX_KLD = 0.1  # of the worst domain, for the ratio auto
 DEMO_PROMPT = "def read_header(path):\n"
 DEMO_SAMPLING = Sampling(n_predict=60, temperature=0.7, seed=1)
@@ -272,7 +274,11 @@ def _warn_of_seen(eval_file: Sequence[str], opened: Opened | None) -> None:
 
 
 def demo(
-    out: str | Path = "ggufreap-demo", *, ratio: str | float = "0.25", threads: int = 0, progress: Progress = silent
+    out: str | Path = "ggufreap-demo",
+    *,
+    ratio: str | float = "0.25",
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
 ) -> Demonstration:
     """The whole job on the embedded model, in the folder `out`: what it saves, what is lost, what it still writes."""
     folder = Path(out)
@@ -280,7 +286,7 @@ def demo(
     text = folder / "calibration.txt"
     with replacing(text) as handle:
         handle.write(calibration_text(DEMO_CALIBRATION_BYTES).encode())
-    settings = EngineSettings(n_ctx=256, n_ubatch=256, n_threads=threads)
+    settings = replace(settings or EngineSettings(), n_ctx=DEMO_CTX, n_ubatch=DEMO_CTX)
     pruned = prune(DEMO_MODEL, text, ratio=ratio, out=folder, quant=DEMO_QUANT, settings=settings, progress=progress)
     held_out = held_out_text(DEMO_HELD_OUT_BYTES)
     exact, variant = pruned.script.files[0].path, pruned.quantized[0].paths[0]

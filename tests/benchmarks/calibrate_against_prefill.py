@@ -26,8 +26,9 @@ from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.importance_tap import ImportanceTap
 from ggufreap.engine.native import bindings
 from ggufreap.engine.protocol import Tokens
-from ggufreap.engine.session import EngineSettings, LlamaSession, default_threads
+from ggufreap.engine.session import LlamaSession, default_threads
 from ggufreap.engine.taps import StopTap, Together
+from ggufreap.options.engine import EngineSettings
 from ggufreap.statistics import ExpertStatistics
 
 

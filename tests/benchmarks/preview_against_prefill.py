@@ -18,9 +18,10 @@ from gguf import GGMLQuantizationType as Kind
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.corpus import Corpus
-from ggufreap.engine.session import EngineSettings, LlamaSession, default_threads
+from ggufreap.engine.session import LlamaSession, default_threads
 from ggufreap.evaluation import compare_with, of_engine
 from ggufreap.evaluation.scores import Reference, compare, targets_of
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import random_scores
 
