@@ -172,6 +172,16 @@ def name_at(pointer: int) -> bytes:
     return ctypes.string_at(pointer + NAME_OFFSET)
 
 
+def origin_at(pointer: int) -> bytes:
+    """The name of a node's input, also where it is a copy for another device, called `CUDA0#ffn_moe_down-3#0`.
+
+    Only inputs are copied, nodes keep their names (ggml-backend.cpp, ggml_backend_sched_split_graph); the name's end
+    may be cut off, at 63 bytes.
+    """
+    name = name_at(pointer)
+    return name.split(b"#")[1] if b"#" in name else name
+
+
 def op_at(pointer: int) -> int:
     """A node's operation."""
     return ctypes.c_int32.from_address(pointer + OP_OFFSET).value
@@ -188,12 +198,13 @@ class TensorReader:
     """Reads and patches tensors from the eval callback, wherever their buffer lives.
 
     On the CPU an array is a view of ggml's own memory, valid only until the callback returns; from a device it is
-    copied into a buffer that the next read of the same size reuses.
+    copied into the one buffer that all reads share, so it is valid only until the next one. Whatever is to last longer
+    is copied by the caller.
     """
 
     def __init__(self) -> None:
         self._base = _base()
-        self._staging: dict[int, npt.NDArray[np.uint8]] = {}
+        self._staging = np.empty(0, np.uint8)
 
     def read(self, pointer: int) -> npt.NDArray[Any]:
         """The tensor with its true strides, always `[ne3, ne2, ne1, ne0]`."""
@@ -216,7 +227,9 @@ class TensorReader:
         nbytes = self._base.ggml_nbytes(pointer)
         if self._is_host(tensor):
             return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(tensor.data), np.uint8)
-        staging = self._staging.setdefault(nbytes, np.empty(nbytes, np.uint8))
+        if nbytes > self._staging.nbytes:
+            self._staging = np.empty(nbytes, np.uint8)
+        staging = self._staging[:nbytes]
         self._base.ggml_backend_tensor_get(pointer, staging.ctypes.data, 0, nbytes)
         return staging
 

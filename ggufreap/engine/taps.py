@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap.architecture.nodes import SELECTION, TOPK, WEIGHTED, RoutedBlock, RoutingNodes
-from ggufreap.engine.native import TensorReader, name_at, tensor_at
+from ggufreap.engine.native import TensorReader, name_at, origin_at, tensor_at
 from ggufreap.engine.protocol import Keep, RoutedBatch
 from ggufreap.errors import EngineError, NumericFailure
 
@@ -102,7 +102,7 @@ class _BlockWatch:
         self.block, self.reader, self.weighted_input, self.last, self.sink = block, reader, weighted_input, last, sink
         self.experts = np.empty((0, 0), np.int32)
         self.weights = self.norms = self.peaks = np.empty((0, 0), np.float32)
-        self.output_address = 0
+        self.output_name = b""
 
     def topk(self, pointer: int) -> bool:
         # A strided view of the whole argsort, one row of n_expert ids per token (ggml.c, ggml_argsort_top_k).
@@ -111,7 +111,7 @@ class _BlockWatch:
 
     def output(self, pointer: int) -> bool:
         outputs = self.reader.read(pointer)[0]
-        self.output_address = pointer
+        self.output_name = name_at(pointer)
         self.norms, self.peaks = norms_and_peaks(outputs)
         if self.weighted_input:
             self._finish()
@@ -123,7 +123,7 @@ class _BlockWatch:
         self.weights = self.reader.read(sources[1])[0, :, :, 0].copy()
         if self.weighted_input:
             return True
-        if sources[0] != self.output_address:
+        if origin_at(sources[0]) != self.output_name:  # its address is another where a device has a copy of it
             raise EngineError(
                 f"block {self.block.index}: {WEIGHTED} does not multiply the watched expert output; "
                 "this llama.cpp builds the block in another way than ggufreap knows"
