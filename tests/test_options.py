@@ -2,18 +2,20 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ggufreap.cli import VERBS, engine
+from ggufreap import verbs
+from ggufreap.cli import VERBS, engine, main
 from ggufreap.engine import footprint, subprocess_probe
 from ggufreap.errors import InputError
 from ggufreap.options.engine import ALL_LAYERS, CONTEXT, PLACEMENT, SEQUENCES, EngineSettings
 from ggufreap.options.flag import flags_of
 from ggufreap.recipe import Recipe, load_recipe
+from ggufreap.verbs import recipes
 
 FLAGS = flags_of(EngineSettings)
 LOADING = ("calibrate", "verify", "preview", "eval", "report", "probe", "tasks", "bench", "prune", "run", "demo")
@@ -91,6 +93,32 @@ def test_the_default_stands_in_one_place() -> None:
 
 def test_without_a_table_a_recipe_has_the_defaults() -> None:
     assert load_recipe("q4_k_m").engine == EngineSettings()
+
+
+def test_a_recipe_runs_as_its_table_says_and_flags_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def prune(*_: object, settings: EngineSettings, **_others: object) -> None:
+        raise Asked(settings)
+
+    monkeypatch.setattr(recipes, "prune", prune)
+    recipe_with(tmp_path, 'threads = 3\nn_cpu_moe = 2\nflash_attn = "off"')
+    path = str(tmp_path / "r.toml")
+    table = EngineSettings(n_ctx=0, n_threads=3, n_cpu_moe=2, flash_attn="off")
+    for arguments, expected in (
+        ((), table),
+        (("-t", "5", "-ub", "64"), replace(table, n_threads=5, n_ubatch=64)),
+    ):
+        with pytest.raises(Asked) as asked:
+            main(["run", path, "m.gguf", *arguments])
+        assert asked.value.args == (expected,)
+    with pytest.raises(Asked) as asked:
+        verbs.run(path, "m.gguf")
+    assert asked.value.args == (table,)
+    with pytest.raises(Asked) as asked:
+        verbs.run(path, "m.gguf", settings=EngineSettings(n_threads=1))
+    assert asked.value.args == (EngineSettings(n_ctx=0, n_threads=1),), "settings take the table's place"
 
 
 BAD_VALUES = {

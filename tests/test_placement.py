@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tiny_gguf
+import tiny_native
 from gguf import GGMLQuantizationType
 
 from ggufreap.architecture.layout import bind
@@ -179,6 +180,14 @@ def test_several_graphs_per_call_compute_the_same_and_are_not_watched(model: Pat
             with pytest.raises(EngineError, match=r"-b 64 with -ub 16: .*; raise -ub, or leave out -b"):
                 tapped()
         assert np.array_equal(many.logits(ids), single.logits(ids)), "the session goes on"
+
+
+def test_a_model_that_looks_ahead_takes_its_chunk_at_once(tmp_path: Path) -> None:
+    path = tiny_native.build("nomic-bert-moe", tmp_path / "m.gguf")
+    with session(path, n_ubatch=16) as engine:
+        assert engine.n_batch == N_CTX
+    with pytest.raises(EngineError, match="-b 16: this model looks ahead"):
+        session(path, n_batch=16)
 
 
 def test_attention_as_asked(model: Path) -> None:
