@@ -24,11 +24,15 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model at a glance; sizes in bytes, `types` as bytes per ggml type of the expert tensors and of the rest."""
+    """A model at a glance; sizes in bytes, `types` as bytes per ggml type of the expert tensors and of the rest.
+
+    `proven`: the tables know the architecture.
+    """
 
     path: Path
     name: str
     architecture: str
+    proven: bool
     fingerprint: str
     n_shards: int
     n_block: int
@@ -58,6 +62,7 @@ def inspect_file(file: GgufFile, layout: MoeLayout) -> Inspection:
         path=file.path,
         name=str(file.get("general.name") or file.path.stem),
         architecture=layout.architecture.name,
+        proven=layout.proven,
         fingerprint=file.fingerprint,
         n_shards=len(file.headers),
         n_block=layout.n_block,

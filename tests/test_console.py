@@ -39,6 +39,7 @@ def big_inspection() -> Inspection:
         path=FOLDER / "DeepSeek-V3.1-Terminus-UD-Q2_K_XL-00001-of-00006.gguf",
         name="DeepSeek V3.1 Terminus",
         architecture="deepseek2",
+        proven=True,
         fingerprint="f" * 64,
         n_shards=6,
         n_block=62,

@@ -162,7 +162,7 @@ def test_llama_cpp_s_own_reason_is_passed_on(tmp_path: Path) -> None:
 def test_an_abort_of_llama_cpp_is_an_error_like_any_other(tmp_path: Path) -> None:
     path = tiny_gguf.qwen3moe(tmp_path / "m.gguf", metadata={"qwen3moe.rope.dimension_count": np.uint32(2**31)})
     with pytest.raises(EngineError, match=r"m\.gguf"):
-        subprocess_probe.logits(path, np.arange(4, dtype=np.int32), EXACT, [None])
+        subprocess_probe.run(path, np.arange(4, dtype=np.int32), EXACT, [subprocess_probe.Pass()], tmp_path)
 
 
 def test_ctrl_c_stops_inside_a_chunk(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(ggufreap.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from its own row and the rows above, never from below.
 ROWS = (
-    ("errors", "progress", "files", "interrupts", "__init__"),
+    ("errors", "progress", "files", "cache", "memory", "interrupts", "__init__"),
     ("options",),
     ("container",),
     ("architecture",),

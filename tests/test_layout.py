@@ -1,5 +1,6 @@
 """Binding the tables to a file: what is refused and why, and what a model's own metadata decide."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,22 @@ def fewer_slabs(model: Model) -> None:
 GROUPED = {"expert_group_count": 4, "expert_group_used_count": 2}
 
 UNSUPPORTED: dict[str, tuple[tuple[tiny_gguf.Change, ...], str]] = {
-    "unknown architecture": ((as_architecture("qwen9moe"),), "'qwen9moe' is in no table of ggufreap; .*not guessed"),
+    "unknown architecture and tensor": (
+        (as_architecture("qwen9moe"), adding("blk.1.ffn_moon_exps.weight", 16, 2, 2)),
+        "blk.1.ffn_moon_exps.weight is in no table, nor is the architecture 'qwen9moe'; .*not guessed",
+    ),
+    "unknown architecture and experts outside": (
+        (as_architecture("qwen9moe"), adding("moon_exps.weight", 16, 2)),
+        "tensor moon_exps.weight is in no table, nor is",
+    ),
+    "unknown architecture and key": (
+        (as_architecture("qwen9moe"), lambda model: model.metadata.update({"qwen9moe.expert_moons": 1})),
+        "qwen9moe.expert_moons is in no table; unknown keys are refused",
+    ),
+    "unknown architecture with a hash table": (
+        (as_architecture("qwen9moe"), adding("blk.0.ffn_gate_tid2eid.weight", 16, 2)),
+        "ffn_gate_tid2eid.weight: ",
+    ),
     "refused architecture": ((as_architecture("refact"),), "refact: llama.cpp loads the experts .* dense network"),
     "draft model": ((as_architecture("dflash"),), "dflash: a draft model"),
     "no expert count": ((setting(expert_count=None),), "a dense qwen3moe model: no routed experts"),
@@ -146,6 +162,20 @@ def test_a_file_without_an_architecture_is_no_model(tmp_path: Path) -> None:
     path.write_bytes(data.replace(b"general.architecture", b"general.architectura"))
     with pytest.raises(FormatError, match=r"general\.architecture is missing; this is not a model file"):
         bind(open_gguf(path))
+
+
+def test_an_unknown_architecture_of_known_parts_is_bound_unproven(tmp_path: Path) -> None:
+    known, unknown = layout_of(tmp_path), layout_of(tmp_path, as_architecture("qwen9moe"))
+    assert (known.proven, unknown.proven) == (True, False)
+    assert replace(unknown, architecture=known.architecture) == known
+    assert unknown.nodes == known.nodes
+
+
+def test_of_an_unknown_architecture_no_block_may_hold_the_unknown(tmp_path: Path) -> None:
+    dense = (setting(block_count=3), adding("blk.2.moon", 2))
+    layout_of(tmp_path, *dense)
+    with pytest.raises(UnsupportedModel, match=r"blk\.2\.moon is in no table, nor is"):
+        layout_of(tmp_path, *dense, as_architecture("qwen9moe"))
 
 
 def test_an_unknown_tensor_outside_the_moe_blocks_is_copied(tmp_path: Path) -> None:

@@ -18,7 +18,20 @@ from ggufreap.recipe import Recipe, load_recipe
 from ggufreap.verbs import recipes
 
 FLAGS = flags_of(EngineSettings)
-LOADING = ("calibrate", "verify", "preview", "eval", "report", "probe", "tasks", "bench", "prune", "run", "demo")
+LOADING = (
+    "calibrate",
+    "verify",
+    "preview",
+    "eval",
+    "report",
+    "probe",
+    "tasks",
+    "bench",
+    "prune",
+    "run",
+    "demo",
+    "doctor",
+)
 # A flag, as Python and a recipe know it: flag and text, field, value, key, what TOML writes.
 SAME = (
     (("-ub", "64"), "n_ubatch", 64, "ubatch_size", "64"),
@@ -176,7 +189,8 @@ def test_batches_are_what_was_asked_for() -> None:
         (EngineSettings(n_ubatch=64, n_batch=32), 32, 32),
         (EngineSettings(n_ctx=100, n_ubatch=64, n_batch=256), 100, 64),
     ):
-        assert (asked.call_tokens, asked.graph_tokens) == (call, graph), asked
+        assert asked.batches(causal=True) == (call, graph), asked
+        assert asked.graph_tokens == graph
 
 
 def test_exactness_wins() -> None:

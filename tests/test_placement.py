@@ -15,7 +15,7 @@ from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine import log, native, placement
 from ggufreap.engine.session import LlamaSession
-from ggufreap.errors import EngineError
+from ggufreap.errors import EngineError, InputError
 from ggufreap.options.engine import EngineSettings
 
 pytestmark = pytest.mark.native
@@ -186,7 +186,7 @@ def test_a_model_that_looks_ahead_takes_its_chunk_at_once(tmp_path: Path) -> Non
     path = tiny_native.build("nomic-bert-moe", tmp_path / "m.gguf")
     with session(path, n_ubatch=16) as engine:
         assert engine.n_batch == N_CTX
-    with pytest.raises(EngineError, match="-b 16: this model looks ahead"):
+    with pytest.raises(InputError, match="-b 16: this model looks ahead"):
         session(path, n_batch=16)
 
 

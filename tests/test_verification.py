@@ -18,7 +18,8 @@ from ggufreap import verbs
 from ggufreap.cli import main
 from ggufreap.container import GgufFile, MetadataEntry, OutputTensor, Piece, encode, lay_out, open_gguf, write
 from ggufreap.engine import subprocess_probe
-from ggufreap.engine.protocol import Keep, Tokens
+from ggufreap.engine.protocol import Tokens
+from ggufreap.engine.subprocess_probe import Pass, Ran
 from ggufreap.errors import EngineError, InputError, VerificationFailed
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, save_plan
@@ -30,7 +31,7 @@ from ggufreap.verification import N_TOKENS, Verification, verify_file
 SMALL = {"n_embd": 64, "n_ff": 32, "types": Kind.Q8_0}
 EXACT = EngineSettings(n_ctx=N_TOKENS, n_ubatch=N_TOKENS, n_threads=1, exact=True)
 Entries = dict[str, MetadataEntry]
-Logits = list[np.ndarray]
+Run = Callable[[Path, Tokens, Sequence[Pass], Path], Sequence[Ran]]
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +53,35 @@ def pruned(source: Path, plan: PruningPlan, tmp_path: Path) -> Path:
     return out
 
 
-def proof(source: Path, plan: PruningPlan, pruned: Path, logits: Callable[..., Logits] | None = None) -> Verification:
-    """All checks, or with no `logits` those that need no llama.cpp."""
+def proof(source: Path, plan: PruningPlan, pruned: Path, run: Run | None = None) -> Verification:
+    """All checks, or with no `run` those that need no llama.cpp."""
     file, layout, _ = open_model(source)
-    return verify_file(file, layout, plan, pruned, logits or equal_logits, silent)
+    return verify_file(file, layout, plan, pruned, run or nothing_differs, silent)
 
 
-def equal_logits(_path: Path, tokens: Tokens, keeps: Sequence[Keep | None]) -> Logits:
-    return [np.ones((len(tokens), 4), np.float32)] * len(keeps)
+def nothing_differs(_path: Path, tokens: Tokens, passes: Sequence[Pass], folder: Path) -> list[Ran]:
+    """Both files compute the same, as far as this tells."""
+    rows, record = len(tokens), folder / "record.npz"
+    routed = {"scores": np.ones((rows, 12)), "experts": np.tile(np.arange(4), (rows, 1))}
+    routed |= {"logits": routed["scores"], "weights": np.ones((rows, 4)), "output": np.ones((rows, 8))}
+    np.savez(
+        record,
+        **{
+            f"{what}-{block}": array
+            for what, array in {"l_out": np.ones((rows, 8)), **routed}.items()
+            for block in (0, 1)
+        },
+    )
+    return [Ran(np.ones((rows, 4), np.float32), record if each.record else None) for each in passes]
 
 
-def logits_of(path: Path, tokens: Tokens, keeps: Sequence[Keep | None]) -> Logits:
-    return subprocess_probe.logits(path, tokens, EXACT, keeps)
+def native(path: Path, tokens: Tokens, passes: Sequence[Pass], folder: Path) -> list[Ran]:
+    return subprocess_probe.run(path, tokens, EXACT, passes, folder)
 
 
 def failing(found: Verification, name: str, detail: str) -> None:
     """`name` is the check that fails: those before it hold, those after it are left out."""
-    order = ["header", "metadata", "bytes", "logits"]
+    order = ["header", "metadata", "bytes", "blocks", "logits"]
     assert [check.name for check in found.checks] == order[: order.index(name) + 1]
     assert [check.ok for check in found.checks] == [True] * order.index(name) + [False]
     assert detail in found.checks[-1].detail
@@ -286,33 +299,34 @@ def test_a_damaged_file_fails_but_a_missing_one_is_bad_input(source: Path, plan:
         proof(source, plan, pruned)
 
 
-# Logits, in llama.cpp.
+# In llama.cpp. More of it in test_blocks.py.
+
+
+def instead_of(pruned: Path, stand_in: Path) -> Run:
+    """llama.cpp gets another file than was looked at before."""
+
+    def run(path: Path, tokens: Tokens, passes: Sequence[Pass], folder: Path) -> list[Ran]:
+        return native(stand_in if path == pruned else path, tokens, passes, folder)
+
+    return run
 
 
 @pytest.mark.native
-def test_a_sound_file_holds_and_the_logits_see_a_swap(
+def test_a_sound_file_holds_and_a_swapped_router_does_not(
     source: Path, plan: PruningPlan, pruned: Path, tmp_path: Path
 ) -> None:
     stand_in = tmp_path / "swapped.gguf"
     stand_in.write_bytes(pruned.read_bytes())
     swap(stand_in, "blk.0.ffn_gate_inp.weight")
-
-    def logits(path: Path, tokens: Tokens, keeps: Sequence[Keep | None]) -> Logits:
-        return logits_of(stand_in if path == pruned else path, tokens, keeps)
-
-    assert proof(source, plan, pruned, logits_of).ok
-    failing(proof(source, plan, pruned, logits), "logits", "against the masked original")
+    assert proof(source, plan, pruned, native).ok
+    failing(proof(source, plan, pruned, instead_of(pruned, stand_in)), "blocks", "block 0: router logits of ")
 
 
 @pytest.mark.native
 def test_a_file_that_llama_cpp_dies_on_fails(source: Path, plan: PruningPlan, pruned: Path, tmp_path: Path) -> None:
     deadly = {"qwen3moe.rope.dimension_count": np.uint32(2**31)}
     stand_in = tiny_gguf.qwen3moe(tmp_path / "deadly.gguf", **SMALL, metadata=deadly)
-
-    def logits(path: Path, tokens: Tokens, keeps: Sequence[Keep | None]) -> Logits:
-        return logits_of(stand_in if path == pruned else path, tokens, keeps)
-
-    failing(proof(source, plan, pruned, logits), "logits", "llama.cpp died on")
+    failing(proof(source, plan, pruned, instead_of(pruned, stand_in)), "blocks", "llama.cpp died on")
     deadly_plan = verbs.plan(stand_in, method="random", keep=12)
     verbs.apply(stand_in, deadly_plan, tmp_path / "out.gguf")
     with pytest.raises(EngineError, match=r"llama.cpp died on .*deadly\.gguf"):
@@ -320,10 +334,11 @@ def test_a_file_that_llama_cpp_dies_on_fails(source: Path, plan: PruningPlan, pr
 
 
 def test_logits_that_are_no_numbers_fail(source: Path, plan: PruningPlan, pruned: Path) -> None:
-    def logits(path: Path, tokens: Tokens, keeps: Sequence[Keep | None]) -> Logits:
-        return [np.full((N_TOKENS, 4), np.nan if path == pruned else 1, np.float32)] * len(keeps)
+    def run(path: Path, tokens: Tokens, passes: Sequence[Pass], folder: Path) -> list[Ran]:
+        ran = nothing_differs(path, tokens, passes, folder)
+        return [*ran[:-1], replace(ran[-1], logits=ran[-1].logits * (np.nan if path == pruned else 1))]
 
-    failing(proof(source, plan, pruned, logits), "logits", "NaN or infinite logits")
+    failing(proof(source, plan, pruned, run), "logits", "NaN or infinite logits")
 
 
 # On the command line.
@@ -346,7 +361,7 @@ def test_exit_codes_of_verify(
     command = ["verify", str(source), str(pruned), "--plan", str(tmp_path / "P.json"), "-t", "1"]
     assert main(command) == 0
     assert [line.split(":")[0] for line in capfd.readouterr().out.splitlines()] == [
-        f"holds  {name}" for name in ("header", "metadata", "bytes", "logits")
+        f"holds  {name}" for name in ("header", "metadata", "bytes", "blocks", "logits")
     ]
     flip(pruned, open_gguf(pruned).by_name["blk.0.attn_v.weight"].offset)
     assert main(command) == 3

@@ -31,6 +31,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from ggufreap.architecture.nodes import STREAM
+
 Gating = Literal["softmax", "sigmoid", "softmax over selected", "sqrt softplus", "key"]
 
 _NO_COUNTS: Mapping[int, str] = MappingProxyType({})
@@ -60,6 +62,8 @@ class Architecture:
     """Without expert_feed_forward_length the experts are feed_forward_length / expert_used_count wide."""
     causal: bool = True
     """If False, the whole batch must fit one micro-batch; llama_decode encodes where there is no memory."""
+    stream: tuple[str, ...] = STREAM
+    """The nodes of every block that hold the residual stream: all that later blocks see passes through them."""
     headless: bool = False
     """There is no output head: what comes out is the final hidden state (llama-context.cpp, llama_get_embeddings)."""
     mtp: Literal["none", "dense", "experts"] = "none"
@@ -76,6 +80,8 @@ class Architecture:
     """Numbers of experts, before or after pruning, that decide more than shapes -> what they decide."""
     note: str = ""
     """What else a reader should know."""
+    proven: bool = True
+    """Whether this is a row of the table; if not, nobody has read how llama.cpp computes it."""
 
 
 _ROWS = (
@@ -238,6 +244,7 @@ _ROWS = (
     ),
     Architecture(
         name="qwen4exp",
+        stream=("l_last",),
         source="qwen4exp.cpp:998",
         tensors="qwen4exp.cpp:253-255",
         gating="softmax",
@@ -328,6 +335,7 @@ _ROWS = (
     ),
     Architecture(
         name="deepseek4",
+        stream=("l_last",),
         source="deepseek4.cpp:1294",
         tensors="deepseek4.cpp:156-168",
         gating="sqrt softplus",
@@ -624,6 +632,7 @@ _ROWS = (
     ),
     Architecture(
         name="nemotron_h",
+        stream=("nemotron_h_block_out",),
         source="nemotron-h.cpp:303",
         tensors="nemotron-h.cpp:118-126",
         gating="sigmoid",
@@ -638,6 +647,7 @@ _ROWS = (
     ),
     Architecture(
         name="nemotron_h_moe",
+        stream=("nemotron_h_block_out",),
         source="nemotron-h.cpp:303",
         tensors="nemotron-h.cpp:118-126",
         gating="sigmoid",
@@ -652,13 +662,15 @@ _ROWS = (
     ),
     Architecture(
         name="nomic-bert-moe",
+        stream=("ffn_inp", "ffn_moe_out", "ffn_out"),
         source="bert.cpp:167",
         tensors="nomic-bert-moe.cpp:38-40",
         gating="softmax",
         causal=False,
         headless=True,
         note="encoder, no memory (llama-model.cpp:2362): llama_decode encodes; GELU without gate; experts where the "
-        "block number % moe_every_n_layers is 1 (nomic-bert-moe.cpp:37); weights not normalised (bert.cpp:174)",
+        "block number % moe_every_n_layers is 1 (nomic-bert-moe.cpp:37); weights not normalised (bert.cpp:174); what "
+        "follows the experts has no name (:206)",
     ),
     Architecture(
         name="smallthinker",
@@ -670,6 +682,7 @@ _ROWS = (
     ),
     Architecture(
         name="step35",
+        stream=("ffn_inp", "ffn_out"),
         source="step35.cpp:313",
         tensors="step35.cpp:103-107",
         gating="key",
@@ -678,7 +691,8 @@ _ROWS = (
         mtp="experts",
         mtp_source="step35.cpp:512",
         mtp_absent="loads",
-        note="several NextN blocks, each dense where it has no router (step35.cpp:147-158, :503)",
+        note="several NextN blocks, each dense where it has no router (step35.cpp:147-158, :503); the next "
+        "block renames the sum of both (:212)",
     ),
     Architecture(
         name="dflash",
@@ -691,3 +705,15 @@ _ROWS = (
 )
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({row.name: row for row in _ROWS})
+
+
+def unknown(name: str) -> Architecture:
+    """The row of an architecture that no table knows: the commonest router, and nothing claimed."""
+    return Architecture(
+        name=name,
+        source="",
+        tensors="",
+        gating="key",
+        mtp_drop_refuse="no table knows what llama.cpp does with this architecture without them",
+        proven=False,
+    )

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from ggufreap.architecture.catalog import ARCHITECTURES, Architecture
+from ggufreap.architecture.catalog import ARCHITECTURES, Architecture, unknown
 from ggufreap.architecture.metadata import KeyRule, rule_of
 from ggufreap.architecture.nodes import EXPERT_OUTPUT, EXPERT_OUTPUT_BIASED, RoutedBlock, RoutingNodes
 from ggufreap.architecture.roles import Handling, role_of
@@ -57,6 +57,11 @@ class MoeLayout:
         return {name: block.index for block in self.blocks for name in block.per_expert}
 
     @property
+    def proven(self) -> bool:
+        """Whether the tables know the architecture; if not, each file of it has to be tried out."""
+        return self.architecture.proven
+
+    @property
     def n_used(self) -> int:
         """The most experts that any block uses per token."""
         return max(block.n_used for block in self.blocks)
@@ -74,8 +79,9 @@ class MoeLayout:
             biased = f"blk.{block.index}.ffn_down_exps.bias" in block.per_expert
             outputs = EXPERT_OUTPUT_BIASED if biased else EXPERT_OUTPUT
             blocks.append(RoutedBlock(block.index, block.n_used, outputs))
+        row = self.architecture
         return RoutingNodes(
-            tuple(blocks), self.n_expert, self.architecture.weighted_input, self.causal, self.architecture.headless
+            tuple(blocks), self.n_expert, row.weighted_input, self.causal, row.headless, stream=row.stream
         )
 
     def check_keep(self, n_keep: int) -> None:
@@ -108,7 +114,7 @@ class MoeLayout:
 
 
 def bind(file: GgufFile) -> MoeLayout:
-    """The layout of an opened model.
+    """The layout of an opened model; unproven where no table knows its architecture, but all its tensors and keys.
 
     Raises UnsupportedModel for a model that the tables refuse or do not know, FormatError for one that contradicts
     itself.
@@ -158,12 +164,22 @@ def _architecture(file: GgufFile) -> Architecture:
         raise UnsupportedModel(f"{file.path}: a dense {name} model: no routed experts to prune")
     row = ARCHITECTURES.get(name)
     if row is None:
-        raise UnsupportedModel(
-            f"{file.path}: architecture {name!r} is in no table of ggufreap; unknown models are refused, not guessed"
-        )
+        row = unknown(name)
+        _check_every_tensor(file, row)
     if row.refuse:
         raise UnsupportedModel(f"{file.path}: {name}: {row.refuse}")
     return row
+
+
+def _check_every_tensor(file: GgufFile, architecture: Architecture) -> None:
+    """Of an unknown architecture not one tensor may be unknown, nor hold experts outside of the blocks."""
+    for record in file.tensors:
+        match = BLOCK_TENSOR.fullmatch(record.name)
+        if "exp" in record.name if match is None else role_of(match[2]) is None:
+            raise UnsupportedModel(
+                f"{file.path}: tensor {record.name} is in no table, nor is the architecture {architecture.name!r}; "
+                "the unknown is refused, not guessed"
+            )
 
 
 def _mtp_blocks(file: GgufFile, architecture: Architecture, n_block: int) -> int:

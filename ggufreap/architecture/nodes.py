@@ -5,14 +5,16 @@ A node of block N is called `<name>-N` in the running graph.
 
 from dataclasses import dataclass
 
+LOGITS, PROBS, PROBS_BIASED = "ffn_moe_logits", "ffn_moe_probs", "ffn_moe_probs_biased"
 TOPK = "ffn_moe_topk"
 WEIGHTED = "ffn_moe_weighted"
 FINAL_NORM = "result_norm"  # what the output head multiplies
+STREAM = ("l_out",)  # what a block leaves of the residual stream; who names it otherwise says so in the table
 EXPERT_OUTPUT = ("ffn_moe_down", "ffn_moe_down_scaled")  # the second renames the first where scales are applied
 EXPERT_OUTPUT_BIASED = ("ffn_moe_down_biased",)
 # -inf in the logits removes an expert from the softmax and makes its sigmoid 0; the selection bias is added after
 # that and could still lift a zero to the top, so the biased scores are masked as well.
-SELECTION = ("ffn_moe_logits", "ffn_moe_probs_biased")
+SELECTION = (LOGITS, PROBS_BIASED)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class RoutingNodes:
     """All that an engine needs to know of a model's routing.
 
     `weighted_input`: the router weight multiplies the expert's input instead of its output (llama4).
+    `stream` names the nodes of every block, dense ones included, through which passes all that later blocks see.
     `causal` is False where the whole batch must be one micro-batch (diffusion and encoder models); `headless` where the
     model ends in hidden states instead of logits.
     """
@@ -38,3 +41,4 @@ class RoutingNodes:
     weighted_input: bool
     causal: bool
     headless: bool
+    stream: tuple[str, ...] = STREAM

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from ggufreap import __version__
-from ggufreap.cli import choice, evaluate, probing, stages, whole
+from ggufreap.cli import choice, doctor, evaluate, probing, stages, whole
 from ggufreap.cli.common import Verbs
 from ggufreap.cli.flags import general
 from ggufreap.errors import GgufReapError
 
-VERBS: Verbs = {**stages.VERBS, **choice.VERBS, **evaluate.VERBS, **probing.VERBS, **whole.VERBS}
+VERBS: Verbs = {**stages.VERBS, **choice.VERBS, **evaluate.VERBS, **probing.VERBS, **whole.VERBS, **doctor.VERBS}
 EPILOG = """\
 example:
   ggufreap inspect model.gguf

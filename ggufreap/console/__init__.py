@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console import account, evaluation, importance, probing, stages, whole
+from ggufreap.console import account, doctor, evaluation, importance, probing, stages, whole
 from ggufreap.console.draw import Drawers, Plain, size
 from ggufreap.console.stages import Choice, DryRun
 from ggufreap.progress import Bar
@@ -26,8 +26,16 @@ _DRAWERS: Drawers = {
     **probing.DRAWERS,
     **account.DRAWERS,
     **whole.DRAWERS,
+    **doctor.DRAWERS,
 }
-_PLAIN: Plain = {**stages.PLAIN, **evaluation.PLAIN, **probing.PLAIN, **account.PLAIN, **whole.PLAIN}
+_PLAIN: Plain = {
+    **stages.PLAIN,
+    **evaluation.PLAIN,
+    **probing.PLAIN,
+    **account.PLAIN,
+    **whole.PLAIN,
+    **doctor.PLAIN,
+}
 
 
 def progress(stage: str, total: int | None, unit: str, done: int = 0) -> AbstractContextManager[Bar]:

@@ -14,7 +14,7 @@ from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
 from ggufreap.statistics import DomainStatistics, ExpertStatistics
 from ggufreap.verbs import Variants
-from ggufreap.verification import Verification
+from ggufreap.verification import Check, Verification
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ def _inspection(found: Inspection) -> None:
     mtp = f", and {found.n_mtp_block} MTP" if found.n_mtp_block else ""
     rest = found.nbytes - found.expert_nbytes
     say(styled(found.name, "bold"), f" {found.architecture}, {size(found.nbytes)}{shards}")
+    if not found.proven:
+        say(styled("no table knows this architecture, so pruning it is unproven: ggufreap doctor tries it", "yellow"))
     say(f"blocks   {found.n_block}, {found.n_moe_block} with routed experts{mtp}")
     say(f"experts  {found.n_expert}, {found.n_used} used per token, {found.n_shared} shared{groups}")
     say(f"bytes    {size(found.expert_nbytes)} in experts and routers, {size(rest)} in the rest")
@@ -137,8 +139,13 @@ def _dry_run(run: DryRun) -> None:
 def draw_verification(verification: Verification) -> None:
     """What holds and what does not."""
     for check in verification.checks:
-        mark = styled("holds", "green") if check.ok else styled("FAILS", "red")
-        say(mark, f" {check.name}: {check.detail}")
+        draw_check(check)
+
+
+def draw_check(check: Check) -> None:
+    """Whether it holds."""
+    mark = styled("holds", "green") if check.ok else styled("FAILS", "red")
+    say(mark, f" {check.name}: {check.detail}")
 
 
 def _quantized(made: Quantized) -> None:

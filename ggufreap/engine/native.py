@@ -213,9 +213,13 @@ class TensorReader:
 
     def fill(self, pointer: int, columns: npt.NDArray[np.intp], value: float) -> None:
         """Set the given columns of every row, in place."""
+        self.write(pointer, value, columns)
+
+    def write(self, pointer: int, values: npt.ArrayLike, columns: npt.NDArray[np.intp] | slice = slice(None)) -> None:
+        """Put `values` in place of the given columns of every row, or of the whole tensor."""
         tensor = tensor_at(pointer)
         data = self._bytes(pointer, tensor)
-        self._array(tensor, data)[..., columns] = value
+        self._array(tensor, data)[..., columns] = values
         if not self._is_host(tensor):
             self._base.ggml_backend_tensor_set(pointer, data.ctypes.data, 0, data.nbytes)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ggufreap.architecture.nodes import FINAL_NORM, RoutingNodes
 from ggufreap.engine import log, placement
+from ggufreap.engine.block_tap import BlockTap, NudgeTap, Recorded
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.importance_tap import ImportanceTap
 from ggufreap.engine.native import TensorReader, bindings
@@ -35,7 +36,7 @@ class LlamaSession:
         self._llama = llama = bindings()
         self._nodes = nodes
         self.n_ctx, self.n_parallel, self._watched = settings.n_ctx, settings.n_parallel, settings.watched
-        self.n_batch, self._n_ubatch = _batches(settings, nodes.causal)
+        self.n_batch, self._n_ubatch = settings.batches(nodes.causal)
         self._reader = TensorReader()
         self._tap: Tap | None = None
         self._handler: NodeHandler | None = None
@@ -146,13 +147,29 @@ class LlamaSession:
             pass
         return routing.batches
 
+    def blocks(
+        self, tokens: Tokens, keep: Keep | None = None, given: Recorded | None = None
+    ) -> tuple[npt.NDArray[np.float32], Recorded]:
+        """Logits of one micro-batch as `logits` gives them, and what its blocks computed (see BlockTap)."""
+        recording = BlockTap(self._nodes, self._reader, keep, given)
+        return self._logits(tokens, self._masked(recording, keep), 0), recording.found
+
+    def nudged(self, tokens: Tokens, keep: Keep) -> npt.NDArray[np.float32]:
+        """Logits as `logits` gives them, with the last bits of the residual stream changed once (see NudgeTap)."""
+        return self._logits(tokens, self._masked(NudgeTap(self._nodes, self._reader), keep), 0)
+
+    def _masked(self, tap: Tap, keep: Keep | None) -> Tap:
+        return tap if keep is None else Together((tap, MaskTap(self._nodes, keep, self._reader)))
+
     def logits(self, tokens: Tokens, keep: Keep | None = None, scored_from: int = 0) -> npt.NDArray[np.float32]:
         """Logits `[n_tokens - scored_from, n_vocab]` of one chunk, experts outside `keep` masked.
 
         Rows before `scored_from` are left out, and so is their way through the output head and the last block's
         experts. Of a model without output head: its final hidden states `[n_tokens - scored_from, n_embd]`.
         """
-        tap = MaskTap(self._nodes, keep, self._reader) if keep else None
+        return self._logits(tokens, MaskTap(self._nodes, keep, self._reader) if keep else None, scored_from)
+
+    def _logits(self, tokens: Tokens, tap: Tap | None, scored_from: int) -> npt.NDArray[np.float32]:
         first = 0 if self._nodes.headless else scored_from  # hidden states come for all tokens or none
         result = np.empty((len(tokens) - scored_from, self._width), np.float32)
         for start, count in self._decode(tokens, tap, first):
@@ -279,17 +296,6 @@ class LlamaSession:
             self._failure = error
             self._stop()
             return not ask
-
-
-def _batches(settings: EngineSettings, causal: bool) -> tuple[int, int]:
-    """Tokens per llama_decode, and per graph; a model that looks ahead takes its chunk at once (llama.cpp insists)."""
-    if causal:
-        return settings.call_tokens, settings.graph_tokens
-    if 0 < settings.n_batch < settings.n_ctx:
-        raise EngineError(
-            f"-b {settings.n_batch}: this model looks ahead and takes its {settings.n_ctx} tokens at once; leave it out"
-        )
-    return settings.n_ctx, settings.n_ctx
 
 
 def default_threads() -> int:

@@ -1,46 +1,80 @@
-"""Logits from a process of its own: llama.cpp aborts on a bad file, and must not take the user's run with it.
+"""Short runs of a model in a process of its own: llama.cpp aborts on a bad file, and must not take the user's with it.
 
-Run as `python -m ggufreap.engine.subprocess_probe REQUEST.npz ANSWER.npy`; the request holds all that `logits` needs.
+Run as `python -m ggufreap.engine.subprocess_probe REQUEST.npz FOLDER`; the request holds all that `run` needs.
 """
 
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
+from ggufreap.engine.block_tap import Recorded
 from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, GgufReapError
 from ggufreap.options.engine import EngineSettings
 
 
-def logits(
-    model: Path, tokens: Tokens, settings: EngineSettings, keeps: Sequence[Keep | None]
-) -> list[npt.NDArray[np.float32]]:
-    """Logits `[n_tokens, n_vocab]` of `model`, once per keep-set, the experts outside of it masked (None: all stay).
+@dataclass(frozen=True)
+class Pass:
+    """One run of the chunk, experts outside `keep` masked (None: all stay).
+
+    `n_step`: as many tokens at once, all of them at 0; `nudge`: a last bit changed (see NudgeTap). `record`: what the
+    blocks computed is written down. `given`: the record of another pass, whose residual streams are put in place of the
+    computed ones.
+    """
+
+    keep: Keep | None = None
+    n_step: int = 0
+    nudge: bool = False
+    record: bool = False
+    given: Path | None = None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """The logits `[n_tokens, n_vocab]` of a pass, and the .npz with what the blocks computed (see BlockTap)."""
+
+    logits: npt.NDArray[np.float32]
+    record: Path | None
+
+
+def run(model: Path, tokens: Tokens, settings: EngineSettings, passes: Sequence[Pass], folder: Path) -> list[Ran]:
+    """Run `tokens` through `model`, loaded once, pass by pass; records are left in `folder`, which exists.
 
     Raises EngineError when llama.cpp refuses the file or dies on it.
     """
-    with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
-        request, answer = Path(folder) / "request.npz", Path(folder) / "answer.npy"
-        job = {"model": str(model), "settings": vars(settings), "keeps": [keep and _plain(keep) for keep in keeps]}
-        np.savez(request, job=np.array(json.dumps(job)), tokens=tokens)
-        command = [sys.executable, "-m", __name__, str(request), str(answer)]
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        if result.returncode != 0:
-            raise EngineError(_last_words(model, result))
-        return list(np.load(answer))
+    job = {"model": str(model), "settings": vars(settings), "passes": [asdict(each) for each in passes]}
+    request = folder / "request.npz"
+    np.savez(request, job=np.array(json.dumps(job, default=_plain)), tokens=tokens)
+    command = [sys.executable, "-m", __name__, str(request), str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if result.returncode != 0:
+        raise EngineError(_last_words(model, result))
+    return [
+        Ran(np.load(_logits(folder, index)), _record(folder, index) if each.record else None)
+        for index, each in enumerate(passes)
+    ]
 
 
-def _plain(keep: Keep) -> dict[int, list[int]]:
-    return {block: list(experts) for block, experts in keep.items()}
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else list(value)  # type: ignore[call-overload]  # a range or an array
+
+
+def _logits(folder: Path, index: int) -> Path:
+    return folder / f"logits-{index}.npy"
+
+
+def _record(folder: Path, index: int) -> Path:
+    return folder / f"blocks-{index}.npz"
 
 
 def _last_words(model: Path, result: subprocess.CompletedProcess[str]) -> str:
@@ -49,13 +83,39 @@ def _last_words(model: Path, result: subprocess.CompletedProcess[str]) -> str:
     return said if str(model) in said else f"llama.cpp died on {model} (exit {result.returncode}): {said}"
 
 
-def _main(request: Path, answer: Path) -> None:
+def _main(request: Path, folder: Path) -> None:
     with np.load(request) as archive:
         job, tokens = json.loads(str(archive["job"])), archive["tokens"]
-    keeps = [keep and {int(block): experts for block, experts in keep.items()} for keep in job["keeps"]]
     file = open_gguf(job["model"])
     with LlamaSession(file.path, bind(file).nodes, EngineSettings(**job["settings"])) as session:
-        np.save(answer, np.stack([session.logits(tokens, keep) for keep in keeps]))
+        for index, each in enumerate(job["passes"]):
+            keep = each["keep"] and {int(block): experts for block, experts in each["keep"].items()}
+            if each["record"]:
+                logits, found = _recorded(session, tokens, keep, each["given"])
+                arrays: dict[str, Any] = dict(found)
+                np.savez(_record(folder, index), **arrays)
+            elif each["nudge"]:
+                logits = session.nudged(tokens, keep)
+            elif each["n_step"]:
+                logits = _stepwise(session, tokens, keep, each["n_step"])
+            else:
+                logits = session.logits(tokens, keep)
+            np.save(_logits(folder, index), logits)
+
+
+def _recorded(
+    session: LlamaSession, tokens: Tokens, keep: Keep | None, given: str | None
+) -> tuple[npt.NDArray[np.float32], Recorded]:
+    if given is None:
+        return session.blocks(tokens, keep)
+    with np.load(given) as archive:
+        return session.blocks(tokens, keep, archive)
+
+
+def _stepwise(session: LlamaSession, tokens: Tokens, keep: Keep | None, n_step: int) -> npt.NDArray[np.float32]:
+    memory = session.sequences(keep)
+    parts = (tokens[start : start + n_step] for start in range(0, len(tokens), n_step))
+    return np.concatenate([memory.feed({0: part}, every=True)[0] for part in parts])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ggufreap.errors import InputError
 from ggufreap.options.flag import Flag, check, flagged, flags_of, names, one_of, overrides, proportions, whole
 
 AUTO_LAYERS, ALL_LAYERS = -1, -2  # common/arg.cpp, --n-gpu-layers
@@ -144,10 +145,15 @@ class EngineSettings:
         """Tokens in one graph: the micro-batch, which statistics depend on in the last bit."""
         return min(self.n_ubatch, self.n_batch or self.n_ubatch, self.n_ctx)
 
-    @property
-    def call_tokens(self) -> int:
-        """Tokens per llama_decode, one graph or several."""
-        return min(self.n_batch or self.n_ubatch, self.n_ctx)
+    def batches(self, causal: bool) -> tuple[int, int]:
+        """Tokens per llama_decode, and in one of its graphs; a model that looks ahead takes its chunk at once."""
+        if causal:
+            return min(self.n_batch or self.n_ubatch, self.n_ctx), self.graph_tokens
+        if 0 < self.n_batch < self.n_ctx:
+            raise InputError(
+                f"-b {self.n_batch}: this model looks ahead and takes its {self.n_ctx} tokens at once; leave it out"
+            )
+        return self.n_ctx, self.n_ctx
 
     @property
     def of_gpus(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from ggufreap.verbs.account import Account, report
 from ggufreap.verbs.candidates import Preview, choose_ratio, preview
+from ggufreap.verbs.checkup import Checkup, doctor
 from ggufreap.verbs.choice import coverage, merge, plan
 from ggufreap.verbs.evaluation import Evaluation, eval
 from ggufreap.verbs.importance import ImatrixReport, imatrix
@@ -13,6 +14,7 @@ from ggufreap.verbs.whole import Pruned, demo, prune
 
 __all__ = [
     "Account",
+    "Checkup",
     "Evaluation",
     "ImatrixReport",
     "Preview",
@@ -24,6 +26,7 @@ __all__ = [
     "choose_ratio",
     "coverage",
     "demo",
+    "doctor",
     "eval",
     "gap_note",
     "imatrix",

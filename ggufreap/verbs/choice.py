@@ -21,6 +21,7 @@ from ggufreap.planning import (
 from ggufreap.progress import Progress, silent
 from ggufreap.statistics import DomainStatistics, Provenance, load, save
 from ggufreap.statistics import merge as merged
+from ggufreap.verbs import trust
 from ggufreap.verbs.stages import open_model
 
 _LOG = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def plan(
     """
     method = chosen_method(method, mtp, from_imatrix, blend)
     source, layout, identity = open_model(model)
+    trust.warn(source, layout)
     count_to_keep(layout, ratio, keep)
     provenance, how = None, ""
     if method == saliency.IMATRIX and from_imatrix is not None:

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from ggufreap import __version__
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.calibration import observe
@@ -15,8 +12,9 @@ from ggufreap.container import GgufFile, check_target, open_gguf
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.importance import OUTPUT
 from ggufreap.engine.placement import warn_unused
-from ggufreap.engine.protocol import Keep, Tokens
+from ggufreap.engine.protocol import Tokens
 from ggufreap.engine.session import LlamaSession
+from ggufreap.engine.subprocess_probe import Pass, Ran
 from ggufreap.files import check_output
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.options.engine import CALIBRATING, EngineSettings
@@ -29,6 +27,7 @@ from ggufreap.planning import (
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import RewriteScript, execute, lower
 from ggufreap.statistics import DomainStatistics, Provenance
+from ggufreap.verbs import trust
 from ggufreap.verbs.data import Data, open_data
 from ggufreap.verification import N_TOKENS, Verification, verify_file
 
@@ -114,12 +113,16 @@ def apply(
     keep_split: bool = False,
     progress: Progress = silent,
 ) -> RewriteScript:
-    """Write the file that `plan` asks for; with `dry_run` only tell exactly what it would be."""
+    """Write the file that `plan` asks for; with `dry_run` only tell exactly what it would be.
+
+    Raises UnsupportedModel for a model of an unknown architecture that `doctor` has not tried out.
+    """
     source, layout, identity = open_model(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     check_plan(chosen, identity, layout)
     script = lower(source, layout, chosen, Path(out), split_max_size=split_max_size, keep_split=keep_split)
     if not dry_run:
+        trust.require_trust(source, layout)
         check_target(script.files, *source.paths, None if isinstance(plan, PruningPlan) else plan)
         execute(script, progress)
     return script
@@ -143,7 +146,7 @@ def verify(
     settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS, n_batch=0, exact=True)
     warn_unused(settings)  # the model is loaded in a process that is not heard
 
-    def logits(path: Path, ids: Tokens, keeps: Sequence[Keep | None]) -> list[npt.NDArray[np.float32]]:
-        return subprocess_probe.logits(path, ids, settings, keeps)
+    def run(path: Path, tokens: Tokens, passes: Sequence[Pass], folder: Path) -> list[Ran]:
+        return subprocess_probe.run(path, tokens, settings, passes, folder)
 
-    return verify_file(source, layout, chosen, Path(out), logits, progress)
+    return verify_file(source, layout, chosen, Path(out), run, progress)

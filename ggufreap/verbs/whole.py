@@ -36,6 +36,7 @@ from ggufreap.verbs.candidates import choose_ratio
 from ggufreap.verbs.choice import DEFAULT_METHOD, chosen_method, coverage, default_blend, plan
 from ggufreap.verbs.data import Data, open_data
 from ggufreap.verbs.evaluation import named_texts
+from ggufreap.verbs.laws import require_laws
 from ggufreap.verbs.stages import calibrate, open_model, verify
 from ggufreap.verbs.variants import AUTO, KEEP, VariantJobs, resolved
 from ggufreap.verification import Verification
@@ -116,6 +117,8 @@ def prune(
     With `from_imatrix`, a GGUF importance matrix of the model, nothing is calibrated: its counts and energies choose
     the experts, and it guides the quantiser. That is a weaker choice, and said to be one wherever it shows.
 
+    A model of an unknown architecture is first tried out as by `doctor`, beside the output.
+
     Whatever could fail for want of space, of experts or of leave to quantise twice fails before the calibration.
     Statistics that are already there for the same model, text and settings are used again.
     """
@@ -147,6 +150,8 @@ def prune(
     collected = folder / f"{naming.stem_of(source.path)}.imatrix.gguf" if collects else None
 
     def observe() -> None:
+        # Last of what could stop the job, since it runs the model.
+        require_laws(source, layout, folder, settings, progress)
         if opened and stats_path:
             calibrate(
                 source.path,

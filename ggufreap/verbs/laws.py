@@ -1,0 +1,136 @@
+"""The laws of pruning, tried out on a user's own file: what no table can promise, this file has to show.
+
+Identity: keeping all experts changes no byte. Permutation and masking, in one go: a file of three quarters of the
+experts, in another order, computes what the original computes with the others masked. A tensor that has one entry per
+expert and was not known to have, or a router that finds its experts by other means than their order, breaks it.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ggufreap.architecture.layout import MoeLayout
+from ggufreap.container import GgufFile, Piece, open_gguf
+from ggufreap.errors import InfeasiblePlan, VerificationFailed
+from ggufreap.files import check_output, check_space
+from ggufreap.options.engine import EngineSettings
+from ggufreap.planning import ModelIdentity, PruningPlan
+from ggufreap.progress import Progress, silent
+from ggufreap.rewriting import execute, lower, write_skeleton
+from ggufreap.verbs import trust
+from ggufreap.verbs.stages import open_model, verify
+from ggufreap.verification import FREE, Check
+
+_LOG = logging.getLogger(__name__)
+SHARE_KEPT = 0.75
+TRIAL = "trial.gguf"
+
+
+def try_out(
+    model: str | Path,
+    *,
+    tmp_dir: str | Path | None = None,
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
+) -> tuple[Check, ...]:
+    """Check the laws on this very file, up to the first that does not hold.
+
+    For that a pruned file is written into `tmp_dir` (the system's temp folder) and removed again. Raises OutputError
+    where it has no room, EngineError when llama.cpp does not run the model.
+    """
+    source, layout, identity = open_model(model)
+    if tmp_dir is not None:
+        check_output(Path(tmp_dir) / TRIAL)
+    with tempfile.TemporaryDirectory(prefix="ggufreap-", dir=tmp_dir) as folder:
+        checks: list[Check] = []
+        for check in _checks(source, layout, identity, Path(folder), settings, progress):
+            checks.append(check)
+            if not check.ok:
+                break
+        return tuple(checks)
+
+
+def require_laws(
+    source: GgufFile, layout: MoeLayout, folder: Path, settings: EngineSettings | None, progress: Progress
+) -> None:
+    """Try the laws out on a file that nothing is known of, in `folder`; raises VerificationFailed if one breaks."""
+    if trust.is_trusted(source, layout):
+        return
+    _LOG.warning("%s: the laws are tried out on it first", trust.unproven(source, layout))
+    for check in try_out(source.path, tmp_dir=folder, settings=settings, progress=progress):
+        if not check.ok:
+            raise VerificationFailed(
+                f"{source.path}: pruning this model is not safe, {check.name} does not hold: {check.detail}; "
+                "nothing was pruned"
+            )
+    trust.trust(source)
+
+
+def _checks(
+    source: GgufFile,
+    layout: MoeLayout,
+    identity: ModelIdentity,
+    folder: Path,
+    settings: EngineSettings | None,
+    progress: Progress,
+) -> Iterator[Check]:
+    yield _identity(source, layout, identity, folder)
+    plan = shuffled(layout, identity)
+    script = lower(source, layout, plan, folder / TRIAL)
+    check_space(folder, script.nbytes)
+    _LOG.info("trial: %s, shuffled; %s bytes in %s for a while", plan.summary, f"{script.nbytes:,}", folder)
+    execute(script, progress)
+    proof = verify(source.path, script.files[0].path, plan, settings=settings, progress=progress)
+    for check in proof.checks:
+        yield Check(f"permutation and masking, {check.name}", check.ok, check.detail)
+
+
+def _identity(source: GgufFile, layout: MoeLayout, identity: ModelIdentity, folder: Path) -> Check:
+    """Whether keeping all experts would write the same bytes; no data is written for that."""
+    keep = {block.index: tuple(range(layout.n_expert)) for block in layout.blocks}
+    script = lower(source, layout, _plan(layout, identity, keep), folder / "identity.gguf")
+    skeleton = open_gguf(write_skeleton(script, folder))
+    script.files[0].path.unlink()
+    for key in source.metadata | skeleton.metadata:
+        before, after = source.metadata.get(key), skeleton.metadata.get(key)
+        if not key.startswith(FREE) and (before and before.raw) != (after and after.raw):
+            return Check("identity", False, f"metadata key {key} changes although all experts stay")
+    written = {tensor.name: tensor for tensor in script.files[0].tensors}
+    for record in source.tensors:
+        tensor, after_record = written.get(record.name), skeleton.by_name.get(record.name)
+        whole = Piece(source.headers[record.shard].path, record.offset, record.nbytes)
+        found = after_record and (after_record.shape, after_record.type)
+        if tensor is None or tensor.pieces != (whole,) or found != (record.shape, record.type):
+            return Check("identity", False, f"tensor {record.name} changes although all experts stay")
+    return Check("identity", True, f"keeping all experts writes the same {len(written)} tensors, byte for byte")
+
+
+def shuffled(layout: MoeLayout, identity: ModelIdentity) -> PruningPlan:
+    """A plan that keeps three quarters of the experts, or as few more as llama.cpp allows, in random order."""
+    n_keep = next(count for count in range(layout.n_group, layout.n_expert + 1, layout.n_group) if _fits(layout, count))
+    rng = np.random.default_rng(0)
+    keep = {}
+    for block in layout.blocks:
+        groups = np.arange(layout.n_expert).reshape(layout.n_group, layout.group_size)
+        drawn = [rng.permutation(group)[: n_keep // layout.n_group] for group in groups]
+        keep[block.index] = tuple(int(expert) for expert in np.concatenate(drawn))
+    return _plan(layout, identity, keep)
+
+
+def _fits(layout: MoeLayout, n_keep: int) -> bool:
+    try:
+        layout.check_keep(n_keep)
+    except InfeasiblePlan:
+        return False
+    return n_keep >= SHARE_KEPT * layout.n_expert
+
+
+def _plan(layout: MoeLayout, identity: ModelIdentity, keep: dict[int, tuple[int, ...]]) -> PruningPlan:
+    n_keep = len(keep[layout.blocks[0].index])
+    ratio = f"{(layout.n_expert - n_keep) / layout.n_expert:.2f}"
+    return PruningPlan(
+        identity, "random", ratio, layout.n_expert, n_keep, mtp="mirror", keep=keep, n_group=layout.n_group
+    )

@@ -1,0 +1,120 @@
+"""What must hold of a pruned file without running it: header, metadata and every byte."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout, bind
+from ggufreap.container import GgufFile, MetadataEntry, TensorRecord, open_gguf
+from ggufreap.errors import FormatError, InfeasiblePlan, UnsupportedModel
+from ggufreap.planning import PruningPlan
+from ggufreap.progress import Bar, Progress
+
+COMPARE_BYTES = 16 << 20
+# What a pruned file says of itself.
+FREE = (
+    *(f"general.{key}" for key in ("name", "finetune", "tags", "size_label", "parameter_count")),
+    "general.base_model.",
+    "general.dataset.",
+    "split.",
+    "ggufreap.",
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def check_header(plan: PruningPlan, out: Path) -> tuple[Check, GgufFile | None]:
+    """Whether `out` is a model with the experts that the plan leaves; the file only where it can be read as one."""
+    try:
+        pruned = open_gguf(out)
+        layout = bind(pruned)
+    except (FormatError, UnsupportedModel, InfeasiblePlan) as error:
+        return Check("header", False, str(error)), None
+    found = (layout.n_expert, {block.index for block in layout.blocks})
+    detail = f"{found[0]} experts in each of {len(found[1])} MoE blocks"
+    if found != (plan.n_keep, set(plan.keep)):
+        return Check("header", False, f"{detail}, plan: {plan.n_keep} in {len(plan.keep)}"), pruned
+    return Check("header", True, detail), pruned
+
+
+def check_metadata(source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: PruningPlan) -> Check:
+    """Everything that a pruner has no business changing must be there bit by bit, and nothing else."""
+    name, n_block = layout.architecture.name, _n_block(layout, plan)
+    counts = ("expert_count", "block_count", "nextn_predict_layers")
+    free = (*FREE, *(f"{name}.{key}" for key in (counts if n_block < layout.n_block else counts[:1])))
+    keys = [key for key in source.metadata | pruned.metadata if not key.startswith(free)]
+    for key in keys:
+        before, after = source.metadata.get(key), pruned.metadata.get(key)
+        if before is None or after is None:
+            return Check("metadata", False, f"{key} is only in the {'source' if before else 'pruned file'}")
+        if before.raw != after.raw and not _is_cut(before, after, layout.n_block, n_block):
+            return Check("metadata", False, f"{key} differs from the source")
+    return Check("metadata", True, f"{len(keys)} entries equal the source's")
+
+
+def _is_cut(before: MetadataEntry, after: MetadataEntry, n_before: int, n_after: int) -> bool:
+    """Whether an array of one entry per block lost those of dropped blocks and nothing else."""
+    old = before.value
+    return isinstance(old, list) and len(old) == n_before > n_after and after.value == old[:n_after]
+
+
+def _n_block(layout: MoeLayout, plan: PruningPlan) -> int:
+    return layout.n_trunk if plan.mtp == "drop" else layout.n_block
+
+
+def check_bytes(source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: PruningPlan, progress: Progress) -> Check:
+    """Every tensor of the source must be there, every expert that stays byte for byte."""
+    expected = {record.name for record in source.tensors if _block(record) < _n_block(layout, plan)}
+    if set(pruned.by_name) != expected:
+        wrong = sorted(set(pruned.by_name) ^ expected)
+        return Check("bytes", False, f"{len(wrong)} tensors missing or too many, first {wrong[0]}")
+    with progress("verify bytes", sum(record.nbytes for record in pruned.tensors), "B") as bar:
+        for record in pruned.tensors:
+            before = source.by_name[record.name]
+            block = layout.per_expert.get(record.name)
+            if (record.type, record.shape[1:]) != (before.type, before.shape[1:]):
+                return Check("bytes", False, f"{record.name} has another type or shape than in the source")
+            kept = plan.keep[block] if block is not None else None
+            wrong_expert = _first_difference(source, before, pruned, record, kept, bar)
+            if wrong_expert is not None:
+                what = f"expert {wrong_expert} of the source" if kept is not None else "the source"
+                return Check("bytes", False, f"{record.name} differs from {what}")
+    total = sum(record.nbytes for record in pruned.tensors)
+    return Check("bytes", True, f"{len(pruned.tensors)} tensors, {total:,} bytes equal the source's")
+
+
+def _block(record: TensorRecord) -> int:
+    match = BLOCK_TENSOR.fullmatch(record.name)
+    return int(match[1]) if match else -1
+
+
+def _first_difference(
+    source: GgufFile,
+    before: TensorRecord,
+    pruned: GgufFile,
+    record: TensorRecord,
+    kept: tuple[int, ...] | None,
+    bar: Bar,
+) -> int | None:
+    """The first expert (0 for a tensor without experts) whose bytes are not the source's, or None."""
+    experts = kept if kept is not None else (0,)
+    size = record.nbytes // len(experts)
+    if kept is None and record.nbytes != before.nbytes:
+        return 0
+    for position, expert in enumerate(experts):
+        for start in range(0, size, COMPARE_BYTES):
+            length = min(COMPARE_BYTES, size - start)
+            old = source.map(before, expert * size + start, length)
+            new = pruned.map(record, position * size + start, length)
+            if not np.array_equal(old, new):
+                return expert
+            bar.update(length)
+    return None

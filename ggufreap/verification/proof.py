@@ -1,0 +1,161 @@
+"""All checks in order, those without llama.cpp first, and what they say together."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout, bind
+from ggufreap.container import GgufFile
+from ggufreap.engine.protocol import Tokens
+from ggufreap.engine.subprocess_probe import Pass, Ran
+from ggufreap.errors import EngineError, VerificationFailed
+from ggufreap.planning import PruningPlan
+from ggufreap.progress import Progress, silent
+from ggufreap.verification.blocks import compare_blocks, relative, tolerance
+from ggufreap.verification.checks import Check, check_bytes, check_header, check_metadata
+
+N_TOKENS = 64
+QUANTILE = 0.9  # of the tokens, in what is told of the logits
+
+# Runs the chunk through a file, pass by pass, and leaves records in the folder; ggufreap.engine.subprocess_probe.run.
+RunPasses = Callable[[Path, Tokens, Sequence[Pass], Path], Sequence[Ran]]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks, in order; later ones are left out once one fails."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything holds."""
+        return all(check.ok for check in self.checks)
+
+    def require(self) -> None:
+        """Raise VerificationFailed, naming the first check that does not hold."""
+        for check in self.checks:
+            if not check.ok:
+                raise VerificationFailed(f"verification failed at {check.name}: {check.detail}")
+
+
+def verify_file(
+    source: GgufFile, layout: MoeLayout, plan: PruningPlan, out: Path, run: RunPasses, progress: Progress = silent
+) -> Verification:
+    """Check `out` against `source` and `plan`: header, metadata, every byte, and what llama.cpp computes.
+
+    The plan must have passed `check_plan`. Raises InputError when `out` cannot be read, EngineError when llama.cpp
+    does not run the source: neither says anything about the pruned file.
+    """
+    checks: list[Check] = []
+    for check in _checks(source, layout, plan, out, run, progress):
+        checks.append(check)
+        if not check.ok:
+            break
+    return Verification(tuple(checks))
+
+
+def _checks(
+    source: GgufFile, layout: MoeLayout, plan: PruningPlan, out: Path, run: RunPasses, progress: Progress
+) -> Iterator[Check]:
+    header, pruned = check_header(plan, out)
+    yield header
+    assert pruned  # or the header does not hold
+    yield check_metadata(source, pruned, layout, plan)
+    yield check_bytes(source, pruned, layout, plan, progress)
+    with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
+        yield from _computing(source, layout, plan, pruned, run, Path(folder), progress)
+
+
+def _computing(
+    source: GgufFile,
+    layout: MoeLayout,
+    plan: PruningPlan,
+    pruned: GgufFile,
+    run: RunPasses,
+    folder: Path,
+    progress: Progress,
+) -> Iterator[Check]:
+    """Block by block on equal inputs, which proves; and from end to end, which shows what that means at this depth.
+
+    The two files are loaded one after the other.
+    """
+    n_vocab = source.by_name["token_embd.weight"].shape[0]
+    tokens = np.random.default_rng(0).integers(0, n_vocab, N_TOKENS).astype(np.int32)
+    keep = {block.index: plan.keep[block.index] for block in layout.trunk}
+    again = [Pass(keep, nudge=True)]
+    if layout.causal and not layout.architecture.headless:
+        again.append(Pass(keep, n_step=N_TOKENS // 2))
+    before, after = folder / "original", folder / "pruned"
+    with progress("verify blocks", 2, "files") as bar:
+        before.mkdir()
+        masked, full, *others = run(source.path, tokens, [Pass(keep, record=True), Pass(), *again], before)
+        bar.update(1)
+        after.mkdir()
+        try:
+            alone, free = run(pruned.path, tokens, [Pass(record=True, given=masked.record), Pass()], after)
+        except EngineError as failure:
+            yield Check("blocks", False, str(failure))
+            return
+        bar.update(1)
+    yield _blocks(source, bind(pruned), masked, alone)
+    yield _logits(masked.logits, full.logits, free.logits, [ran.logits for ran in others])
+
+
+def _blocks(source: GgufFile, layout: MoeLayout, masked: Ran, alone: Ran) -> Check:
+    assert masked.record  # both were asked for
+    assert alone.record
+    with np.load(masked.record) as expected, np.load(alone.record) as found:
+        if set(expected.files) != set(found.files):
+            wrong = sorted(set(expected.files) ^ set(found.files))
+            return Check("blocks", False, f"only one of both graphs has {wrong[0]}")
+        result = compare_blocks(layout, expected, found, tolerances(source))
+    if result.differences:
+        blocks = dict.fromkeys(difference.block for difference in result.differences)
+        more = f"; {len(blocks)} blocks in all: {', '.join(map(str, blocks))}" if len(blocks) > 1 else ""
+        return Check("blocks", False, f"{result.differences[0]}{more}")
+    head = np.where(result.undecided, 0.0, relative(alone.logits, masked.logits))
+    allowed = tolerance(record.type for record in source.tensors if BLOCK_TENSOR.fullmatch(record.name) is None)
+    if not (head <= allowed).all():
+        return Check("blocks", False, f"behind the last block the logits differ by {head.max():.1e} on the same input")
+    detail = (
+        f"{layout.n_trunk} blocks on the masked original's inputs, {N_TOKENS} random tokens: errors up to "
+        f"{max(result.worst, float(head.max())):.1e}, {result.n_near_ties} near-ties, "
+        f"{result.n_reached:,} of {result.n_kept:,} kept experts reached"
+    )
+    return Check("blocks", True, detail)
+
+
+def tolerances(source: GgufFile) -> dict[int, float]:
+    """Block -> what rounding may change, by the types of its tensors."""
+    types: dict[int, set[int]] = {}
+    for record in source.tensors:
+        if match := BLOCK_TENSOR.fullmatch(record.name):
+            types.setdefault(int(match[1]), set()).add(record.type)
+    return {block: tolerance(kinds) for block, kinds in types.items()}
+
+
+def _logits(
+    masked: npt.NDArray[np.float32],
+    full: npt.NDArray[np.float32],
+    free: npt.NDArray[np.float32],
+    others: Sequence[npt.NDArray[np.float32]],
+) -> Check:
+    """No proof but for their being numbers: at depth the masked original is as far from itself, once a bit changes."""
+    if not np.isfinite(free).all():
+        return Check("logits", False, "the pruned model gives NaN or infinite logits")
+    ways = ("with a last bit changed", "with half the -ub")
+    floors = [f"{_typical(each, masked):.1e} {way}" for each, way in zip(others, ways, strict=False)]
+    detail = (
+        f"from end to end {_typical(free, masked):.1e} off the masked original's, which are off themselves by "
+        f"{' and '.join(floors)}; masking itself: {_typical(full, masked):.1e}"
+    )
+    return Check("logits", True, detail)
+
+
+def _typical(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    return float(np.quantile(relative(found, expected), QUANTILE))
