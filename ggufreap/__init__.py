@@ -8,12 +8,14 @@ The verbs are the same here and on the command line::
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ggufreap.version import __version__
+
 if TYPE_CHECKING:
+    from ggufreap.demonstration import demo
     from ggufreap.verbs import (
         apply,
         bench,
         calibrate,
-        demo,
         doctor,
         eval,
         inspect,
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
         verify,
     )
 
-__version__ = "0.1.0"
 __all__ = [
     "__version__",
     "apply",
@@ -57,7 +58,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 def __getattr__(name: str) -> Any:
     """Import the verbs on first use: `ggufreap --help` must not wait for numpy and gguf."""
     if name in __all__:
-        from ggufreap import verbs
+        from ggufreap import demonstration, verbs
 
-        return getattr(verbs, name)
+        return getattr(demonstration if name == "demo" else verbs, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

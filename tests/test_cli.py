@@ -22,13 +22,12 @@ import tiny_layouts
 import tiny_native
 from gguf import GGMLQuantizationType as Kind
 
-from ggufreap import naming, verbs
+from ggufreap import demonstration, naming, verbs
 from ggufreap.cli import VERBS, main
 from ggufreap.container import open_gguf
 from ggufreap.options.engine import EngineSettings
 from ggufreap.saliency import METHOD_NAMES, METHODS
 from ggufreap.statistics import load
-from ggufreap.verbs import whole
 
 pytestmark = pytest.mark.native
 
@@ -336,8 +335,8 @@ def test_apply_verify_and_prune_in_json(made: Made, tmp_path: Path, run: Run) ->
 
 
 def test_demo_in_json(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole, "DEMO_CALIBRATION_BYTES", 20_000)
-    monkeypatch.setattr(whole, "DEMO_HELD_OUT_BYTES", 4_000)
+    monkeypatch.setattr(demonstration, "CALIBRATION_BYTES", 20_000)
+    monkeypatch.setattr(demonstration, "HELD_OUT_BYTES", 4_000)
     ran = run("demo", "-o", tmp_path / "a" / "b", "-t", 1, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["pruned"]["verification"]["ok"] is True
@@ -989,6 +988,6 @@ def test_every_verb_is_importable_and_is_what_the_command_line_calls() -> None:
     named = set(VERBS) - {"imatrix", "coverage"}
     assert named <= set(ggufreap.__all__)
     for name in named:
-        assert getattr(ggufreap, name) is getattr(verbs, name)
+        assert getattr(ggufreap, name) is getattr(demonstration if name == "demo" else verbs, name)
     with pytest.raises(AttributeError, match="squeeze"):
         ggufreap.squeeze  # noqa: B018

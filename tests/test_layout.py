@@ -80,7 +80,7 @@ UNSUPPORTED: dict[str, tuple[tuple[tiny_gguf.Change, ...], str]] = {
     ),
     "unknown architecture with a hash table": (
         (as_architecture("qwen9moe"), adding("blk.0.ffn_gate_tid2eid.weight", 16, 2)),
-        "ffn_gate_tid2eid.weight: ",
+        r"ffn_gate_tid2eid.weight \(hash routing table\): its values are the numbers of experts",
     ),
     "refused architecture": ((as_architecture("refact"),), "refact: llama.cpp loads the experts .* dense network"),
     "draft model": ((as_architecture("dflash"),), "dflash: a draft model"),
@@ -94,8 +94,11 @@ UNSUPPORTED: dict[str, tuple[tuple[tiny_gguf.Change, ...], str]] = {
         "blk.0.ffn_moon_exps.weight of a MoE block is in no table; the unknown is refused",
     ),
     "unknown tensor without experts": ((adding("blk.0.moon", 2),), "blk.0.moon of a MoE block is in no table"),
-    "hash table": ((adding("blk.0.ffn_gate_tid2eid.weight", 16, 2),), "ffn_gate_tid2eid.weight: "),
-    "experts apart": ((tiny_layouts.separate_experts,), r"blk.0.ffn_gate.0.weight: one tensor per expert"),
+    "hash table": (
+        (adding("blk.0.ffn_gate_tid2eid.weight", 16, 2),),
+        r"ffn_gate_tid2eid.weight \(hash routing table\): its values are the numbers of experts",
+    ),
+    "experts apart": ((tiny_layouts.separate_experts,), r"blk.0.ffn_gate.0.weight \(.* separate tensors\): one tensor"),
     "all blocks are MTP": ((setting(nextn_predict_layers=2),), "no block holds"),
 }
 DAMAGED: dict[str, tuple[tuple[tiny_gguf.Change, ...], str]] = {

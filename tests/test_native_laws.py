@@ -29,8 +29,7 @@ from ggufreap.statistics import ExpertStatistics
 
 pytestmark = pytest.mark.native
 
-REFUSED = {"grovemoe", "dflash", "deepseek4-hash"}
-NAMES = [name for name in (*tiny_native.NATIVE, *tiny_native.VARIANTS) if name not in REFUSED]
+NAMES = [name for name in (*tiny_native.NATIVE, *tiny_native.VARIANTS) if name not in tiny_native.REFUSED]
 TOKENS = np.random.default_rng(5).integers(0, tiny_native.N_VOCAB, 64).astype(np.int32)
 # One thread and no half precision in attention: what is left is the last bit of a sum.
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1, n_gpu_layers=0, exact=True)
@@ -117,7 +116,7 @@ def test_a_selection_bias_with_either_gating(build: Build, name: str, gating: in
     check_masking(file, reap_plan(file, bind(file)))
 
 
-@pytest.mark.parametrize("name", ["deepseek2", "bailingmoe2", "glm4moe", "qwen3moe"])
+@pytest.mark.parametrize("name", tiny_native.GROUPED)
 def test_groups(build: Build, name: str) -> None:
     file = build(name, groups=4, groups_used=2)
     layout = bind(file)
@@ -150,7 +149,7 @@ def test_every_type_of_weights(tmp_path: Path, kind: Kind) -> None:
     check_masking(file, reap_plan(file, bind(file)), 1e-9 if kind is Kind.F32 else 1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", sorted(tiny_native.REFUSED))
 def test_what_cannot_be_pruned_is_refused_with_a_reason(build: Build, name: str) -> None:
     with pytest.raises(UnsupportedModel, match=name.removesuffix("-hash")) as caught:
         bind(build(name))
@@ -158,5 +157,5 @@ def test_what_cannot_be_pruned_is_refused_with_a_reason(build: Build, name: str)
 
 
 def test_every_architecture_of_the_tables_is_built_here_or_cannot_be() -> None:
-    built = {tiny_native.VARIANTS.get(name, (name,))[0] for name in (*NAMES, *REFUSED)}
+    built = {tiny_native.VARIANTS.get(name, (name,))[0] for name in (*NAMES, *tiny_native.REFUSED)}
     assert built | set(tiny_native.NOT_BUILDABLE) == set(ARCHITECTURES)

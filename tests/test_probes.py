@@ -9,8 +9,8 @@ from ggufreap import verbs
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.corpus.samples import Conversation
+from ggufreap.corpus.standard_library import held_out_text
 from ggufreap.demonstration import MODEL
-from ggufreap.demonstration.text import held_out_text
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.evaluation.generation import Answer
 from ggufreap.evaluation.loops import signs_of_looping, zlib_ratio

@@ -22,6 +22,7 @@ from tiny_rows import (
     DENSE_FIRST,
     EMBD,
     FUSABLE,
+    GROUPED,
     MTP,
     MTP_BY_HAND,
     MTP_WITHOUT_GRAPH,
@@ -30,11 +31,23 @@ from tiny_rows import (
     NEXTN,
     NOT_BUILDABLE,
     NOT_SAVABLE,
+    REFUSED,
     VARIANTS,
     Row,
 )
 
-__all__ = ["FUSABLE", "MTP", "MTP_WITHOUT_GRAPH", "NATIVE", "NOT_BUILDABLE", "NOT_SAVABLE", "N_VOCAB", "VARIANTS"]
+__all__ = [
+    "FUSABLE",
+    "GROUPED",
+    "MTP",
+    "MTP_WITHOUT_GRAPH",
+    "NATIVE",
+    "NOT_BUILDABLE",
+    "NOT_SAVABLE",
+    "N_VOCAB",
+    "REFUSED",
+    "VARIANTS",
+]
 
 ROUTED = re.compile(r"_(exps|shexp)\.|ffn_gate_inp\.|exp_probs_b")
 DENSE = re.compile(r"\.ffn_(gate|up|down)\.")

@@ -13,8 +13,8 @@ from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.corpus.chunks import Reading
 from ggufreap.corpus.request import Request
+from ggufreap.corpus.standard_library import _documents, calibration_text
 from ggufreap.demonstration import MODEL
-from ggufreap.demonstration.text import _documents, calibration_text
 from ggufreap.engine.session import LlamaSession
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import select

@@ -303,6 +303,12 @@ FUSABLE = (
     "gemma4",
 )
 
+# Architectures that are also tried with expert groups, whether or not published models have them.
+GROUPED = ("deepseek2", "bailingmoe2", "glm4moe", "qwen3moe")
+
+# Rows and variants that cannot be pruned.
+REFUSED = {"grovemoe", "dflash", "deepseek4-hash"}
+
 # Here a block is dense or has experts by the tensors that the file holds; llama.cpp, asked, wants both everywhere.
 # Real models start with dense blocks, so the first block gets the one and the others get the other.
 DENSE_FIRST = {"hy_v3", "step35", "mimo2"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ggufreap.architecture.catalog import ARCHITECTURES, Architecture, unknown
-from ggufreap.architecture.metadata import KeyRule, rule_of
+from ggufreap.architecture.metadata import KNOWN_EXPERT_KEYS, REFUSED_IF_SET
 from ggufreap.architecture.nodes import EXPERT_OUTPUT, EXPERT_OUTPUT_BIASED, RoutedBlock, RoutingNodes
 from ggufreap.architecture.roles import Handling, role_of
 from ggufreap.container import GgufFile
@@ -185,20 +185,20 @@ def _check_every_tensor(file: GgufFile, architecture: Architecture) -> None:
 def _mtp_blocks(file: GgufFile, architecture: Architecture, n_block: int) -> int:
     declared = _integer(file, f"{architecture.name}.nextn_predict_layers")
     probe = f"blk.{n_block - declared}.nextn.eh_proj.weight"
-    return 0 if architecture.mtp_absent == "trunk" and probe not in file.by_name else declared
+    return 0 if architecture.mtp_by_tensors and probe not in file.by_name else declared
 
 
 def _check_keys(file: GgufFile, architecture: Architecture) -> None:
     prefix = f"{architecture.name}."
     for key, entry in file.metadata.items():
-        if not key.startswith(prefix):
+        suffix = key.removeprefix(prefix)
+        if suffix == key:
             continue
-        rule = rule_of(key.removeprefix(prefix))
-        if rule is None:
-            if "expert" in key:
-                raise UnsupportedModel(f"{file.path}: metadata key {key} is in no table; unknown keys are refused")
-        elif rule.rule is KeyRule.REFUSE_IF_SET and entry.value:
-            raise UnsupportedModel(f"{file.path}: {key} = {entry.value}: {rule.note}")
+        if suffix in REFUSED_IF_SET:
+            if entry.value:
+                raise UnsupportedModel(f"{file.path}: {key} = {entry.value}: {REFUSED_IF_SET[suffix]}")
+        elif "expert" in suffix and suffix not in KNOWN_EXPERT_KEYS:
+            raise UnsupportedModel(f"{file.path}: metadata key {key} is in no table; unknown keys are refused")
 
 
 def _blocks(file: GgufFile, n_expert: int) -> dict[int, tuple[str, ...]]:
@@ -213,7 +213,7 @@ def _blocks(file: GgufFile, n_expert: int) -> dict[int, tuple[str, ...]]:
         if role is None:
             unknown.setdefault(index, record.name)
         elif role.handling is Handling.REFUSE:
-            raise UnsupportedModel(f"{file.path}: tensor {record.name}: {role.note}")
+            raise UnsupportedModel(f"{file.path}: tensor {record.name} ({role.name}): {role.reason}")
         elif role.handling is Handling.TAKE:
             if not record.shape or record.shape[0] != n_expert:
                 raise FormatError(

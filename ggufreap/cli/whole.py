@@ -88,9 +88,9 @@ def _run_recipe(options: argparse.Namespace) -> Result:
 
 
 def _run_demo(options: argparse.Namespace) -> Result:
-    from ggufreap import verbs
+    from ggufreap.demonstration import demo
 
-    demonstration = verbs.demo(options.output, ratio=options.ratio, settings=settings(options), progress=progress())
+    demonstration = demo(options.output, ratio=options.ratio, settings=settings(options), progress=progress())
     return demonstration, _proven(demonstration.pruned)
 
 

@@ -1,23 +1,41 @@
 """Several texts at once, each of which goes on from what llama.cpp remembers of it (the KV cache)."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ggufreap.engine.native import bindings
 from ggufreap.engine.protocol import Tokens
+from ggufreap.engine.taps import Tap
 
-if TYPE_CHECKING:
-    from ggufreap.engine.session import LlamaSession
-    from ggufreap.engine.taps import Tap
+
+class Decoder(Protocol):
+    """What texts in memory need of the session that holds them."""
+
+    n_batch: int  # tokens that one call of `decode` takes
+    n_parallel: int
+    n_vocab: int
+
+    def decode(
+        self,
+        tokens: Tokens,
+        positions: npt.ArrayLike,
+        sequences: npt.ArrayLike,
+        outputs: npt.ArrayLike,
+        tap: Tap | None = None,
+    ) -> None:
+        """Run `[n]` tokens, `n_batch` at most, at their positions in their sequences; `outputs`: whose logits count."""
+
+    def outputs(self, count: int) -> npt.NDArray[np.float32]:
+        """The logits `[count, n_vocab]` that `decode` just computed; llama.cpp's own memory."""
 
 
 class Sequences:
     """Texts in the memory of `session`, numbered from 0; LlamaSession.sequences makes it."""
 
-    def __init__(self, session: "LlamaSession", memory: Any, tap: "Tap | None") -> None:
+    def __init__(self, session: Decoder, memory: Any, tap: Tap | None) -> None:
         self._session, self._memory, self._tap = session, memory, tap
         self._llama = bindings()
         self._lengths = [0] * session.n_parallel

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ggufreap import __version__
 from ggufreap.errors import InputError
 from ggufreap.reporting.facts import Report
 from ggufreap.reporting.summary import summary_of
+from ggufreap.version import __version__
 
 SCHEMA = "ggufreap.report/1"
 Document = Mapping[str, Any]

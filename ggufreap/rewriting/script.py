@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufreap import __version__
 from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout
 from ggufreap.container import GgufFile, OutputFile, OutputTensor, Piece, TensorRecord, check_target, lay_out, write
 from ggufreap.errors import InputError, OutputError, UnsupportedModel
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting.metadata import pruned_metadata
+from ggufreap.version import __version__
 
 _UNITS = {"M": 1000**2, "G": 1000**3}
 

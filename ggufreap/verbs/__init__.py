@@ -10,7 +10,7 @@ from ggufreap.verbs.probing import bench, probe, tasks
 from ggufreap.verbs.recipes import run
 from ggufreap.verbs.requantize import Variants, gap_note, quantize, quantize_variants
 from ggufreap.verbs.stages import apply, calibrate, inspect, verify
-from ggufreap.verbs.whole import Pruned, demo, prune
+from ggufreap.verbs.whole import Pruned, prune
 
 __all__ = [
     "Account",
@@ -25,7 +25,6 @@ __all__ = [
     "calibrate",
     "choose_ratio",
     "coverage",
-    "demo",
     "doctor",
     "eval",
     "gap_note",

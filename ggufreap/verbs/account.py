@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggufreap import __version__, blending, saliency
+from ggufreap import blending, saliency
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.coverage import Coverage
@@ -26,6 +26,7 @@ from ggufreap.verbs.data import TRYING_OUT
 from ggufreap.verbs.judging import EqualSize, Judged, Measures, judge, judge_rival, kind_of
 from ggufreap.verbs.stages import open_model
 from ggufreap.verification import Verification
+from ggufreap.version import __version__
 
 
 @dataclass(frozen=True)

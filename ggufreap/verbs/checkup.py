@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ggufreap import __version__
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.cache import cache_folder
 from ggufreap.container import GgufFile
@@ -22,6 +21,7 @@ from ggufreap.verbs import trust
 from ggufreap.verbs.laws import try_out
 from ggufreap.verbs.stages import open_model
 from ggufreap.verification import Check
+from ggufreap.version import __version__
 
 LITTLE = 1_000_000_000  # bytes of memory or disk that are worth a note
 PACKAGES = ("numpy", "gguf", "llama-cpp-python")

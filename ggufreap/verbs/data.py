@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ggufreap.corpus.default import DEFAULT_SOURCES
 from ggufreap.corpus.request import Opened, Request, open_request
-from ggufreap.demonstration.text import calibration_text
+from ggufreap.corpus.standard_library import calibration_text
 from ggufreap.errors import InputError
 
 # A file, all that a request can name, data that is open already, or None: the built-in mix of public data sets.

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ggufreap import __version__
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.calibration import observe
 from ggufreap.container import GgufFile, check_target, open_gguf
@@ -30,6 +29,7 @@ from ggufreap.statistics import DomainStatistics, Provenance
 from ggufreap.verbs import trust
 from ggufreap.verbs.data import Data, open_data
 from ggufreap.verification import N_TOKENS, Verification, verify_file
+from ggufreap.version import __version__
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The whole job over the stages: prune, and prune on the embedded model."""
+"""The whole job over the stages: prune."""
 
 import logging
 from collections.abc import Sequence
@@ -6,20 +6,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ggufreap import corpus as corpora
 from ggufreap import imatrix as matrices
 from ggufreap import naming, saliency
 from ggufreap.container import check_target
 from ggufreap.corpus.request import TEXT_CTX, Opened
 from ggufreap.coverage import Coverage
-from ggufreap.demonstration import MODEL as DEMO_MODEL
-from ggufreap.demonstration import Demonstration
-from ggufreap.demonstration.text import calibration_text, held_out_text
-from ggufreap.engine.generator import Sampling
-from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InputError
-from ggufreap.evaluation import METRICS, answers, parse_gate, perplexity
-from ggufreap.files import check_space, make_folder, replacing
+from ggufreap.evaluation import METRICS, parse_gate
+from ggufreap.files import check_space, make_folder
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import (
     PruningPlan,
@@ -38,16 +32,11 @@ from ggufreap.verbs.data import Data, open_data
 from ggufreap.verbs.evaluation import named_texts
 from ggufreap.verbs.laws import require_laws
 from ggufreap.verbs.stages import calibrate, open_model, verify
-from ggufreap.verbs.variants import AUTO, KEEP, VariantJobs, resolved
+from ggufreap.verbs.variants import AUTO, VariantJobs, resolved
 from ggufreap.verification import Verification
 
 _LOG = logging.getLogger(__name__)
-DEMO_CALIBRATION_BYTES, DEMO_HELD_OUT_BYTES = 150_000, 60_000
-DEMO_QUANT = (KEEP, "Q4_K_M")
-DEMO_CTX = 256
 MAX_KLD = 0.1  # of the worst domain, for the ratio auto
-DEMO_PROMPT = "def read_header(path):\n"
-DEMO_SAMPLING = Sampling(n_predict=60, temperature=0.7, seed=1)
 
 
 @dataclass(frozen=True)
@@ -276,32 +265,3 @@ def _warn_of_seen(eval_file: Sequence[str], opened: Opened | None) -> None:
     for text in eval_file:
         if Path(text.rpartition("=")[2]).resolve() in seen:
             _LOG.warning("%s was calibrated on too: what it tells of the loss is too good", text)
-
-
-def demo(
-    out: str | Path = "ggufreap-demo",
-    *,
-    ratio: str | float = "0.25",
-    settings: EngineSettings | None = None,
-    progress: Progress = silent,
-) -> Demonstration:
-    """The whole job on the embedded model, in the folder `out`: what it saves, what is lost, what it still writes."""
-    folder = Path(out)
-    make_folder(folder, parents=True)
-    text = folder / "calibration.txt"
-    with replacing(text) as handle:
-        handle.write(calibration_text(DEMO_CALIBRATION_BYTES).encode())
-    settings = replace(settings or EngineSettings(), n_ctx=DEMO_CTX, n_ubatch=DEMO_CTX)
-    pruned = prune(DEMO_MODEL, text, ratio=ratio, out=folder, quant=DEMO_QUANT, settings=settings, progress=progress)
-    held_out = held_out_text(DEMO_HELD_OUT_BYTES)
-    exact, variant = pruned.script.files[0].path, pruned.quantized[0].paths[0]
-    measured, sample = [], ""
-    for which, path in (("original", DEMO_MODEL), ("pruned", exact), ("quantised", variant)):
-        source, layout, _ = open_model(path)
-        with LlamaSession(source.path, layout.nodes, settings) as engine:
-            corpus = corpora.from_text(engine, held_out, settings.n_ctx, "held-out text")
-            measured.append(perplexity(engine, corpus, progress, f"perplexity, {which}"))
-            if path == exact:
-                sample = answers(engine, [DEMO_PROMPT], DEMO_SAMPLING)[0].text
-    before, after, quantised = measured
-    return Demonstration(pruned, before, after, quantised, DEMO_PROMPT, sample)

@@ -22,8 +22,8 @@ from bench import Sizes, write_moe
 from gguf import GGMLQuantizationType as Kind
 
 from ggufreap import imatrix, inspect
+from ggufreap.corpus.standard_library import calibration_text, held_out_text
 from ggufreap.demonstration import MODEL as DEMO_MODEL
-from ggufreap.demonstration.text import calibration_text, held_out_text
 from ggufreap.statistics import load
 
 CTX = 256

@@ -12,7 +12,7 @@ from model import Model, Shape
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 
-from ggufreap.demonstration.text import held_out_text, training_text
+from ggufreap.corpus.standard_library import held_out_text, training_text
 
 END = "<|endoftext|>"
 # Chance of each domain per training window: small domains are seen more often than their size.

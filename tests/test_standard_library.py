@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufreap.demonstration import text
+from ggufreap.corpus import standard_library as text
 from ggufreap.errors import InputError
 
 
