@@ -1,6 +1,23 @@
-"""Lets `python -m ggufreap` be the command line."""
+"""The command `ggufreap`, also as `python -m ggufreap`: the command line, its dangerous verbs under supervision."""
 
-from ggufreap.cli import main
+import sys
+
+from ggufreap import activity, cli
+from ggufreap.supervision import can_supervise, supervise
+
+
+def main(program: str = "ggufreap") -> int:
+    """Run the command line; `program` is what a supervised verb runs in its child."""
+    if activity.adopt():
+        return cli.main()
+    options = cli.parse()
+    if options.verb not in cli.WITH_ENGINE or not can_supervise():
+        return cli.main()
+    try:
+        return supervise(sys.argv[1:], vars(options), program)
+    except OSError as error:  # no child, or no temporary folder for it
+        return cli.fail(str(error), 1)
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ggufreap.activity import temporary
 from ggufreap.errors import OutputError
 
 PARTIAL = ".partial"
@@ -16,16 +17,17 @@ PARTIAL = ".partial"
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write beside `path`, sync, rename; raises OutputError, and then nothing partial is left behind."""
     partial = path.with_name(path.name + PARTIAL)
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; free some space or choose another -o") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with temporary(partial):
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}; free some space or choose another -o") from None
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

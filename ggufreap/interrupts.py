@@ -2,8 +2,46 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+# SIGTERM is `kill` and `timeout`, SIGHUP a terminal that closes; Windows has no SIGHUP.
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_TOGETHER = 1.0  # seconds
+_stopped = -_TOGETHER  # when it last was
+
+
+@contextmanager
+def as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP stop as Ctrl-C does: nothing half-written stays behind.
+
+    Signals that come together are one: a terminal tells all processes of a group, and a supervisor passes on what it
+    hears. What is ignored, such as SIGINT in the background of a shell and SIGHUP under nohup, stays ignored.
+    """
+    before = {number: signal.getsignal(number) for number in STOPS}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
+
+
+def hear() -> None:
+    """Hear what a supervisor has held back until it can be answered: raises KeyboardInterrupt if that was a stop."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOPS, signal.SIGCHLD})
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    global _stopped
+    now = time.monotonic()
+    if now - _stopped >= _TOGETHER:
+        _stopped = now
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -18,13 +56,20 @@ def held(notice: Callable[[], None] = lambda: None) -> Iterator[None]:
     pressed = []
 
     def keep(_signal: int, _frame: object) -> None:
+        global _stopped
+        _stopped = time.monotonic()
         pressed.append(True)
         notice()
 
-    previous = signal.signal(signal.SIGINT, keep)
+    handlers = {number: signal.getsignal(number) for number in STOPS}
+    # Ctrl-C, and whatever stops as it does; a handler of somebody else's is not ours to replace.
+    previous = {n: each for n, each in handlers.items() if each is _stop or (n == signal.SIGINT and callable(each))}
+    for number in previous:
+        signal.signal(number, keep)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     if pressed:
         raise KeyboardInterrupt

@@ -1,6 +1,9 @@
 """Shared fixtures: small GGUF files, built once per session and never changed."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,10 @@ import pytest
 # Results must not depend on how many cores run the tests, and no test may reach for a data set.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What llama.cpp can do on this machine is found out once for all tests and their children, and not from what the user's
+# own runs have left.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ggufreap-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,19 @@ LONG_FUNCTIONS = {
 }
 # A module imports from its own row and the rows above, never from below.
 ROWS = (
-    ("errors", "progress", "files", "cache", "memory", "interrupts", "version", "__init__"),
+    (
+        "errors",
+        "progress",
+        "process",
+        "interrupts",
+        "activity",
+        "supervision",
+        "files",
+        "cache",
+        "memory",
+        "version",
+        "__init__",
+    ),
     ("options",),
     ("container",),
     ("architecture",),

@@ -1,4 +1,7 @@
-"""The few llama.cpp calls that the builders need and that check them; independent of the package under test."""
+"""The few llama.cpp calls that the builders need and that check them.
+
+Independent of the package under test, but for the question which buffers this machine survives.
+"""
 
 import ctypes
 from collections.abc import Sequence
@@ -9,6 +12,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from llama_cpp._ctypes_extensions import load_shared_library
+
+from ggufreap.engine.machine import extra_buffers_work
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -77,6 +82,7 @@ def quantize_rows(array: np.ndarray, kind: int) -> np.ndarray:
 def _model_params(load_mtp: bool) -> Any:
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers, params.load_mtp = 0, load_mtp
+    params.use_extra_bufts = extra_buffers_work()
     return params
 
 

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 a foreseeable failure, 2 wrong usage, 3 verification faile
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -14,8 +13,26 @@ from ggufreap.cli import choice, doctor, evaluate, probing, stages, whole
 from ggufreap.cli.common import Verbs
 from ggufreap.cli.flags import general
 from ggufreap.errors import GgufReapError
+from ggufreap.interrupts import as_ctrl_c, hear
 
 VERBS: Verbs = {**stages.VERBS, **choice.VERBS, **evaluate.VERBS, **probing.VERBS, **whole.VERBS, **doctor.VERBS}
+# Those that start llama.cpp.
+WITH_ENGINE = frozenset(
+    {
+        "bench",
+        "calibrate",
+        "demo",
+        "eval",
+        "preview",
+        "probe",
+        "prune",
+        "quantize",
+        "report",
+        "run",
+        "tasks",
+        "verify",
+    }
+)
 EPILOG = """\
 example:
   ggufreap inspect model.gguf
@@ -25,10 +42,19 @@ example:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    # `kill` and `timeout` stop as Ctrl-C does: nothing half-written stays behind.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    options = parse(arguments)
+    with as_ctrl_c():
+        return _run(options)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags of a verb, and its name as `verb`; exits with 2 on wrong usage."""
+    return _parser().parse_args(arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
+        hear()
         from ggufreap import console
 
         console.listen(options.verbose)
@@ -36,17 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.show(result, options.json)
         return int(code)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing is lost, the same command goes on from here", 130)
+        return fail("interrupted; nothing is lost, the same command goes on from here", 130)
     except BrokenPipeError:  # `ggufreap inspect … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (GgufReapError, OSError, MemoryError) as error:
         if options.traceback:
             raise
-        return _fail(str(error), getattr(error, "exit_code", 1))
+        return fail(str(error), getattr(error, "exit_code", 1))
 
 
-def _fail(message: str, code: int) -> int:
+def fail(message: str, code: int) -> int:
+    """Say in one line what went wrong; gives the exit code back."""
     sys.stderr.write(f"ggufreap: {message}\n")
     return code
 
@@ -64,5 +91,5 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=summary)
         for add in (*groups, general):
             add(command)
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, verb=name)
     return parser

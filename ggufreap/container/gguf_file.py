@@ -27,6 +27,16 @@ def split_path(prefix: Path, index: int, count: int) -> Path:
     return prefix.with_name(f"{prefix.name}-{index + 1:05d}-of-{count:05d}.gguf")
 
 
+def shards_of(path: Path) -> list[Path]:
+    """The files of the split set that `path` is any shard of, by its name alone; else `path` itself."""
+    match = SPLIT_NAME.fullmatch(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    shards = (split_path(path.with_name(match["prefix"]), index, count) for index in range(count))
+    return [shard for shard in shards if shard.exists()] or [path]
+
+
 @dataclass(frozen=True)
 class GgufFile:
     """An opened model: its headers, not its data.

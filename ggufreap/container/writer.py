@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gguf.constants import GGUFValueType
 
+from ggufreap.activity import doing, temporary
 from ggufreap.container.gguf_file import SPLIT_KEYS, split_path
 from ggufreap.container.header import MAGIC, pad
 from ggufreap.container.values import U32, U64, MetadataEntry, encode
@@ -128,16 +129,17 @@ def write(files: Sequence[OutputFile], bar: Bar) -> None:
     """
     check_target(files)
     partial = [file.path.with_name(file.path.name + PARTIAL) for file in files]
-    try:
-        for file, path in zip(files, partial, strict=True):
-            _write_one(file, path, bar)
-        for file, path in zip(files, partial, strict=True):
-            path.replace(file.path)
-    except OSError as error:
-        raise OutputError(f"cannot write {files[0].path}: {error.strerror}; nothing was left behind") from None
-    finally:
-        for path in partial:
-            path.unlink(missing_ok=True)
+    with doing("writing", files[0].path), temporary(*partial):
+        try:
+            for file, path in zip(files, partial, strict=True):
+                _write_one(file, path, bar)
+            for file, path in zip(files, partial, strict=True):
+                path.replace(file.path)
+        except OSError as error:
+            raise OutputError(f"cannot write {files[0].path}: {error.strerror}; nothing was left behind") from None
+        finally:
+            for path in partial:
+                path.unlink(missing_ok=True)
     sync(files[0].path.parent)
 
 

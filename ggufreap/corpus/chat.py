@@ -5,10 +5,7 @@ limits of time and memory; one that breaks them costs its conversation, three ti
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +14,7 @@ from ggufreap.container import GgufFile
 from ggufreap.corpus.chat_spans import GENERATION, Messages, Spans, View, find_spans
 from ggufreap.corpus.samples import Conversation, Unusable
 from ggufreap.errors import InputError
+from ggufreap.process import Child, Ending, last_words
 
 SECONDS = 10.0  # for one conversation
 NBYTES = 512 << 20  # address space; Python with jinja2 takes 25 MiB of it
@@ -137,14 +135,7 @@ class Renderer:
         return texts
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
-            # -P: no module is found beside the worker, or where the user happens to be
-            [sys.executable, "-P", str(Path(__file__).with_name("chat_worker.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-        )
+        self._process = Child(Path(__file__).with_name("chat_worker.py"))
         job = {
             "templates": {"default": self._template.default, "tool_use": self._template.tool_use},
             "tokens": self._template.tokens,
@@ -162,22 +153,15 @@ class Renderer:
             raise InputError(f"the chat template does not parse: {_reason(answer['refused'])}; use --no-chat-template")
 
     def _ask(self, line: str) -> dict[str, Any]:
-        assert self._process.stdin
         assert self._process.stdout
-        with suppress(BrokenPipeError):  # its exit code says why
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
+        self._process.tell(line)
         if not (said := self._process.stdout.readline()):
-            raise _Died(self._process.wait(), self._seconds, self._nbytes)
+            raise _Died(self._process.ending(), self._seconds, self._nbytes)
         answer: dict[str, Any] = json.loads(said)
         return answer
 
     def _stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):  # what could not be told to a dead process
-                pipe.close()  # type: ignore[union-attr]  # both were asked for
+        self._process.stop()
 
 
 def _job(conversation: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -186,12 +170,12 @@ def _job(conversation: Conversation) -> tuple[list[dict[str, Any]], dict[str, An
 
 
 class _Died(Exception):
-    def __init__(self, code: int, seconds: float, nbytes: int) -> None:
+    def __init__(self, ending: Ending, seconds: float, nbytes: int) -> None:
         known = {
             1: f"takes more than {seconds:g} s",  # faulthandler's exit code
             _OUT_OF_MEMORY: f"takes more than {nbytes >> 20} MiB",
         }
-        super().__init__(known.get(code, f"ends its process (exit {code})"))
+        super().__init__(known.get(ending.code, f"ends its process, which {last_words(ending)}"))
 
 
 def plain(conversation: Conversation) -> str:

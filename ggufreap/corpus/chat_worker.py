@@ -12,7 +12,6 @@ import datetime
 import faulthandler
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -116,7 +115,6 @@ def render(environment: Environment, template: jinja2.Template, job: dict[str, A
 
 
 def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all of us; the one who started this decides
     environment, templates = Environment(), dict[str, jinja2.Template]()
     seconds, nbytes = 0.0, 0
     for line in sys.stdin:

@@ -5,12 +5,12 @@ Run as `python -m ggufreap.engine.devices`; answers in JSON.
 
 import ctypes
 import json
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ggufreap import process
 from ggufreap.engine.native import bindings
 from ggufreap.errors import EngineError, GgufReapError
 
@@ -46,11 +46,11 @@ class Build:
 
 def build() -> Build:
     """Ask llama.cpp; raises EngineError when it does not load, does not match, or dies."""
-    done = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise EngineError(lines[-1] if lines else f"llama.cpp died when it was loaded (exit {done.returncode})")
-    told = json.loads(done.stdout.splitlines()[-1])
+    done = process.run(__name__)
+    if not done.ending.ok:
+        lines = [line.strip() for line in done.err.splitlines() if line.strip()]
+        raise EngineError(lines[-1] if lines else f"llama.cpp {process.last_words(done.ending)}")
+    told = json.loads(done.out.splitlines()[-1])
     return Build(**told | {"devices": tuple(Device(**device) for device in told["devices"])})
 
 

@@ -5,14 +5,15 @@ Run as `python -m ggufreap.engine.footprint` with a job as JSON on standard inpu
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from ggufreap import process
 from ggufreap.architecture.nodes import RoutingNodes
+from ggufreap.engine.machine import machine
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import GgufReapError
 from ggufreap.options.engine import EngineSettings
@@ -24,8 +25,9 @@ def footprint(model: Path, settings: EngineSettings, n_tokens: int) -> int | Non
     None where the system does not tell, or the model does not run.
     """
     job = json.dumps({"model": str(model), "settings": asdict(settings), "n_tokens": n_tokens})
-    done = subprocess.run([sys.executable, "-m", __name__], input=job, capture_output=True, text=True, check=False)
-    return int(done.stdout) if done.returncode == 0 else None
+    machine()  # what it warns of would not be heard from a child
+    done = process.run(__name__, given=job)
+    return int(done.out) if done.ending.ok else None
 
 
 def _peak() -> int:

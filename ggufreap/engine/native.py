@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap import activity
 from ggufreap.errors import EngineError
+from ggufreap.process import without_folders
 
 _DTYPES = {0: np.float32, 26: np.int32}  # ggml type ids of what the watched nodes hold
 OP_OFFSET, NAME_OFFSET = 80, 256
@@ -114,8 +116,10 @@ def loaded_with_llama(name: str) -> Any:
 
 def _on_abort(message: bytes) -> None:
     """llama.cpp gave up (GGML_ASSERT); the process ends anyway, so at least with one line and exit code 1."""
-    sys.stderr.write(f"ggufreap: llama.cpp stopped: {message.decode(errors='replace').strip()}\n")
-    sys.stderr.flush()
+    assertion = without_folders(message.decode(errors="replace").strip())
+    if not activity.gave_up(assertion):
+        sys.stderr.write(f"ggufreap: llama.cpp stopped: {assertion}\n")
+        sys.stderr.flush()
     os._exit(1)
 
 

@@ -15,7 +15,7 @@ from ggufreap.errors import EngineError
 from ggufreap.options.engine import SPLIT_MODES, EngineSettings
 from ggufreap.options.flag import split_names, split_overrides, split_proportions
 
-CPU = 0  # GGML_BACKEND_DEVICE_TYPE_CPU, ggml/include/ggml-backend.h
+CPU, GPU = 0, (1, 2)  # GGML_BACKEND_DEVICE_TYPE_CPU, _GPU and _IGPU, ggml/include/ggml-backend.h
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # common/common.h, LLM_FFN_EXPS_REGEX
 # (mmap, mlock) -> enum llama_load_mode, include/llama.h
 _LOAD_MODES = {
@@ -84,7 +84,12 @@ def devices() -> list[Device]:
     ]
 
 
-def place(parameters: Any, settings: EngineSettings) -> list[Any]:
+def gpus() -> list[str]:
+    """What llama.cpp can compute on beside the CPU, by its own description."""
+    return [device.description for device in devices() if device.kind in GPU]
+
+
+def place(parameters: Any, settings: EngineSettings, repack: bool) -> list[Any]:
     """Set the fields of llama_model_params; returns what C holds only by address, to be kept as long as the model.
 
     Raises EngineError where a device or buffer is unknown to this build. `override_tensor` comes before `cpu_moe` and
@@ -92,7 +97,7 @@ def place(parameters: Any, settings: EngineSettings) -> list[Any]:
     """
     warn_unused(settings)
     parameters.n_gpu_layers = settings.n_gpu_layers
-    parameters.use_extra_bufts = settings.repack is True
+    parameters.use_extra_bufts = repack
     parameters.load_mode = _LOAD_MODES[settings.mmap, settings.mlock]
     if settings.split_mode is not None:
         parameters.split_mode = SPLIT_MODES[settings.split_mode]

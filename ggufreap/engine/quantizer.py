@@ -1,24 +1,19 @@
 """llama.cpp's quantiser in a process of its own: neither its abort nor Ctrl-C may take the user's run with it.
 
 Run as `python -m ggufreap.engine.quantizer`: reads one call per line of JSON from standard input, writes llama.cpp's
-log to standard output and then one line with the answer. It dies the moment its input ends, in the middle of a tensor
-too: so it never outlives the process that started it, whatever killed that one.
+log to standard output and then one line with the answer.
 """
 
 import ctypes
 import json
 import logging
 import os
-import queue
 import re
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,15 +23,14 @@ import numpy.typing as npt
 
 from ggufreap.engine.native import bindings
 from ggufreap.errors import EngineError, OutputError
+from ggufreap.process import Child, last_words
 
 Importance = Mapping[str, npt.NDArray[np.float32]]  # tensor -> mean squares of its inputs [n_mat * n_in]
 
 _LOGGER = logging.getLogger("ggufreap.llama_cpp")
 _ANSWER = "\x1e"  # opens the line that ends a call; llama.cpp's log never starts with it
 _REASON = re.compile(r"failed to quantize: (.+)")
-_FOLDERS = re.compile(r"^\S*/")  # where this llama.cpp was built
 _UNSET, _INT, _STR, _ERROR = 43, 0, 3, 4  # GGML_TYPE_COUNT, llama_model_kv_override_type, GGML_LOG_LEVEL_ERROR
-_KILLED = -9  # signal.SIGKILL, which not every system has
 
 
 @dataclass(frozen=True)
@@ -66,14 +60,7 @@ class Quantizer:
     """A running quantiser process; leaving it kills the process, whatever it does."""
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-        )
+        self._process = Child(__name__, stderr=subprocess.STDOUT)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,11 +68,7 @@ class Quantizer:
 
     def stop(self) -> None:
         """Kill the process; what it was writing grows no more."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):  # what could not be told to a dead process
-                pipe.close()  # type: ignore[union-attr]  # both were asked for
+        self._process.stop()
 
     def run(self, call: QuantizerCall, on_line: Callable[[str], None], importance: Importance | None = None) -> None:
         """Run one call, every line of llama.cpp's log to `on_line`; raises EngineError with llama.cpp's own reason."""
@@ -99,11 +82,8 @@ class Quantizer:
             raise EngineError(f"llama.cpp does not quantise {call.model}: {reason}")
 
     def _ask(self, job: str, on_line: Callable[[str], None]) -> str | None:
-        assert self._process.stdin
         assert self._process.stdout
-        with suppress(BrokenPipeError):  # its last words stand in its output
-            self._process.stdin.write(job + "\n")
-            self._process.stdin.flush()
+        self._process.tell(job)
         last: deque[str] = deque(maxlen=50)
         for line in self._process.stdout:
             if line.startswith(_ANSWER):
@@ -113,7 +93,9 @@ class Quantizer:
                 _LOGGER.debug(line)
                 last.append(line)
                 on_line(line)
-        return _last_words(self._process.wait(), last)
+        ending = self._process.ending()
+        hint = "; give a smaller buffer or fewer threads" if ending.signal == "SIGKILL" else ""
+        return f"it {last_words(ending, last)}{hint}"
 
 
 def _save(importance: Importance) -> str:
@@ -129,25 +111,15 @@ def _save(importance: Importance) -> str:
     return path
 
 
-def _last_words(code: int, lines: Sequence[str]) -> str:
-    if code == _KILLED:
-        return "it was killed, as systems do that run out of memory; give a smaller buffer or fewer threads"
-    said = [*(_FOLDERS.sub("", line) for line in lines if "GGML_ASSERT" in line), *reversed(lines), "nothing"]
-    return f"it died (exit {code}), saying: {said[0]}"
-
-
 # --- the process itself -----------------------------------------------------------------------------------------------
 
 
 def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all of us; the one who started this decides
-    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     try:
         llama = bindings()
     except EngineError as error:
         _answer(str(error))
-        os._exit(1)  # the listener cannot be joined
+        sys.exit(1)
     errors: list[str] = []
 
     def on_piece(level: int, text: bytes, _data: object) -> None:
@@ -159,17 +131,11 @@ def _main() -> None:
     callback = llama.llama_log_callback(on_piece)
     llama.llama_log_set(callback, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    while True:
-        job = json.loads(jobs.get())
+    for line in sys.stdin:
+        job = json.loads(line)
         errors.clear()
         failed = _quantize(llama, QuantizerCall(**job["call"]), _load(job["importance"]))
         _answer(_reason(errors) if failed else None)
-
-
-def _listen(jobs: queue.SimpleQueue[str]) -> None:
-    for line in sys.stdin:
-        jobs.put(line)
-    os._exit(0)
 
 
 def _answer(reason: str | None) -> None:

@@ -10,11 +10,14 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap import activity
 from ggufreap.architecture.nodes import FINAL_NORM, RoutingNodes
+from ggufreap.container.gguf_file import shards_of
 from ggufreap.engine import log, placement
 from ggufreap.engine.block_tap import BlockTap, NudgeTap, Recorded
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.importance_tap import ImportanceTap
+from ggufreap.engine.machine import Machine, chooses_repack, machine, offloading
 from ggufreap.engine.native import TensorReader, bindings
 from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
 from ggufreap.engine.sequences import Sequences
@@ -29,10 +32,11 @@ NO_ROOM = 1  # what llama_decode returns when the memory has no free cells (incl
 class LlamaSession:
     """Loads `path` (the first shard of a split set) and runs chunks through it; use it in a `with` statement.
 
-    Implements ggufreap.engine.protocol.Engine. Raises EngineError when llama.cpp refuses the model.
+    Implements ggufreap.engine.protocol.Engine. Raises EngineError when llama.cpp refuses the model. `known`: what works
+    on this machine, for whoever is about to find that out.
     """
 
-    def __init__(self, path: Path, nodes: RoutingNodes, settings: EngineSettings) -> None:
+    def __init__(self, path: Path, nodes: RoutingNodes, settings: EngineSettings, known: Machine | None = None) -> None:
         self._llama = llama = bindings()
         self._nodes = nodes
         self.n_ctx, self.n_parallel, self._watched = settings.n_ctx, settings.n_parallel, settings.watched
@@ -43,23 +47,27 @@ class LlamaSession:
         self._failure: BaseException | None = None
         self._stopping = self._ended = False
         self._model = self._context = self._batch = None
-        log.install(llama)
-        llama.llama_backend_init()
-        self._model = self._load(path, settings)
-        self._vocab = llama.llama_model_get_vocab(self._model)
-        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
-        bos: int = llama.llama_vocab_bos(self._vocab)
-        self.bos = bos if llama.llama_vocab_get_add_bos(self._vocab) else None
-        self.opening = bos if bos >= 0 else int(llama.llama_vocab_eos(self._vocab))  # the token before any text
-        # Kept for the life of the context: llama.cpp holds only the address.
-        self._callback = llama.ggml_backend_sched_eval_callback(self._on_node)
-        self._aborting = llama.ggml_abort_callback(lambda _data: True)
-        self._context = self._open(path, settings)
-        self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
+        self._running: int | None = None
+        with activity.doing(activity.LOADING, path):
+            log.install(llama)
+            llama.llama_backend_init()
+            self._model = self._load(path, settings, known or machine())
+            self._vocab = llama.llama_model_get_vocab(self._model)
+            self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+            bos: int = llama.llama_vocab_bos(self._vocab)
+            self.bos = bos if llama.llama_vocab_get_add_bos(self._vocab) else None
+            self.opening = bos if bos >= 0 else int(llama.llama_vocab_eos(self._vocab))  # the token before any text
+            # Kept for the life of the context: llama.cpp holds only the address.
+            self._callback = llama.ggml_backend_sched_eval_callback(self._on_node)
+            self._aborting = llama.ggml_abort_callback(lambda _data: True)
+            self._context = self._open(path, settings)
+            self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
+        self._running = activity.begin("running", path)
 
-    def _load(self, path: Path, settings: EngineSettings) -> Any:
+    def _load(self, path: Path, settings: EngineSettings, known: Machine) -> Any:
         parameters = self._llama.llama_model_default_params()
-        self._placed = placement.place(parameters, settings)  # kept for the life of the model, as the callback
+        repack = chooses_repack(sum(map(os.path.getsize, shards_of(path))), settings, known)
+        self._placed = placement.place(parameters, offloading(settings, known), repack)  # kept as long as the model
         model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not model:
             self.close()
@@ -71,7 +79,7 @@ class LlamaSession:
         parameters = self._llama.llama_context_default_params()
         parameters.n_ctx = self.n_ctx
         parameters.n_batch, parameters.n_ubatch = self.n_batch, self._n_ubatch
-        parameters.n_threads = settings.n_threads or default_threads()
+        parameters.n_threads = settings.cpu_threads
         parameters.n_threads_batch = settings.n_threads_batch or parameters.n_threads
         parameters.n_seq_max, parameters.kv_unified = self.n_parallel, self.n_parallel > 1
         if self._watched:
@@ -106,6 +114,8 @@ class LlamaSession:
             if handle is not None:
                 free(handle)
         self._batch = self._context = self._model = None
+        if self._running is not None:
+            activity.end(self._running)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
         """Tokens of `text`, by default as llama-imatrix makes them: special tokens added, none parsed."""
@@ -220,11 +230,9 @@ class LlamaSession:
         """Run `[n]` tokens, `n_batch` at most, at their positions in their sequences; `outputs`: whose logits count."""
         if tap is not None and not self._watched:
             raise EngineError("this session was opened unwatched: no tap can look into its graph")
-        if tap is not None and self.n_batch > self._n_ubatch:
-            raise EngineError(
-                f"-b {self.n_batch} with -ub {self._n_ubatch}: what is watched runs one graph per call, so -b cannot "
-                "be more than -ub; raise -ub, or leave out -b"
-            )
+        if tap is not None and self.n_batch > self._n_ubatch:  # node addresses of one graph mean nothing in the next
+            asked = f"-b {self.n_batch} with -ub {self._n_ubatch}: what is watched runs one graph per call"
+            raise EngineError(f"{asked}; raise -ub, or leave out -b")
         self._fill_batch(tokens, positions, sequences, outputs)
         self._tap = tap
         try:
@@ -256,10 +264,10 @@ class LlamaSession:
         return int(self._llama.llama_model_n_embd(self._model)) if self._nodes.headless else self.n_vocab
 
     def _stop(self) -> None:
-        """End the graph, whatever it has still to do: the CPU at the next node, other devices when they are done.
+        """End the graph: the CPU at the next node, other devices when they are done.
 
-        Skipping nodes would not do: further splits of the graph would run on what was never computed, and an expert's
-        number read from there ends the process (ggml-cpu.c, ggml_compute_forward_mul_mat_id).
+        Were nodes skipped, further splits would run on what was never computed, and an expert's number from there ends
+        the process (ggml-cpu.c, ggml_compute_forward_mul_mat_id).
         """
         self._stopping = True
         self._llama.llama_set_abort_callback(self._context, self._aborting, None)
@@ -281,8 +289,8 @@ class LlamaSession:
         """ggml_backend_sched_eval_callback: asked about every node first, called again with each wanted one.
 
         An exception cannot cross C, so it is kept for `decode`, and the graph is stopped. A tap's False only ends the
-        current split (ggml-backend.cpp, compute_splits): the others still run, on whatever is there, and are not
-        looked at. That is harmless behind the last MoE block, where taps end: nothing there is chosen by an id.
+        current split (ggml-backend.cpp, compute_splits): the others still run, unseen, on whatever is there. Harmless
+        behind the last MoE block, where taps end: nothing there is chosen by an id.
         """
         if self._tap is None or self._stopping or self._ended:
             return not ask
@@ -296,9 +304,3 @@ class LlamaSession:
             self._failure = error
             self._stop()
             return not ask
-
-
-def default_threads() -> int:
-    """The cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

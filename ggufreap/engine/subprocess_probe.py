@@ -4,7 +4,6 @@ Run as `python -m ggufreap.engine.subprocess_probe REQUEST.npz FOLDER`; the requ
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap import process
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.block_tap import Recorded
+from ggufreap.engine.machine import machine
 from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, GgufReapError
@@ -52,13 +53,13 @@ def run(model: Path, tokens: Tokens, settings: EngineSettings, passes: Sequence[
 
     Raises EngineError when llama.cpp refuses the file or dies on it.
     """
+    machine()  # what it warns of would not be heard from a child
     job = {"model": str(model), "settings": vars(settings), "passes": [asdict(each) for each in passes]}
     request = folder / "request.npz"
     np.savez(request, job=np.array(json.dumps(job, default=_plain)), tokens=tokens)
-    command = [sys.executable, "-m", __name__, str(request), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if result.returncode != 0:
-        raise EngineError(_last_words(model, result))
+    done = process.run(__name__, str(request), str(folder))
+    if not done.ending.ok:
+        raise EngineError(_last_words(model, done))
     return [
         Ran(np.load(_logits(folder, index)), _record(folder, index) if each.record else None)
         for index, each in enumerate(passes)
@@ -77,10 +78,10 @@ def _record(folder: Path, index: int) -> Path:
     return folder / f"blocks-{index}.npz"
 
 
-def _last_words(model: Path, result: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-    said = lines[-1].removeprefix("ggufreap: ") if lines else "it said nothing"
-    return said if str(model) in said else f"llama.cpp died on {model} (exit {result.returncode}): {said}"
+def _last_words(model: Path, done: process.Done) -> str:
+    lines = done.err.splitlines()
+    told = next((line for line in reversed(lines) if str(model) in line), None)
+    return told or f"llama.cpp died on {model}: it {process.last_words(done.ending, lines)}"
 
 
 def _main(request: Path, folder: Path) -> None:

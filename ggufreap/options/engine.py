@@ -1,5 +1,6 @@
 """How llama.cpp runs, as one value; a flag more is a field more."""
 
+import os
 from dataclasses import dataclass
 
 from ggufreap.errors import InputError
@@ -134,6 +135,12 @@ class EngineSettings:
         check(self)
 
     @property
+    def cpu_threads(self) -> int:
+        """The threads that were asked for, or one per core that this process may use."""
+        affinity = getattr(os, "sched_getaffinity", None)
+        return self.n_threads or (len(affinity(0)) if affinity else os.cpu_count() or 1)
+
+    @property
     def attention(self) -> tuple[str, str, str]:
         """Types of the KV cache's K and V, and whether flash attention is used: keys of the tables above."""
         if self.exact:
@@ -156,10 +163,17 @@ class EngineSettings:
         return self.n_ctx, self.n_ctx
 
     @property
+    def wants_offload(self) -> str:
+        """The flag that asks for a device in so many words, if one was given."""
+        if self.n_gpu_layers > 0 or self.n_gpu_layers == ALL_LAYERS:
+            return "-ngl"
+        return "-dev" if self.device not in (None, "none") else ""
+
+    @property
     def of_gpus(self) -> list[str]:
         """What was asked for and only means something where there is a GPU, as flags."""
         asked = {
-            "n_gpu_layers": self.n_gpu_layers > 0 or self.n_gpu_layers == ALL_LAYERS,
+            "n_gpu_layers": self.wants_offload == "-ngl",
             "split_mode": self.split_mode is not None,
             "tensor_split": self.tensor_split is not None,
             "main_gpu": self.main_gpu is not None,

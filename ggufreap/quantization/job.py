@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ggufreap.activity import doing, temporary
 from ggufreap.container import GgufFile, nbytes_of, open_gguf, type_name
 from ggufreap.container.gguf_file import split_path
 from ggufreap.engine.quantizer import Importance, Quantizer, QuantizerCall
@@ -123,24 +124,25 @@ def _write(
     else:
         prefix = targets[0].with_name(targets[0].name + PARTIAL)
         partial = [prefix]
-    try:
-        for path in partial:
-            path.unlink(missing_ok=True)  # of a run that was killed
-        check_space(folder, sum(sizes))
-        _run(source, replace(call, out=str(prefix)), quantizer, imatrix, progress)
-        _check_written(partial, sizes, expected)
-        for path in partial:
-            sync(path)
-        with held():
-            for path, target in reversed(list(zip(partial, targets, strict=True))):  # the first shard opens the set
-                path.replace(target)
-        sync(folder)
-    except OSError as error:
-        raise OutputError(f"cannot write {targets[0]}: {error.strerror}; nothing was left behind") from None
-    finally:
-        quantizer.stop()
-        for path in partial:
-            path.unlink(missing_ok=True)
+    with temporary(*partial), doing("quantising", source.path):
+        try:
+            for path in partial:
+                path.unlink(missing_ok=True)  # of a run that was killed
+            check_space(folder, sum(sizes))
+            _run(source, replace(call, out=str(prefix)), quantizer, imatrix, progress)
+            _check_written(partial, sizes, expected)
+            for path in partial:
+                sync(path)
+            with held():
+                for path, target in reversed(list(zip(partial, targets, strict=True))):  # the first shard opens the set
+                    path.replace(target)
+            sync(folder)
+        except OSError as error:
+            raise OutputError(f"cannot write {targets[0]}: {error.strerror}; nothing was left behind") from None
+        finally:
+            quantizer.stop()
+            for path in partial:
+                path.unlink(missing_ok=True)
 
 
 def _run(

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufreap import naming
+from ggufreap.activity import doing
 from ggufreap.corpus import Corpus
-from ggufreap.engine.session import LlamaSession, default_threads
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError
 from ggufreap.evaluation import METRICS, Comparison, Gate, Outcome, compare_with, of_engine, parse_gate, threads
 from ggufreap.options.engine import EngineSettings
@@ -231,7 +232,10 @@ class _Stage:
             of_engine(self._engine, {block.index: plan.keep[block.index] for block in self._layout.trunk})
             for plan in plans
         ]
-        with threads(self._settings.n_threads or default_threads()) as run:
+        with (
+            doing("masking experts of", self._model),
+            threads(self._settings.cpu_threads) as run,
+        ):
             found = compare_with(of_engine(self._engine), masked, self._domains, run, self._progress)
         return [
             Candidate(plan, self._nbytes(plan), comparison, check_gates(self._gates, comparison))

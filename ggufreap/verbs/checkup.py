@@ -130,6 +130,20 @@ def _llama_cpp() -> Iterator[Finding]:
         yield Finding("GPU", "note", "this build computes on the CPU alone", f"{FOR_GPU} llama-cpp-python")
     elif not any(device.is_gpu for device in found.devices):
         yield Finding("GPU", "note", "this build can use one and finds none", "look at the driver; or work on the CPU")
+    yield _computing()
+
+
+def _computing() -> Finding:
+    from ggufreap.engine.machine import machine
+
+    try:
+        found = machine()
+    except EngineError as error:
+        return Finding("computing", "not", str(error))
+    if not found.reason:
+        return Finding("computing", "ok", f"llama.cpp computes right on {found.cpu}")
+    lacking = "llama.cpp's repacked weights" if not found.extra_buffers else ", ".join(found.devices)
+    return Finding("computing", "note", f"{found.cpu} without {lacking}, since it {found.reason}")
 
 
 def _memory() -> Iterator[Finding]:

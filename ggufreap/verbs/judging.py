@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggufreap import naming
+from ggufreap.activity import temporary
 from ggufreap.container import GgufFile, open_gguf, type_name
 from ggufreap.evaluation import Comparison, Outcome
 from ggufreap.evaluation.probes import Probes
@@ -101,7 +102,10 @@ def judge_rival(
     source: GgufFile, pruned: Judged, measures: Measures, imatrix: str | Path | None, progress: Progress = silent
 ) -> EqualSize:
     """Quantise the unpruned model to the size of a pruned file, for as long as it takes to measure it."""
-    with tempfile.TemporaryDirectory(prefix="ggufreap-", dir=pruned.path.parent) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="ggufreap-", dir=pruned.path.parent) as folder,
+        temporary(folder),
+    ):
         made = make_rival(
             source.path,
             pruned.nbytes,

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ggufreap.activity import doing
 from ggufreap.architecture.layout import MoeLayout, bind
-from ggufreap.calibration import observe
+from ggufreap.calibration import checkpoint_path, observe
 from ggufreap.container import GgufFile, check_target, open_gguf
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.importance import OUTPUT
@@ -88,6 +89,7 @@ def calibrate(
     with (
         LlamaSession(source.path, layout.nodes, settings) as engine,
         opened.chunks(engine, source, settings.n_ctx) as chunks,
+        doing("calibrating with", source.path, kept=checkpoint_path(Path(out))),
     ):
         many = "an unknown number of" if chunks.estimate is None else f"about {chunks.estimate:,}"
         _LOG.info("calibrating with %s: %s tokens in chunks of %d", provenance.source, many, settings.n_ctx)
@@ -149,4 +151,5 @@ def verify(
     def run(path: Path, tokens: Tokens, passes: Sequence[Pass], folder: Path) -> list[Ran]:
         return subprocess_probe.run(path, tokens, settings, passes, folder)
 
-    return verify_file(source, layout, chosen, Path(out), run, progress)
+    with doing("verifying", out):
+        return verify_file(source, layout, chosen, Path(out), run, progress)

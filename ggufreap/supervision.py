@@ -1,0 +1,124 @@
+"""Runs a verb in a child, so that whatever native code does to it, the user gets one line and an exit code.
+
+llama.cpp is C++ on a stranger's file: it can touch memory that is not there, give itself up, or be killed for want of
+memory. This process imports nothing that could die. It passes signals on, waits, and clears up after the dead.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ggufreap import activity
+from ggufreap.activity import LOADING, Activity
+from ggufreap.interrupts import STOPS
+from ggufreap.process import Child, Ending, last_words
+
+INTERRUPTED = 130
+_CLEAR_LINE = "\r\x1b[K"  # a progress bar of the dead
+# What to try, where the verb has that flag.
+_OTHER_WAYS = {"repack": "--no-repack", "n_gpu_layers": "-ngl 0", "ubatch_size": "a smaller -ub"}
+_LESS_MEMORY = {"ubatch_size": "a smaller -ub", "ctx_size": "a smaller -c"}
+
+
+def can_supervise() -> bool:
+    """Whether this system has what it takes; Windows has other signals."""
+    return os.name == "posix"
+
+
+def supervise(arguments: Sequence[str], flags: Collection[str], program: str = "ggufreap") -> int:
+    """Run the command line with `arguments` in a child; returns its exit code, 1 with one line where it died.
+
+    `flags`: the names of the flags that the verb has; `program`: the module, or the path of a script, to run.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ggufreap-"))
+    try:
+        notes = folder / "activity.json"
+        # What the child leaves in its temporary folder goes with the folder.
+        variables = {activity.VARIABLE: str(notes), "TMPDIR": str(folder)}
+        ending, stopped = _run(program, arguments, variables)
+        found = activity.read(notes)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if stopped and ending.signal in {number.name for number in STOPS}:
+        return INTERRUPTED  # it had said so, and was told twice
+    if ending.code >= 0 and not found.assertion:
+        return ending.code
+    _remove(found.temporary)
+    start = _CLEAR_LINE if sys.stderr.isatty() else ""
+    sys.stderr.write(f"{start}ggufreap: {_explained(ending, found, flags)}\n")
+    return 1
+
+
+def _run(program: str, arguments: Sequence[str], variables: dict[str, str]) -> tuple[Ending, bool]:
+    """How the child ended, and whether it was told to stop."""
+    stopped = False
+    with (
+        _waiting_for_signals() as signals,
+        Child(
+            program, *arguments, stdin=None, stdout=None, stderr=None, variables=variables, interruptible=True
+        ) as child,
+    ):
+        while child.poll() is None:
+            number = signal.sigwait(signals)
+            if number != signal.SIGCHLD:
+                stopped = True
+                child.send_signal(number)
+        return child.ending(), stopped
+
+
+@contextmanager
+def _waiting_for_signals() -> Iterator[set[signal.Signals]]:
+    """Hold back the signals that stop, to pass them on, and that of a child's end.
+
+    A child inherits that, so that none can hit it before it is able to answer (see ggufreap.interrupts). What the one
+    who started us wants to be ignored, stays ignored.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    heard = {number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN} | {signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+    try:
+        yield heard
+    finally:
+        while signal.sigpending() & heard:  # meant for a child that is gone
+            signal.sigwait(heard)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _explained(ending: Ending, found: Activity, flags: Collection[str]) -> str:
+    what, path, _ = found.doing[-1] if found.doing else ("starting", "", "")
+    kept = next((kept for *_, kept in reversed(found.doing) if kept and os.path.exists(kept)), None)
+    cause = f"llama.cpp stopped: {found.assertion}" if found.assertion else f"the process {last_words(ending)}"
+    parts = [f"while {what} {path}".rstrip() + f", {cause}"]
+    if kept:
+        parts.append(f"what was done so far is in {kept}, the same command goes on from there")
+    # An assertion at a load is about the file, and no flag helps.
+    refused = found.assertion and what == LOADING
+    parts.append("see that the file is whole, or convert it again" if refused else _advice(ending, flags))
+    return "; ".join(filter(None, parts))
+
+
+def _advice(ending: Ending, flags: Collection[str]) -> str:
+    if ending.signal == "SIGBUS":
+        return "the file changed or was cut while it was read: see that it is whole"
+    if ending.signal == "SIGKILL":
+        return " ".join(["free some memory", _try("or", _LESS_MEMORY, flags)]).strip()
+    return _try("", _OTHER_WAYS, flags)
+
+
+def _try(before: str, ways: dict[str, str], flags: Collection[str]) -> str:
+    names = [name for flag, name in ways.items() if flag in flags]
+    return f"{before} try {' or '.join(names)}".strip() if names else ""
+
+
+def _remove(paths: Sequence[str]) -> None:
+    for path in map(Path, paths):
+        with suppress(OSError):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
