@@ -16,9 +16,10 @@ import tiny_gguf
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine import machine as room
-from ggufreap.engine.machine import Machine, chooses_repack, extra_buffers_work, find_out, machine, total_memory
+from ggufreap.engine.machine import Machine, chooses_repack, extra_buffers_work, find_out, machine
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError
+from ggufreap.memory import Memory
 from ggufreap.options.engine import EngineSettings
 
 pytestmark = pytest.mark.native
@@ -91,7 +92,7 @@ def test_a_load_heeds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert loaded(None)
     assert loaded(True)
     assert not loaded(False)
-    monkeypatch.setattr(room, "total_memory", lambda: file.nbytes)
+    monkeypatch.setattr(room, "memory", lambda: Memory(file.nbytes, 0, limited=True))
     assert not loaded(None)
 
 
@@ -211,34 +212,13 @@ def test_first_runs_at_the_same_time_are_safe(fresh: Path) -> None:
 def test_repacking_takes_twice_the_memory_of_the_machine_and_no_question_of_what_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "total_memory", lambda: 1000)
-    works, settings = Machine(True, True), EngineSettings()
-    assert chooses_repack(500, settings, works)
-    assert not chooses_repack(501, settings, works)
-    assert chooses_repack(501, replace(settings, repack=True), works)
-    assert not chooses_repack(1, replace(settings, repack=False), works)
-    assert not chooses_repack(1, settings, Machine(False, True))
-
-
-def test_the_limit_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    total = total_memory()
-    limits = {"/proc/self/cgroup": "0::/outer/inner\n", "/sys/fs/cgroup/outer/inner/memory.max": "max\n"}
-    read = Path.read_text
-
-    def read_text(path: Path) -> str:
-        if str(path) in limits:
-            return limits[str(path)]
-        if str(path).startswith("/sys/fs/cgroup"):
-            raise FileNotFoundError(path)
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_text", read_text)
-    assert total_memory() >= total
-    limits["/sys/fs/cgroup/outer/memory.max"] = "1048576\n"
-    assert total_memory() == 1 << 20
-    limits["/proc/self/cgroup"] = "3:cpu,memory:/a\n2:devices:/b\n"
-    limits["/sys/fs/cgroup/memory/a/memory.limit_in_bytes"] = "2097152\n"
-    assert total_memory() == 2 << 20
+    monkeypatch.setattr(room, "memory", lambda: Memory(1000, 0, limited=False))
+    works = Machine(True, True)
+    assert chooses_repack(500, None, works)
+    assert not chooses_repack(501, None, works)
+    assert chooses_repack(501, True, works)
+    assert not chooses_repack(1, False, works)
+    assert not chooses_repack(1, None, Machine(False, True))
 
 
 def test_a_trial_that_hangs_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

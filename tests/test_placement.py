@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine import log, native, placement
+from ggufreap.engine.machine import Machine, offloading
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, InputError
 from ggufreap.options.engine import EngineSettings
@@ -203,3 +204,15 @@ def test_attention_as_asked(model: Path) -> None:
         assert np.array_equal(logits(**values, exact=True), logits(exact=True)), values
     with pytest.raises(EngineError, match="quantized V cache"):
         logits(cache_type_v="q8_0", flash_attn="off")
+
+
+def test_devices_that_do_not_work_are_left_out_or_refused() -> None:
+    works = Machine(True, True, devices=("Card",))
+    broken = Machine(True, False, "died of SIGSEGV", devices=("Card",))
+    asked = EngineSettings(n_gpu_layers=5)
+    assert offloading(asked, works) is asked
+    without = offloading(EngineSettings(), broken)
+    assert (without.n_gpu_layers, without.device) == (0, "none")
+    for values, flag in (({"n_gpu_layers": 5}, "-ngl"), ({"n_gpu_layers": -2}, "-ngl"), ({"device": "CUDA0"}, "-dev")):
+        with pytest.raises(EngineError, match=f"{flag}: llama.cpp does not compute on Card: it died of SIGSEGV; use"):
+            offloading(EngineSettings(**values), broken)

@@ -4,6 +4,7 @@ llama.cpp believes what the CPU says of itself. Where a virtual machine claims A
 llama.cpp repacks weights kill the process at the first product.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -12,20 +13,18 @@ import logging
 import os
 import platform
 import re
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ggufreap import process
+from ggufreap import cache, process
 from ggufreap.engine.placement import gpus
 from ggufreap.errors import EngineError
+from ggufreap.memory import memory
 from ggufreap.options.engine import EngineSettings
 
 _LOG = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class Machine:
     devices: tuple[str, ...] = ()
 
 
-@cache
+@functools.cache
 def machine() -> Machine:
     """What works on this machine: as it was found out before, else by trying.
 
@@ -75,11 +74,11 @@ def machine() -> Machine:
     library, cpu, found = _library(), _cpu(), gpus()
     visible = [os.environ.get(name, "") for name in _VISIBLE]
     key = hashlib.sha256(json.dumps([library, cpu, found, visible]).encode()).hexdigest()[:16]
-    path = cache_folder() / f"machine-{key}.json"
-    known = _remembered(path)
+    name = f"machine-{key}"
+    known = _remembered(name)
     if known is None:
         known = find_out(_trial, library, cpu[0], found)
-        _remember(path, known)
+        cache.put(name, asdict(known))
     return known
 
 
@@ -108,20 +107,21 @@ def find_out(trial: Trial, library: Sequence[object], cpu: str, found: Sequence[
     return Machine(extra_buffers, offload, reason, str(library[0]), cpu, tuple(found))
 
 
-def chooses_repack(nbytes: int, settings: EngineSettings, known: Machine) -> bool:
+def chooses_repack(nbytes: int, repack: bool | None, known: Machine) -> bool:
     """Whether a model of `nbytes` is loaded into repacked buffers: they hold a second copy of it.
 
     Where nobody says, if it fits twice into all the memory of the machine, not only what is free now: the same machine
     always decides the same, and a run that goes on later stays bit-identical. Raises EngineError where they are wanted
     and do not work.
     """
-    if settings.repack and not known.extra_buffers:
+    if repack and not known.extra_buffers:
         raise EngineError(
             f"llama.cpp's repacked buffers do not work on this machine: it {known.reason}; use --no-repack"
         )
-    if settings.repack is not None:
-        return settings.repack
-    return known.extra_buffers and 2 * nbytes <= total_memory()
+    if repack is not None:
+        return repack
+    limits = memory()
+    return known.extra_buffers and (limits is None or 2 * nbytes <= limits.total)
 
 
 def offloading(settings: EngineSettings, known: Machine) -> EngineSettings:
@@ -133,38 +133,6 @@ def offloading(settings: EngineSettings, known: Machine) -> EngineSettings:
             f"{wanted}: llama.cpp does not compute on {', '.join(known.devices)}: it {known.reason}; use -ngl 0"
         )
     return replace(settings, n_gpu_layers=0, device="none")
-
-
-def total_memory() -> int:
-    """The bytes that this process may have at most: the machine's, or those of a control group that it is in."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
-    limits = [total]
-    with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            root, name = Path("/sys/fs/cgroup"), "memory.max"
-            if controllers:  # version 1 has a hierarchy for each
-                root, name = root / "memory", "memory.limit_in_bytes"
-            if not controllers or "memory" in controllers.split(","):
-                own = root / group.lstrip("/")
-                limits += [limit for folder in (own, *own.parents) if (limit := _limit(folder / name)) is not None]
-    return min(limits)
-
-
-def _limit(path: Path) -> int | None:
-    with suppress(OSError, ValueError):  # `max` is no number
-        return int(path.read_text())
-    return None
-
-
-def cache_folder() -> Path:
-    """Where what was found out is kept; it may be deleted at any time."""
-    if named := os.environ.get("XDG_CACHE_HOME"):
-        return Path(named) / "ggufreap"
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "ggufreap" / "cache"
-    home = Path(os.path.expanduser("~"))
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "ggufreap"
 
 
 def _fault(logits: Logits | str, plain: Logits) -> str:
@@ -188,26 +156,13 @@ def _trial(extra_buffers: bool, offload: bool) -> Logits | str:
     return np.asarray(json.loads(done.out), np.float32)
 
 
-def _remembered(path: Path) -> Machine | None:
-    with suppress(OSError, ValueError, TypeError):
-        found = json.loads(path.read_bytes())
+def _remembered(name: str) -> Machine | None:
+    with suppress(ValueError, TypeError, KeyError):
+        found = cache.get(name) or {}
         known = Machine(**{**found, "devices": tuple(found["devices"])})
         if isinstance(known.extra_buffers, bool) and isinstance(known.offload, bool):
             return known
     return None
-
-
-def _remember(path: Path, known: Machine) -> None:
-    with suppress(OSError):  # whoever has no place for it is asked again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(asdict(known), file)
-            os.replace(partial, path)
-        except OSError:
-            os.unlink(partial)
-            raise
 
 
 def _library() -> list[object]:

@@ -66,7 +66,7 @@ class LlamaSession:
 
     def _load(self, path: Path, settings: EngineSettings, known: Machine) -> Any:
         parameters = self._llama.llama_model_default_params()
-        repack = chooses_repack(sum(map(os.path.getsize, shards_of(path))), settings, known)
+        repack = chooses_repack(sum(map(os.path.getsize, shards_of(path))), settings.repack, known)
         self._placed = placement.place(parameters, offloading(settings, known), repack)  # kept as long as the model
         model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not model:
