@@ -13,9 +13,9 @@ from gguf import GGMLQuantizationType as Kind
 
 from ggufreap import prune, report, verbs
 from ggufreap.cli import main
-from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InfeasiblePlan, InputError, OutputError
 from ggufreap.evaluation.speed import Speed
+from ggufreap.options.engine import EngineSettings
 from ggufreap.reporting.measured import describe_speeds
 from ggufreap.verbs import rival
 from ggufreap.verbs.rival import TYPES, nearest_type

@@ -15,8 +15,9 @@ from ggufreap import verbs
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.block_tap import Recorded
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan
 from ggufreap.verification.blocks import BlockComparison, compare_blocks, tolerance
 from ggufreap.verification.proof import tolerances

@@ -25,8 +25,8 @@ from gguf import GGMLQuantizationType as Kind
 from ggufreap import demonstration, naming, verbs
 from ggufreap.cli import VERBS, main
 from ggufreap.container import open_gguf
-from ggufreap.engine.session import EngineSettings
 from ggufreap.observation import load
+from ggufreap.options.engine import EngineSettings
 from ggufreap.saliency import METHOD_NAMES, METHODS
 
 pytestmark = pytest.mark.native
@@ -931,7 +931,7 @@ def test_a_reader_that_leaves_early_is_no_failure(made: Made) -> None:
 def test_the_library_is_silent(made: Made, tmp_path: Path) -> None:
     script = (
         "import sys\n"
-        "from ggufreap.engine.session import EngineSettings\n"
+        "from ggufreap.options.engine import EngineSettings\n"
         "from ggufreap import prune\n"
         f"prune({str(made.model)!r}, ratio='0.25', data={str(made.text)!r}, out={str(tmp_path)!r},"
         " settings=EngineSettings(n_ctx=64, n_threads=1))\n"

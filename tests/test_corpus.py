@@ -15,8 +15,9 @@ from ggufreap import corpus
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.corpus import Corpus
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InputError
+from ggufreap.options.engine import EngineSettings
 
 
 def as_imatrix_does(tokens: list[int], n_ctx: int, bos: int | None) -> list[list[int]]:

@@ -20,8 +20,8 @@ from ggufreap.architecture.layout import bind
 from ggufreap.cli import main
 from ggufreap.container import open_gguf
 from ggufreap.engine import devices
-from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import EngineError, OutputError, UnsupportedModel, VerificationFailed
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import check_plan
 from ggufreap.verbs.laws import shuffled, try_out
 from ggufreap.verbs.stages import open_model

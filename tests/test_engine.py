@@ -24,9 +24,10 @@ from ggufreap.architecture.layout import bind
 from ggufreap.container import OutputTensor, Piece, lay_out, open_gguf, write
 from ggufreap.engine import native, subprocess_probe, taps
 from ggufreap.engine.observables import OBSERVABLES, OF_OUTPUTS, OF_WEIGHTED, Measure, measured
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, NumericFailure
 from ggufreap.observation import ExpertStatistics, observables
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import ModelIdentity, make_plan
 from ggufreap.progress import silent
 from ggufreap.saliency import METHODS

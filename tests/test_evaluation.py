@@ -20,9 +20,10 @@ from ggufreap.architecture.layout import bind
 from ggufreap.cli import main
 from ggufreap.container import open_gguf
 from ggufreap.corpus import Corpus
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
 from ggufreap.evaluation import METRICS, Meters, compare_with, of_engine
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import ModelIdentity, make_plan
 from ggufreap.rewriting import execute, lower
 from ggufreap.verbs.candidates import recommend

@@ -14,9 +14,9 @@ from ggufreap import apply, imatrix, plan, prune, saliency
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.cli import main
 from ggufreap.container import GgufFile, open_gguf
-from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import FormatError, InputError, MismatchError, OutputError
 from ggufreap.imatrix import Imatrix, ImatrixEntry
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import load_plan, save_plan
 from ggufreap.quantization import QuantRequest, quantize_file
 from ggufreap.verbs import imatrix as imatrix_verb

@@ -13,10 +13,11 @@ from ggufreap.container import open_gguf
 from ggufreap.demonstration import MODEL
 from ggufreap.engine.generator import Sampling, generate, sample
 from ggufreap.engine.protocol import Keep, Tokens
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, InputError
 from ggufreap.evaluation import answers
 from ggufreap.evaluation.generation import prompt_tokens
+from ggufreap.options.engine import EngineSettings
 
 SETTINGS = EngineSettings(n_ctx=256, n_ubatch=16, n_threads=1, n_gpu_layers=0, exact=True, n_parallel=3)
 PROMPTS = [np.random.default_rng(n).integers(0, 128, n).astype(np.int32) for n in (5, 23, 9, 1, 14)]

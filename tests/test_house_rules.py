@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MODULE_LINES, FUNCTION_LINES = 300, 60
 # What is longer than it may be -> its length. Entries go, and their numbers only fall.
 LONG_MODULES = {
-    "engine/session.py": 310,
+    "engine/session.py": 308,
     "reporting/facts.py": 304,
 }
 LONG_FUNCTIONS = {
@@ -38,6 +38,7 @@ ROWS = (
         "version",
         "__init__",
     ),
+    ("options",),
     ("container",),
     ("architecture",),
     ("engine",),

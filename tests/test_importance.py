@@ -11,8 +11,9 @@ from ggufreap import calibrate, corpus, imatrix
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.importance import ImportanceSums
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.observation import ExpertStatistics, observables
+from ggufreap.options.engine import EngineSettings
 
 pytestmark = pytest.mark.native
 

@@ -13,10 +13,11 @@ import tiny_gguf
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.demonstration import MODEL
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InputError
 from ggufreap.evaluation import lm_eval
 from ggufreap.evaluation.lm_eval import Responses, adapter
+from ggufreap.options.engine import EngineSettings
 
 pytestmark = pytest.mark.native
 

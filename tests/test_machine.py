@@ -17,9 +17,10 @@ from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine import machine as room
 from ggufreap.engine.machine import Machine, chooses_repack, extra_buffers_work, find_out, machine
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError
 from ggufreap.memory import Memory
+from ggufreap.options.engine import EngineSettings
 
 pytestmark = pytest.mark.native
 

@@ -19,9 +19,10 @@ from ggufreap.architecture.catalog import ARCHITECTURES
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.engine.protocol import Keep
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import UnsupportedModel
 from ggufreap.observation import ExpertStatistics, observables
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import ModelIdentity, PruningPlan, make_plan
 from ggufreap.rewriting import execute, lower
 from ggufreap.saliency import METHODS

@@ -17,9 +17,9 @@ from ggufreap import calibrate, imatrix, merge, plan, prune, saliency
 from ggufreap.corpus.request import Request
 from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.engine.protocol import RoutedBatch
-from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.observation import STATISTICS, Statistic, Stored, checkpoint_path, load, observables, save
+from ggufreap.options.engine import EngineSettings
 from ggufreap.verbs import stages
 
 pytestmark = pytest.mark.native

@@ -11,7 +11,6 @@ from ggufreap.container import open_gguf
 from ggufreap.corpus.samples import Conversation
 from ggufreap.corpus.standard_library import held_out_text
 from ggufreap.demonstration import MODEL
-from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.evaluation.generation import Answer
 from ggufreap.evaluation.loops import signs_of_looping, zlib_ratio
@@ -19,6 +18,7 @@ from ggufreap.evaluation.probes import Probes, judge, texts_of
 from ggufreap.evaluation.prompts import Prompt, load_prompts
 from ggufreap.evaluation.proportions import Share, mcnemar
 from ggufreap.evaluation.scripts import drift, scripts_of
+from ggufreap.options.engine import EngineSettings
 
 ENGLISH = "The heater has been cold for two weeks now, and the landlord does not answer any of our letters about it."
 GERMAN = "Die Heizung ist schon seit zwei Wochen kalt, und für größere Schäden müssten wir wohl täglich Öl nachfüllen."

@@ -85,7 +85,8 @@ def test_an_assertion_of_llama_cpp_itself_is_told_without_the_folders_of_its_bui
 import sys
 from pathlib import Path
 from ggufreap.architecture.nodes import RoutingNodes
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
+from ggufreap.options.engine import EngineSettings
 nodes = RoutingNodes((), 0, weighted_input=False, causal=True, headless=False)
 LlamaSession(Path({str(model)!r}), nodes, EngineSettings(n_ctx=64))
 """

@@ -12,8 +12,8 @@ from gguf import GGMLQuantizationType as Kind
 from tiny_gguf import qwen3moe
 
 from ggufreap.container import open_gguf, type_name
-from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InputError
+from ggufreap.options.engine import EngineSettings
 from ggufreap.quantization import parse_tensor_type
 from ggufreap.recipe import Recipe, Variant, load_recipe, recipe_names
 from ggufreap.verbs.recipes import run

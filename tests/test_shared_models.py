@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ggufreap import prune
-from ggufreap.engine.session import EngineSettings
+from ggufreap.options.engine import EngineSettings
 
 pytestmark = pytest.mark.native
 

@@ -9,8 +9,8 @@ import pytest
 from ggufreap import verbs
 from ggufreap.demonstration import MODEL
 from ggufreap.engine.protocol import Keep, Tokens
-from ggufreap.engine.session import EngineSettings
 from ggufreap.evaluation.speed import Speed, measure
+from ggufreap.options.engine import EngineSettings
 
 
 class Recorder:

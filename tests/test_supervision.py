@@ -18,8 +18,8 @@ import tiny_gguf
 
 from ggufreap import activity, cli, interrupts, supervision, verbs
 from ggufreap.activity import Activity
-from ggufreap.engine.session import EngineSettings
 from ggufreap.observation import load
+from ggufreap.options.engine import EngineSettings
 from ggufreap.process import Ending
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")]

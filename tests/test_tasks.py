@@ -11,11 +11,12 @@ from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.demonstration import MODEL
 from ggufreap.engine.protocol import Keep
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InputError, NumericFailure
 from ggufreap.evaluation.likelihood import Likelihood, likelihood
 from ggufreap.evaluation.proportions import Share
 from ggufreap.evaluation.tasks import FORMATS, Question, Scored, compare, sample_of, score
+from ggufreap.options.engine import EngineSettings
 
 SETTINGS = EngineSettings(n_ctx=256, n_ubatch=64, n_threads=1, n_gpu_layers=0, exact=True, n_parallel=8)
 

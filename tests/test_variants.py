@@ -15,8 +15,8 @@ from ggufreap.cli import main
 from ggufreap.container import open_gguf, type_name
 from ggufreap.corpus import Reading
 from ggufreap.corpus.request import Request
-from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InputError, MismatchError, OutputError
+from ggufreap.options.engine import EngineSettings
 from ggufreap.recipe import Variant
 from ggufreap.verbs import quantize_variants
 

@@ -19,9 +19,9 @@ from ggufreap.cli import main
 from ggufreap.container import GgufFile, MetadataEntry, OutputTensor, Piece, encode, lay_out, open_gguf, write
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.protocol import Tokens
-from ggufreap.engine.session import EngineSettings
 from ggufreap.engine.subprocess_probe import Pass, Ran
 from ggufreap.errors import EngineError, InputError, VerificationFailed
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, save_plan
 from ggufreap.progress import silent
 from ggufreap.rewriting import script as rewriting_script

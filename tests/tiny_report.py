@@ -15,8 +15,9 @@ from ggufreap.corpus.chunks import Reading
 from ggufreap.corpus.request import Request
 from ggufreap.corpus.standard_library import _documents, calibration_text
 from ggufreap.demonstration import MODEL
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.observation import load
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import select
 from ggufreap.reporting import facts
 from ggufreap.reporting.describe import describe_file, describe_model, describe_plan, describe_routing

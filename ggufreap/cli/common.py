@@ -11,16 +11,6 @@ Result = tuple[Any, int]  # what to show, and the exit code
 Verbs = Mapping[str, tuple[Callable[[argparse.Namespace], Result], str, tuple[AddFlags, ...]]]
 
 
-def settings(options: argparse.Namespace) -> Any:
-    """How llama.cpp shall run."""
-    from ggufreap.engine.session import EngineSettings
-
-    flags = vars(options)
-    return EngineSettings(
-        flags.get("ctx_size", 0), flags.get("ubatch_size", 512), options.threads, options.n_gpu_layers
-    )
-
-
 def data(options: argparse.Namespace) -> Any:
     """What shall be calibrated on; None where nothing was named."""
     from ggufreap.corpus import Reading

@@ -2,8 +2,9 @@
 
 import argparse
 
-from ggufreap.cli.common import Result, Verbs, progress, settings
-from ggufreap.cli.flags import argument, device
+from ggufreap.cli.common import Result, Verbs, progress
+from ggufreap.cli.engine import engine_that_is_exact, settings
+from ggufreap.cli.flags import argument
 
 
 def _run_doctor(options: argparse.Namespace) -> Result:
@@ -20,7 +21,7 @@ VERBS: Verbs = {
         (
             argument("model", nargs="?", metavar="MODEL", help="a GGUF file, or any shard of a split one"),
             argument("-o", "--tmp-dir", metavar="DIR", help="where a trial file goes for a while (system temp folder)"),
-            device,
+            engine_that_is_exact,
         ),
     ),
 }

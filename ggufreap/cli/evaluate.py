@@ -4,8 +4,9 @@ import argparse
 import shlex
 import sys
 
-from ggufreap.cli.common import Result, Verbs, progress, settings
-from ggufreap.cli.flags import argument, at_least, engine_of_text, model, out
+from ggufreap.cli.common import Result, Verbs, progress
+from ggufreap.cli.engine import engine_of_text, settings
+from ggufreap.cli.flags import argument, at_least, model, out
 
 FAILED = 4
 

@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from ggufreap.errors import InputError
+from ggufreap.options.flag import Parse, whole
+
 AddFlags = Callable[[argparse.ArgumentParser], None]
 
 
@@ -17,27 +20,6 @@ def general(command: argparse.ArgumentParser) -> None:
 def model(command: argparse.ArgumentParser) -> None:
     """The model, always first."""
     command.add_argument("model", metavar="MODEL", help="a GGUF file, or any shard of a split one")
-
-
-def _engine(n_ctx: int, meaning: str) -> AddFlags:
-    def add(command: argparse.ArgumentParser) -> None:
-        group = command.add_argument_group("llama.cpp")
-        names = ("-c", "--ctx-size", "--max-seq-len")
-        group.add_argument(*names, type=at_least(1), default=n_ctx, metavar="N", help=f"tokens per chunk ({meaning})")
-        group.add_argument(
-            "-ub", "--ubatch-size", type=at_least(1), default=512, metavar="N", help="tokens at once (512)"
-        )
-        device(group)
-
-    return add
-
-
-def device(group: Any) -> None:
-    """Where llama.cpp runs."""
-    group.add_argument("-t", "--threads", type=at_least(1), default=0, metavar="N", help="CPU threads (all cores)")
-    group.add_argument(
-        "-ngl", "--n-gpu-layers", type=at_least(-1), default=-1, metavar="N", help="layers on the GPU (as many as fit)"
-    )
 
 
 def source(command: argparse.ArgumentParser) -> None:
@@ -201,15 +183,16 @@ def argument(*names: str, **settings: Any) -> AddFlags:
 
 def at_least(minimum: int) -> Callable[[str], int]:
     """A whole number that fits llama.cpp."""
-
-    def number(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or not minimum <= int(text) < 2**31:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {minimum} to 2147483647")
-        return int(text)
-
-    return number
+    return typed(whole(minimum))
 
 
-# How llama.cpp runs: where the data decide on the length of a chunk, and where only text is read.
-engine = _engine(0, "512 for text, 2048 for data sets and rows")
-engine_of_text = _engine(512, "512")
+def typed(parse: Parse) -> Parse:
+    """The same for argparse: what cannot be read is wrong usage."""
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read

@@ -1,18 +1,10 @@
 """What the verbs that watch a model work do with their flags."""
 
 import argparse
-from typing import Any
 
 from ggufreap.cli.common import Result, Verbs, progress
-from ggufreap.cli.flags import AddFlags, argument, at_least, device, model
-
-
-def _settings(options: argparse.Namespace) -> Any:
-    from ggufreap.engine.session import EngineSettings
-
-    return EngineSettings(
-        options.ctx_size, options.ubatch_size, options.threads, options.n_gpu_layers, n_parallel=options.parallel
-    )
+from ggufreap.cli.engine import engine_of_fixed_length, engine_that_answers, engine_that_writes, settings
+from ggufreap.cli.flags import argument, at_least, model
 
 
 def _run_probe(options: argparse.Namespace) -> Result:
@@ -28,7 +20,7 @@ def _run_probe(options: argparse.Namespace) -> Result:
         temperatures=options.temp or TEMPERATURES,
         seed=options.seed,
         chat_template=not options.no_chat_template,
-        settings=_settings(options),
+        settings=settings(options),
         progress=progress(),
     )
     return found, 0
@@ -44,7 +36,7 @@ def _run_tasks(options: argparse.Namespace) -> Result:
         n=options.n,
         reference=options.reference,
         plan=options.plan,
-        settings=_settings(options),
+        settings=settings(options),
         progress=progress(),
     )
     return report, 0
@@ -52,7 +44,6 @@ def _run_tasks(options: argparse.Namespace) -> Result:
 
 def _run_bench(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
-    from ggufreap.engine.session import EngineSettings
 
     report = verbs.bench(
         options.model,
@@ -61,7 +52,7 @@ def _run_bench(options: argparse.Namespace) -> Result:
         n_gen=options.n_gen,
         parallel=options.parallel or (1, 2, 4),
         repetitions=options.repetitions,
-        settings=EngineSettings(512, options.ubatch_size, options.threads, options.n_gpu_layers),
+        settings=settings(options),
         progress=progress(),
     )
     return report, 0
@@ -75,21 +66,6 @@ def _control(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("control").add_mutually_exclusive_group()
     group.add_argument("--reference", metavar="BASE", help="the unpruned GGUF file")
     group.add_argument("--plan", metavar="P.json", help="judge MODEL as this plan would prune it, against MODEL itself")
-
-
-def _engine(n_parallel: int) -> AddFlags:
-    def add(command: argparse.ArgumentParser) -> None:
-        """How llama.cpp runs several texts."""
-        group = command.add_argument_group("llama.cpp")
-        number, share = at_least(1), f"texts at once ({n_parallel})"
-        group.add_argument(
-            "-c", "--ctx-size", type=at_least(0), default=0, metavar="N", help="of all texts (what fits)"
-        )
-        group.add_argument("-ub", "--ubatch-size", type=number, default=512, metavar="N", help="tokens at once (512)")
-        group.add_argument("-np", "--parallel", type=number, default=n_parallel, metavar="N", help=share)
-        device(group)
-
-    return add
 
 
 def _questions(command: argparse.ArgumentParser) -> None:
@@ -130,7 +106,7 @@ VERBS: Verbs = {
             argument("-n", "--n-predict", type=at_least(1), default=256, metavar="N", help="tokens per answer (256)"),
             argument("--temp", type=_temperature, action="append", metavar="T", help="repeatable (0 and 0.2)"),
             argument("-s", "--seed", type=at_least(0), default=0, metavar="N", help="of the sampling (0)"),
-            _engine(4),
+            engine_that_writes,
         ),
     ),
     "tasks": (
@@ -141,7 +117,7 @@ VERBS: Verbs = {
             _control,
             _questions,
             argument("--n", "-n", type=at_least(1), metavar="N", help="this many questions at random (all)"),
-            _engine(8),
+            engine_that_answers,
         ),
     ),
     "bench": (
@@ -154,8 +130,7 @@ VERBS: Verbs = {
             argument("-n", "--n-gen", type=at_least(0), default=128, metavar="N", help="tokens to write (128)"),
             argument("-np", "--parallel", type=_counts, metavar="N,N", help="texts written at once (1,2,4)"),
             argument("-r", "--repetitions", type=at_least(1), default=5, metavar="N", help="of every test (5)"),
-            argument("-ub", "--ubatch-size", type=at_least(1), default=512, metavar="N", help="tokens at once (512)"),
-            device,
+            engine_of_fixed_length,
         ),
     ),
 }

@@ -2,11 +2,10 @@
 
 import argparse
 
-from ggufreap.cli.common import Result, Verbs, data, progress, settings, splitting
+from ggufreap.cli.common import Result, Verbs, data, progress, splitting
+from ggufreap.cli.engine import engine_of_data, engine_that_is_exact, settings
 from ggufreap.cli.flags import (
     argument,
-    device,
-    engine,
     files,
     imatrix,
     model,
@@ -83,7 +82,7 @@ VERBS: Verbs = {
     "calibrate": (
         _run_calibrate,
         "run text through the model and record what every expert does",
-        (model, out("statistics file, S.npz"), source, seed, shard, imatrix, output_head, engine),
+        (model, out("statistics file, S.npz"), source, seed, shard, imatrix, output_head, engine_of_data),
     ),
     "apply": (
         _run_apply,
@@ -102,7 +101,7 @@ VERBS: Verbs = {
             model,
             argument("out", metavar="PRUNED", help="the pruned GGUF file"),
             argument("--plan", required=True, metavar="P.json", help="the plan it was made with"),
-            device,
+            engine_that_is_exact,
         ),
     ),
     "quantize": (

@@ -3,15 +3,14 @@
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ggufreap.cli.common import Result, Verbs, choice, data, progress, settings, splitting
+from ggufreap.cli.common import Result, Verbs, choice, data, progress, splitting
+from ggufreap.cli.engine import engine_of_data, engine_of_fixed_batch, engine_of_fixed_length, given, settings
 from ggufreap.cli.evaluate import FAILED
 from ggufreap.cli.flags import (
     argument,
-    at_least,
-    device,
-    engine,
     files,
     judgement,
     model,
@@ -71,15 +70,17 @@ def _command() -> str:
 
 def _run_recipe(options: argparse.Namespace) -> Result:
     from ggufreap import console, verbs
+    from ggufreap.recipe import load_recipe
 
+    recipe = load_recipe(options.recipe)
     pruned = verbs.run(
-        options.recipe,
+        recipe,
         options.model,
         data(options),
         out=options.output,
         report_out=options.report,
         command=_command(),
-        settings=settings(options),
+        settings=replace(recipe.engine, **given(options)),
         dry_run=options.dry_run,
         progress=progress(),
     )
@@ -89,7 +90,7 @@ def _run_recipe(options: argparse.Namespace) -> Result:
 def _run_demo(options: argparse.Namespace) -> Result:
     from ggufreap.demonstration import demo
 
-    demonstration = demo(options.output, ratio=options.ratio, threads=options.threads, progress=progress())
+    demonstration = demo(options.output, ratio=options.ratio, settings=settings(options), progress=progress())
     return demonstration, _proven(demonstration.pruned)
 
 
@@ -110,7 +111,7 @@ VERBS: Verbs = {
             source,
             output_head,
             seed,
-            engine,
+            engine_of_data,
             files,
             variants,
             judgement,
@@ -126,7 +127,7 @@ VERBS: Verbs = {
             out("file or folder (beside the model)", required=False),
             source,
             argument("--report", metavar="DIR", help="write report.json, report.html and README.md there"),
-            device,
+            engine_of_fixed_length,
             argument("--dry-run", action="store_true", help="print what would be written, to the byte"),
         ),
     ),
@@ -138,7 +139,7 @@ VERBS: Verbs = {
                 "-o", "--output", default="ggufreap-demo", metavar="DIR", help="folder for the files (ggufreap-demo)"
             ),
             argument("--ratio", default="0.25", metavar="R", help="fraction of the experts to remove (0.25)"),
-            argument("-t", "--threads", type=at_least(1), default=0, metavar="N", help="CPU threads (all cores)"),
+            engine_of_fixed_batch,
         ),
     ),
 }

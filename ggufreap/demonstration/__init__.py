@@ -1,14 +1,15 @@
 """The embedded demonstration: the whole job on a small MoE model that comes with the package."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufreap import corpus as corpora
 from ggufreap.corpus.standard_library import calibration_text, held_out_text
 from ggufreap.engine.generator import Sampling
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.evaluation import Perplexity, answers, perplexity
 from ggufreap.files import make_folder, replacing
+from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs import Pruned, prune
 from ggufreap.verbs.stages import open_model
@@ -17,6 +18,7 @@ from ggufreap.verbs.variants import KEEP
 MODEL = Path(__file__).with_name("demo-moe-Q8_0.gguf")
 CALIBRATION_BYTES, HELD_OUT_BYTES = 150_000, 60_000
 QUANT = (KEEP, "Q4_K_M")
+N_CTX = 256
 PROMPT = "def read_header(path):\n"
 SAMPLING = Sampling(n_predict=60, temperature=0.7, seed=1)
 
@@ -37,7 +39,11 @@ class Demonstration:
 
 
 def demo(
-    out: str | Path = "ggufreap-demo", *, ratio: str | float = "0.25", threads: int = 0, progress: Progress = silent
+    out: str | Path = "ggufreap-demo",
+    *,
+    ratio: str | float = "0.25",
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
 ) -> Demonstration:
     """The whole job on the embedded model, in the folder `out`: what it saves, what is lost, what it still writes."""
     folder = Path(out)
@@ -45,7 +51,7 @@ def demo(
     text = folder / "calibration.txt"
     with replacing(text) as handle:
         handle.write(calibration_text(CALIBRATION_BYTES).encode())
-    settings = EngineSettings(n_ctx=256, n_ubatch=256, n_threads=threads)
+    settings = replace(settings or EngineSettings(), n_ctx=N_CTX, n_ubatch=N_CTX)
     pruned = prune(MODEL, text, ratio=ratio, out=folder, quant=QUANT, settings=settings, progress=progress)
     held_out = held_out_text(HELD_OUT_BYTES)
     exact, variant = pruned.script.files[0].path, pruned.quantized[0].paths[0]

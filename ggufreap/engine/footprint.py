@@ -14,8 +14,9 @@ import numpy as np
 from ggufreap import process
 from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.engine.machine import machine
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import GgufReapError
+from ggufreap.options.engine import EngineSettings
 
 
 def footprint(model: Path, settings: EngineSettings, n_tokens: int) -> int | None:

@@ -1,8 +1,9 @@
 """The importance matrix as it grows: raw sums of squared inputs, as llama-imatrix keeps them. No native library."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +22,10 @@ class Sums:
     values: npt.NDArray[np.float32]
     counts: npt.NDArray[np.int64]
 
+    def copy(self) -> Self:
+        """The same with arrays of their own."""
+        return replace(self, values=self.values.copy(), counts=self.counts.copy())
+
 
 @dataclass
 class ImportanceSums:
@@ -38,14 +43,25 @@ class ImportanceSums:
         return {weight: self.sums[holder] for weight, holder in self.input_of.items()}
 
     def add(self, other: Self) -> None:
-        """Add the sums of more data, in place: they may take as much memory as a few experts' weights."""
-        self.input_of |= other.input_of
-        for weight, found in other.sums.items():
-            if weight in self.sums:
-                self.sums[weight].values += found.values
-                self.sums[weight].counts += found.counts
-            else:
-                self.sums[weight] = Sums(found.values.copy(), found.counts.copy())
+        """Add the sums of more data, in place: they may take as much memory as a few experts' weights.
+
+        The weights that share a sum afterwards are those that share one on both sides: placed on devices in another
+        way, or in batches of another size, a model may have shared others.
+        """
+        holders: dict[tuple[str | None, str | None], str] = {}
+        for weight in self.input_of | other.input_of:
+            pair = self.input_of.get(weight), other.input_of.get(weight)
+            self.input_of[weight] = holders.setdefault(pair, weight)
+        uses = Counter(mine for mine, _ in holders)
+        sums = {}
+        for (mine, theirs), holder in holders.items():
+            parts = [side.sums[name] for side, name in ((self, mine), (other, theirs)) if name is not None]
+            first = parts[0] if uses[mine] == 1 and mine is not None else parts[0].copy()
+            for part in parts[1:]:
+                first.values += part.values
+                first.counts += part.counts
+            sums[holder] = first
+        self.sums = sums
 
     def without_output(self) -> Self:
         """The same without the output head's."""

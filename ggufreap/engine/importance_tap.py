@@ -1,7 +1,10 @@
 """Collects the importance matrix: the sum of squares of every weight's input, as llama-imatrix does.
 
 Same weights, same counts (tools/imatrix/imatrix.cpp, IMatrixCollector::collect_imatrix). Weights that multiply the very
-same activations (query, key and value; gate and up) share one sum, so it is computed and held once.
+same activations (query, key and value; gate and up) share one sum, so it is computed and held once. Which do is seen by
+the address of the activations, in the first graph. Where weights lie on several devices, each may have a copy of them:
+then sums are kept apart, which costs time and memory and is as right. The next graph may be laid out otherwise, since
+small batches stay on the CPU (ggml-backend.cpp, op_offload); what was decided holds for all of them.
 """
 
 from collections.abc import Callable
@@ -9,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ggufreap.engine.importance import OUTPUT, ImportanceSums, Sums
-from ggufreap.engine.native import GgmlTensor, TensorReader, op_at, op_code, tensor_at
+from ggufreap.engine.native import GgmlTensor, TensorReader, op_at, op_code, origin_at, tensor_at
 from ggufreap.engine.taps import not_finite
 
 MIN_TOKENS = 16  # llama-imatrix leaves smaller products out
@@ -48,12 +51,13 @@ class ImportanceTap:
         self, tensor: GgmlTensor, inputs: tuple[int, int], collect: Callable[[int], bool]
     ) -> Callable[[int], bool] | None:
         weight = _weight(tensor)
-        holder = self._seen.setdefault(inputs, weight)
-        # A weight with several matrices, or with another number of them, keeps sums of its own.
-        if holder != weight and _n_mat(tensor) != self.totals.sums[holder].values.shape[0]:
-            holder = weight
-        self.totals.input_of.setdefault(weight, holder)
-        return collect if holder == weight else None
+        if weight not in self.totals.input_of:
+            holder = self._seen.setdefault(inputs, weight)
+            # A weight with several matrices, or with another number of them, keeps sums of its own.
+            if holder != weight and _n_mat(tensor) != self.totals.sums[holder].values.shape[0]:
+                holder = weight
+            self.totals.input_of[weight] = holder
+        return collect if self.totals.input_of[weight] == weight else None
 
     def _routed(self, pointer: int) -> bool:
         tensor = tensor_at(pointer)
@@ -94,9 +98,7 @@ class ImportanceTap:
 
 
 def _weight(tensor: GgmlTensor) -> str:
-    """The weight's own name: a copy on another device is called `CUDA0#blk.0.attn_k.weight#0`."""
-    name: str = tensor_at(tensor.src[0]).name.decode()
-    return name.split("#")[1] if "#" in name else name
+    return origin_at(tensor.src[0]).decode()
 
 
 def _n_mat(tensor: GgmlTensor) -> int:

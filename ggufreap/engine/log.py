@@ -1,13 +1,18 @@
-"""llama.cpp's log: kept out of the terminal, passed to `logging`, and asked for the reason of a failure."""
+"""llama.cpp's log: kept out of the terminal, passed to `logging`, and asked for what it alone tells."""
 
 import ctypes
 import logging
+import re
 from collections import deque
+from functools import cache
 from typing import Any
 
 _LOGGER = logging.getLogger("ggufreap.llama_cpp")
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR, ggml/include/ggml.h
+# Where the weights went (src/llama-model.cpp, load_tensors; src/llama-model-loader.cpp, create_tensor; llama-mmap.cpp).
+_OF_PLACEMENT = re.compile("model buffer size|buffer type overridden|failed to mlock")
 _errors: deque[str] = deque(maxlen=20)
+_placement: list[str] = []
 _installed: list[Any] = []  # llama.cpp holds only the callback's address
 
 
@@ -17,11 +22,23 @@ def install(llama: Any) -> None:
         _installed.append(llama.llama_log_callback(_on_line))
     llama.llama_log_set(_installed[0], ctypes.c_void_p(0))
     _errors.clear()
+    _placement.clear()
 
 
 def reason() -> str:
     """What llama.cpp gave as the first error since `install`, in one line."""
     return _errors[0] if _errors else "it gave no reason"
+
+
+def placement() -> list[str]:
+    """What llama.cpp told since `install` of where the weights went."""
+    return list(_placement)
+
+
+@cache
+def once(level: int, message: str) -> None:
+    """Log a note, the first time that it is true: a verb may load a model many times."""
+    logging.getLogger(__name__).log(level, "%s", message)
 
 
 def _on_line(level: int, text: bytes, _data: object) -> None:
@@ -30,4 +47,6 @@ def _on_line(level: int, text: bytes, _data: object) -> None:
         return
     if level == _ERROR:
         _errors.append(line)
+    if _OF_PLACEMENT.search(line):
+        _placement.append(line)
     _LOGGER.debug(line)

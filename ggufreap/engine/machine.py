@@ -15,16 +15,17 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ggufreap import cache, process
-from ggufreap.engine.native import devices
+from ggufreap.engine.placement import gpus
 from ggufreap.errors import EngineError
 from ggufreap.memory import memory
+from ggufreap.options.engine import EngineSettings
 
 _LOG = logging.getLogger(__name__)
 _TRIAL = "ggufreap.engine.machine_trial"
@@ -70,7 +71,7 @@ def machine() -> Machine:
 
     Raises EngineError where llama.cpp does not compute at all.
     """
-    library, cpu, found = _library(), _cpu(), devices()
+    library, cpu, found = _library(), _cpu(), gpus()
     visible = [os.environ.get(name, "") for name in _VISIBLE]
     key = hashlib.sha256(json.dumps([library, cpu, found, visible]).encode()).hexdigest()[:16]
     name = f"machine-{key}"
@@ -121,6 +122,17 @@ def chooses_repack(nbytes: int, repack: bool | None, known: Machine) -> bool:
         return repack
     limits = memory()
     return known.extra_buffers and (limits is None or 2 * nbytes <= limits.total)
+
+
+def offloading(settings: EngineSettings, known: Machine) -> EngineSettings:
+    """The settings, but without devices where those that there are do not work; EngineError where they are wanted."""
+    if not known.devices or known.offload:
+        return settings
+    if wanted := settings.wants_offload:
+        raise EngineError(
+            f"{wanted}: llama.cpp does not compute on {', '.join(known.devices)}: it {known.reason}; use -ngl 0"
+        )
+    return replace(settings, n_gpu_layers=0, device="none")
 
 
 def _fault(logits: Logits | str, plain: Logits) -> str:

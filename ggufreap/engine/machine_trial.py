@@ -11,8 +11,9 @@ import numpy as np
 
 from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.engine.machine import Machine
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import GgufReapError
+from ggufreap.options.engine import EngineSettings
 
 MODEL = Path(__file__).parents[1] / "demonstration" / "demo-moe-Q8_0.gguf"
 N_TOKENS = 64  # enough for the kernels of many rows

@@ -21,7 +21,6 @@ from ggufreap.errors import EngineError
 from ggufreap.process import without_folders
 
 _DTYPES = {0: np.float32, 26: np.int32}  # ggml type ids of what the watched nodes hold
-_GPU = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and IGPU, ggml/include/ggml-backend.h
 OP_OFFSET, NAME_OFFSET = 80, 256
 
 
@@ -63,13 +62,14 @@ def _base() -> Any:
     # A failed assertion would otherwise start a debugger for its backtrace (ggml/src/ggml.c, ggml_print_backtrace).
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     try:
-        library = _loaded_with_llama()
+        library = loaded_with_llama("ggml-base")
     except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
         raise EngineError(
             f"llama-cpp-python does not load ({error}); reinstall it: pip install --force-reinstall llama-cpp-python"
         ) from None
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    for name, arguments, result in (
+    declare(
+        library,
         ("ggml_init", [_InitParams], pointer),
         ("ggml_free", [pointer], None),
         ("ggml_new_tensor_4d", [pointer, ctypes.c_int, *[ctypes.c_int64] * 4], pointer),
@@ -83,33 +83,25 @@ def _base() -> Any:
         ("ggml_set_abort_callback", [pointer], pointer),
         ("ggml_backend_buffer_is_host", [pointer], ctypes.c_bool),
         ("ggml_backend_tensor_get", [pointer, pointer, size, size], None),
-        ("ggml_backend_dev_count", [], size),
-        ("ggml_backend_dev_get", [size], pointer),
-        ("ggml_backend_dev_type", [pointer], ctypes.c_int),
-        ("ggml_backend_dev_description", [pointer], ctypes.c_char_p),
         ("ggml_backend_tensor_set", [pointer, pointer, size, size], None),
-    ):
-        try:
-            function = getattr(library, name)
-        except AttributeError:
-            raise _mismatch(f"it has no function {name}") from None
-        function.argtypes, function.restype = arguments, result
+    )
     _self_check(library)
     library.ggml_set_abort_callback(_ABORT_CALLBACK)
     return library
 
 
-def devices() -> list[str]:
-    """What llama.cpp can compute on beside the CPU, by its own description."""
-    base = _base()
-    found = map(base.ggml_backend_dev_get, range(base.ggml_backend_dev_count()))
-    return [
-        base.ggml_backend_dev_description(each).decode() for each in found if base.ggml_backend_dev_type(each) in _GPU
-    ]
+def declare(library: Any, *functions: tuple[str, list[Any], Any]) -> None:
+    """Declare functions, (name, arguments, result), of a library; raises EngineError where it lacks one."""
+    for name, arguments, result in functions:
+        try:
+            function = getattr(library, name)
+        except AttributeError:
+            raise _mismatch(f"it has no function {name}") from None
+        function.argtypes, function.restype = arguments, result
 
 
-def _loaded_with_llama() -> Any:
-    """The very libggml-base that libllama uses, found among its dependencies.
+def loaded_with_llama(name: str) -> Any:
+    """The very library `name` that libllama uses, found among its dependencies.
 
     Wheels hold copies where a build had links, so the file of that name may be another one: with state of its own, in
     which an abort callback is never called. Windows knows libraries by name alone, and finds nothing in dependencies.
@@ -119,7 +111,7 @@ def _loaded_with_llama() -> Any:
 
     if os.name == "posix":
         return ctypes.CDLL(llama_cpp._lib._name)
-    return load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+    return load_shared_library(name, Path(llama_cpp.__file__).parent / "lib")
 
 
 def _on_abort(message: bytes) -> None:
@@ -184,6 +176,16 @@ def name_at(pointer: int) -> bytes:
     return ctypes.string_at(pointer + NAME_OFFSET)
 
 
+def origin_at(pointer: int) -> bytes:
+    """The name of a node's input, also where it is a copy for another device, called `CUDA0#ffn_moe_down-3#0`.
+
+    Only inputs are copied, nodes keep their names (ggml-backend.cpp, ggml_backend_sched_split_graph); the name's end
+    may be cut off, at 63 bytes.
+    """
+    name = name_at(pointer)
+    return name.split(b"#")[1] if b"#" in name else name
+
+
 def op_at(pointer: int) -> int:
     """A node's operation."""
     return ctypes.c_int32.from_address(pointer + OP_OFFSET).value
@@ -200,12 +202,13 @@ class TensorReader:
     """Reads and patches tensors from the eval callback, wherever their buffer lives.
 
     On the CPU an array is a view of ggml's own memory, valid only until the callback returns; from a device it is
-    copied into a buffer that the next read of the same size reuses.
+    copied into the one buffer that all reads share, so it is valid only until the next one. Whatever is to last longer
+    is copied by the caller.
     """
 
     def __init__(self) -> None:
         self._base = _base()
-        self._staging: dict[int, npt.NDArray[np.uint8]] = {}
+        self._staging = np.empty(0, np.uint8)
 
     def read(self, pointer: int) -> npt.NDArray[Any]:
         """The tensor with its true strides, always `[ne3, ne2, ne1, ne0]`."""
@@ -232,7 +235,9 @@ class TensorReader:
         nbytes = self._base.ggml_nbytes(pointer)
         if self._is_host(tensor):
             return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(tensor.data), np.uint8)
-        staging = self._staging.setdefault(nbytes, np.empty(nbytes, np.uint8))
+        if nbytes > self._staging.nbytes:
+            self._staging = np.empty(nbytes, np.uint8)
+        staging = self._staging[:nbytes]
         self._base.ggml_backend_tensor_get(pointer, staging.ctypes.data, 0, nbytes)
         return staging
 

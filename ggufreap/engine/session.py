@@ -3,7 +3,6 @@
 import ctypes
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,40 +13,20 @@ import numpy.typing as npt
 from ggufreap import activity
 from ggufreap.architecture.nodes import FINAL_NORM, RoutingNodes
 from ggufreap.container.gguf_file import shards_of
-from ggufreap.engine import log
+from ggufreap.engine import log, placement
 from ggufreap.engine.block_tap import BlockTap, NudgeTap, Recorded
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.importance_tap import ImportanceTap
-from ggufreap.engine.machine import Machine, chooses_repack, machine
+from ggufreap.engine.machine import Machine, chooses_repack, machine, offloading
 from ggufreap.engine.native import TensorReader, bindings
 from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
 from ggufreap.engine.sequences import Sequences
 from ggufreap.engine.taps import MaskTap, NodeHandler, RoutingTap, StopTap, Tap, Together
 from ggufreap.errors import EngineError
 from ggufreap.interrupts import held
+from ggufreap.options.engine import CACHE_TYPES, FLASH_ATTENTION, EngineSettings
 
 NO_ROOM = 1  # what llama_decode returns when the memory has no free cells (include/llama.h)
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How llama.cpp runs; names and defaults are llama.cpp's own flags (`-c -ub -t -ngl -np`).
-
-    `n_ctx`: tokens per chunk, or of all sequences together; `n_ubatch`: tokens computed at once; `n_threads` 0: one per
-    core this process may use; `n_gpu_layers` -1: as many as llama.cpp chooses; `exact`: no half precision in attention,
-    for comparisons; `n_parallel`: sequences in memory at once; `watched`: whether taps may look into the graph, which
-    costs a call from C to Python per node; `repack`: whether weights are copied into buffers that suit the CPU better,
-    None: as ggufreap.engine.machine.chooses_repack says.
-    """
-
-    n_ctx: int = 512
-    n_ubatch: int = 512
-    n_threads: int = 0
-    n_gpu_layers: int = -1
-    exact: bool = False
-    n_parallel: int = 1
-    watched: bool = True
-    repack: bool | None = None
 
 
 class LlamaSession:
@@ -61,12 +40,12 @@ class LlamaSession:
         self._llama = llama = bindings()
         self._nodes = nodes
         self.n_ctx, self.n_parallel, self._watched = settings.n_ctx, settings.n_parallel, settings.watched
-        self.n_batch = min(settings.n_ubatch, settings.n_ctx) if nodes.causal else settings.n_ctx
+        self.n_batch, self._n_ubatch = settings.batches(nodes.causal)
         self._reader = TensorReader()
         self._tap: Tap | None = None
         self._handler: NodeHandler | None = None
         self._failure: BaseException | None = None
-        self._stopping = False
+        self._stopping = self._ended = False
         self._model = self._context = self._batch = None
         self._running: int | None = None
         with activity.doing(activity.LOADING, path):
@@ -80,39 +59,34 @@ class LlamaSession:
             self.opening = bos if bos >= 0 else int(llama.llama_vocab_eos(self._vocab))  # the token before any text
             # Kept for the life of the context: llama.cpp holds only the address.
             self._callback = llama.ggml_backend_sched_eval_callback(self._on_node)
+            self._aborting = llama.ggml_abort_callback(lambda _data: True)
             self._context = self._open(path, settings)
             self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
         self._running = activity.begin("running", path)
 
     def _load(self, path: Path, settings: EngineSettings, known: Machine) -> Any:
         parameters = self._llama.llama_model_default_params()
-        parameters.n_gpu_layers = settings.n_gpu_layers
-        parameters.use_extra_bufts = chooses_repack(sum(map(os.path.getsize, shards_of(path))), settings.repack, known)
-        none = (ctypes.c_void_p * 1)()
-        if known.devices and not known.offload:
-            if settings.n_gpu_layers > 0:
-                raise EngineError(
-                    f"llama.cpp does not compute on {', '.join(known.devices)}: it {known.reason}; use -ngl 0"
-                )
-            parameters.n_gpu_layers, parameters.devices = 0, ctypes.cast(none, ctypes.c_void_p)
+        repack = chooses_repack(sum(map(os.path.getsize, shards_of(path))), settings.repack, known)
+        self._placed = placement.place(parameters, offloading(settings, known), repack)  # kept as long as the model
         model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not model:
             self.close()
             raise EngineError(f"llama.cpp does not load {path}: {log.reason()}")
+        placement.tell(path, settings, log.placement())
         return model
 
     def _open(self, path: Path, settings: EngineSettings) -> Any:
         parameters = self._llama.llama_context_default_params()
         parameters.n_ctx = self.n_ctx
-        parameters.n_batch = parameters.n_ubatch = self.n_batch
-        n_threads = settings.n_threads or default_threads()
-        parameters.n_threads = parameters.n_threads_batch = n_threads
+        parameters.n_batch, parameters.n_ubatch = self.n_batch, self._n_ubatch
+        parameters.n_threads = settings.cpu_threads
+        parameters.n_threads_batch = settings.n_threads_batch or parameters.n_threads
         parameters.n_seq_max, parameters.kv_unified = self.n_parallel, self.n_parallel > 1
         if self._watched:
             parameters.cb_eval = self._callback
-        if settings.exact:
-            parameters.type_k = parameters.type_v = self._llama.GGML_TYPE_F32
-            parameters.flash_attn_type = self._llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        type_k, type_v, flash_attn = settings.attention
+        parameters.type_k, parameters.type_v = CACHE_TYPES[type_k], CACHE_TYPES[type_v]
+        parameters.flash_attn_type = FLASH_ATTENTION[flash_attn]
         if self._nodes.headless:
             parameters.embeddings, parameters.pooling_type = True, self._llama.LLAMA_POOLING_TYPE_NONE
         context = self._llama.llama_init_from_model(self._model, parameters)
@@ -258,6 +232,9 @@ class LlamaSession:
         """Run `[n]` tokens, `n_batch` at most, at their positions in their sequences; `outputs`: whose logits count."""
         if tap is not None and not self._watched:
             raise EngineError("this session was opened unwatched: no tap can look into its graph")
+        if tap is not None and self.n_batch > self._n_ubatch:  # node addresses of one graph mean nothing in the next
+            asked = f"-b {self.n_batch} with -ub {self._n_ubatch}: what is watched runs one graph per call"
+            raise EngineError(f"{asked}; raise -ub, or leave out -b")
         self._fill_batch(tokens, positions, sequences, outputs)
         self._tap = tap
         try:
@@ -273,8 +250,10 @@ class LlamaSession:
             if status != 0:
                 raise EngineError(f"llama.cpp cannot decode a chunk (llama_decode returned {status}); lower -c or -ub")
         finally:
+            if self._stopping:
+                self._llama.llama_set_abort_callback(self._context, self._llama.ggml_abort_callback(), None)
             self._tap = self._failure = None
-            self._stopping = False
+            self._stopping = self._ended = False
 
     def outputs(self, count: int) -> npt.NDArray[np.float32]:
         """The logits `[count, n_vocab]` that `decode` just computed, or hidden states; llama.cpp's own memory."""
@@ -287,7 +266,13 @@ class LlamaSession:
         return int(self._llama.llama_model_n_embd(self._model)) if self._nodes.headless else self.n_vocab
 
     def _stop(self) -> None:
+        """End the graph: the CPU at the next node, other devices when they are done.
+
+        Were nodes skipped, further splits would run on what was never computed, and an expert's number from there ends
+        the process (ggml-cpu.c, ggml_compute_forward_mul_mat_id).
+        """
         self._stopping = True
+        self._llama.llama_set_abort_callback(self._context, self._aborting, None)
 
     def _fill_batch(
         self, tokens: Tokens, positions: npt.ArrayLike, sequences: npt.ArrayLike, outputs: npt.ArrayLike
@@ -305,23 +290,19 @@ class LlamaSession:
     def _on_node(self, pointer: int, ask: bool, _data: int) -> bool:
         """ggml_backend_sched_eval_callback: asked about every node first, called again with each wanted one.
 
-        An exception cannot cross C, so it is kept for `_decode`; the graph then ends at the next node.
+        An exception cannot cross C, so it is kept for `decode`, and the graph is stopped. A tap's False only ends the
+        current split (ggml-backend.cpp, compute_splits): the others still run, unseen, on whatever is there. Harmless
+        behind the last MoE block, where taps end: nothing there is chosen by an id.
         """
-        if self._stopping:
-            return ask
-        if self._tap is None:
-            return False
+        if self._tap is None or self._stopping or self._ended:
+            return not ask
         try:
             if ask:
                 self._handler = self._tap.handler_of(pointer)
                 return self._handler is not None
-            return self._handler is None or self._handler(pointer)
+            self._ended = not (self._handler is None or self._handler(pointer))
+            return not self._ended
         except BaseException as error:
-            self._failure, self._stopping = error, True
-            return False
-
-
-def default_threads() -> int:
-    """The cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+            self._failure = error
+            self._stop()
+            return not ask

@@ -19,8 +19,9 @@ from ggufreap.container import open_gguf
 from ggufreap.engine.block_tap import Recorded
 from ggufreap.engine.machine import machine
 from ggufreap.engine.protocol import Keep, Tokens
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, GgufReapError
+from ggufreap.options.engine import EngineSettings
 
 
 @dataclass(frozen=True)

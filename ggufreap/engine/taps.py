@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap.architecture.nodes import SELECTION, TOPK, WEIGHTED, RoutedBlock, RoutingNodes
-from ggufreap.engine.native import TensorReader, name_at, tensor_at
+from ggufreap.engine.native import TensorReader, name_at, origin_at, tensor_at
 from ggufreap.engine.observables import CONTRIBUTIONS, NORMS, OF_OUTPUTS, OF_WEIGHTED, Float32s, measured
 from ggufreap.engine.protocol import Keep, RoutedBatch
 from ggufreap.errors import EngineError, NumericFailure
@@ -118,7 +118,7 @@ class _BlockWatch:
         self.weights = np.empty((0, 0), np.float32)
         self.observed: dict[str, Float32s] = {}
         self.shape = (0, 0)
-        self.output_address = 0
+        self.output_name = b""
 
     def topk(self, pointer: int) -> bool:
         # A strided view of the whole argsort, one row of n_expert ids per token (ggml.c, ggml_argsort_top_k).
@@ -126,7 +126,7 @@ class _BlockWatch:
         return True
 
     def output(self, pointer: int) -> bool:
-        self.output_address = pointer
+        self.output_name = name_at(pointer)
         _, n_used, n_tokens, _ = tensor_at(pointer).ne
         self.shape = n_tokens, n_used
         measures = self.of_outputs | (self.of_weighted if self.weighted_input else {})
@@ -141,7 +141,7 @@ class _BlockWatch:
         self.weights = self.reader.read(sources[1])[0, :, :, 0].copy()
         if self.weighted_input:
             return True
-        if sources[0] != self.output_address:
+        if origin_at(sources[0]) != self.output_name:  # its address is another where a device has a copy of it
             raise EngineError(
                 f"block {self.block.index}: {WEIGHTED} does not multiply the watched expert output; "
                 "this llama.cpp builds the block in another way than ggufreap knows"

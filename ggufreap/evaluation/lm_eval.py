@@ -221,7 +221,8 @@ def adapter() -> Any:
             from ggufreap.architecture.layout import bind
             from ggufreap.container import open_gguf
             from ggufreap.corpus.chat import ChatTemplate
-            from ggufreap.engine.session import EngineSettings, LlamaSession
+            from ggufreap.engine.session import LlamaSession
+            from ggufreap.options.engine import EngineSettings
 
             file = open_gguf(model)
             settings = EngineSettings(ctx, 512, threads, ngl, n_parallel=parallel, watched=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufreap.errors import InputError
+from ggufreap.recipe.engine import read_engine
 from ggufreap.recipe.values import Calibration, Evaluation, Quantization, Recipe, Target, Variant, check_known
 
 _MOST = 2**31 - 1
@@ -44,6 +45,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         _made(path, "target", Target, tables["target"]),
         _made(path, "quantization", Quantization, tables["quantization"]),
         _made(path, "evaluation", Evaluation, tables["evaluation"]),
+        read_engine(path, tables["engine"]),
     )
 
 
@@ -55,7 +57,7 @@ def load_quantization(name_or_path: str | Path) -> Quantization:
 
 
 def _tables(name_or_path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """The recipe's file, and all its tables with values of the right types."""
+    """The recipe's file, and its tables: values of the right types, [engine] as it stands."""
     path = _resolved(name_or_path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -64,13 +66,13 @@ def _tables(name_or_path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}; correct it") from None
     for name, table in tables.items():
-        check_known(name, f"{path}: table" if isinstance(table, dict) else f"{path}: key", _KINDS)
+        check_known(name, f"{path}: table" if isinstance(table, dict) else f"{path}: key", (*_KINDS, "engine"))
     checked = {name: _checked(path, name, tables.get(name, {}), kinds) for name, kinds in _KINDS.items()}
     variants = checked["quantization"].get("variants", ())
     checked["quantization"]["variants"] = tuple(
         _variant(path, f"quantization.variants[{index}]", table) for index, table in enumerate(variants)
     )
-    return path, checked
+    return path, checked | {"engine": tables.get("engine", {})}
 
 
 def _folder() -> Path:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Self
@@ -11,6 +11,7 @@ from ggufreap.blending import check_blend
 from ggufreap.corpus.spec import parse_sources
 from ggufreap.errors import InputError
 from ggufreap.evaluation import parse_gate
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import MTP_MODES, as_fraction
 from ggufreap.quantization import QuantRequest, file_type_name, parse_tensor_type
 from ggufreap.quantization.request import tensor_type
@@ -169,6 +170,7 @@ class Recipe:
     target: Target
     quantization: Quantization
     evaluation: Evaluation = Evaluation()
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
 
 def check_known(name: str, what: str, known: Iterable[str], more: str = "") -> None:

@@ -10,10 +10,10 @@ from ggufreap import blending, saliency
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.coverage import Coverage
-from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InputError
 from ggufreap.evaluation import Outcome
 from ggufreap.observation import DomainStatistics, Floats, Provenance, load
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, load_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.reporting import Report, check_report, facts, write_report

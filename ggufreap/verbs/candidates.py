@@ -7,9 +7,10 @@ from pathlib import Path
 from ggufreap import naming
 from ggufreap.activity import doing
 from ggufreap.corpus import Corpus
-from ggufreap.engine.session import EngineSettings, LlamaSession, default_threads
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError
 from ggufreap.evaluation import METRICS, Comparison, Gate, Outcome, compare_with, of_engine, parse_gate, threads
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import lower
@@ -233,7 +234,7 @@ class _Stage:
         ]
         with (
             doing("masking experts of", self._model),
-            threads(self._settings.n_threads or default_threads()) as run,
+            threads(self._settings.cpu_threads) as run,
         ):
             found = compare_with(of_engine(self._engine), masked, self._domains, run, self._progress)
         return [

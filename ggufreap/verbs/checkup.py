@@ -12,10 +12,10 @@ from ggufreap.architecture.layout import MoeLayout
 from ggufreap.cache import cache_folder
 from ggufreap.container import GgufFile
 from ggufreap.engine.devices import build
-from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import EngineError, GgufReapError
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.memory import memory
+from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs import trust
 from ggufreap.verbs.laws import try_out

@@ -13,7 +13,7 @@ from ggufreap.architecture.layout import bind
 from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.corpus import Corpus
-from ggufreap.engine.session import EngineSettings, LlamaSession, default_threads
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError, UnsupportedModel
 from ggufreap.evaluation import (
     METRICS,
@@ -35,6 +35,7 @@ from ggufreap.evaluation import (
     writing_base,
 )
 from ggufreap.files import check_output
+from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 
 LEAST_CTX = 4  # of fewer tokens, none is scored
@@ -110,7 +111,7 @@ def eval(
                 raise MismatchError(
                     f"{model} and {reference} do not read {name} as the same tokens; compare models of one vocabulary"
                 )
-        run = stack.enter_context(threads(settings.n_threads or default_threads()))
+        run = stack.enter_context(threads(settings.cpu_threads))
         stack.enter_context(doing(f"comparing {model} with", reference))
         (comparison,) = compare_with(of_engine(original), [of_engine(engine)], domains, run, progress)
     n_chunks = sum(len(corpus.chunks) for corpus in domains.values())
@@ -142,7 +143,7 @@ def _alone(
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(source, settings))
         domains = tokenised(engine, texts, settings.n_ctx, chunks)
-        run = stack.enter_context(threads(settings.n_threads or default_threads()))
+        run = stack.enter_context(threads(settings.cpu_threads))
         found = {}
         for name, corpus in domains.items():
             also: Callable[[Logits], object] = ignore
@@ -166,7 +167,7 @@ def _against_base(
                 f"{base.path} is of a model with {base.n_vocab} tokens, {source.path} has {engine.n_vocab}; "
                 "compare models of one vocabulary"
             )
-        run = stack.enter_context(threads(settings.n_threads or default_threads()))
+        run = stack.enter_context(threads(settings.cpu_threads))
         return compare_with_base(base, engine, name, chunks, run, progress)
 
 

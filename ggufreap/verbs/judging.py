@@ -8,11 +8,11 @@ from pathlib import Path
 from ggufreap import naming
 from ggufreap.activity import temporary
 from ggufreap.container import GgufFile, open_gguf, type_name
-from ggufreap.engine.session import EngineSettings
 from ggufreap.evaluation import Comparison, Outcome
 from ggufreap.evaluation.probes import Probes
 from ggufreap.evaluation.speed import SpeedReport
 from ggufreap.evaluation.tasks import TaskReport
+from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization.request import FILE_TYPES
 from ggufreap.verbs.evaluation import eval

@@ -14,9 +14,9 @@ import numpy as np
 
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, Piece, open_gguf
-from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InfeasiblePlan, VerificationFailed
 from ggufreap.files import check_output, check_space
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import ModelIdentity, PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import execute, lower, write_skeleton

@@ -10,13 +10,14 @@ from ggufreap.corpus.chat import ChatTemplate
 from ggufreap.engine.footprint import footprint
 from ggufreap.engine.generator import Sampling
 from ggufreap.engine.protocol import Keep
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InputError
 from ggufreap.evaluation import probes as probing
 from ggufreap.evaluation.probes import TEMPERATURES, Probes
 from ggufreap.evaluation.prompts import load_prompts
 from ggufreap.evaluation.speed import Speed, SpeedReport, measure
 from ggufreap.evaluation.tasks import FORMATS, Scored, TaskReport, compare, sample_of, score
+from ggufreap.options.engine import ANSWERING, WRITING, EngineSettings
 from ggufreap.planning import PruningPlan, check_plan, load_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs.stages import open_model
@@ -52,7 +53,7 @@ def probe(
         texts = probing.texts_of(asked, renderer.prompt if renderer else None)
     samplings = [Sampling(n_predict, temperature, seed) for temperature in temperatures]
     longest = max(len(text.encode()) for text in texts) + SPARE_TOKENS  # a token has a byte at least
-    settings = settings or EngineSettings(n_ctx=0, n_parallel=4)
+    settings = settings or WRITING
     settings = replace(settings, n_ctx=settings.n_ctx or settings.n_parallel * (longest + n_predict))
 
     def work(engine: LlamaSession, keep: Keep | None, which: str) -> probing.Written:
@@ -92,7 +93,7 @@ def tasks(
     questions = sample_of(FORMATS[name](path), n)
     most = max(len(question.choices) for question in questions)
     bytes_of = (sum(len((q.context + c + q.tail).encode()) + SPARE_TOKENS for c in q.choices) for q in questions)
-    settings = settings or EngineSettings(n_ctx=0)
+    settings = settings or ANSWERING
     settings = replace(
         settings,
         n_ctx=settings.n_ctx or max(max(bytes_of), settings.n_ubatch),

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggufreap.corpus.request import Request
-from ggufreap.engine.session import EngineSettings
+from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.recipe import Recipe, load_recipe
 from ggufreap.verbs.data import as_request
@@ -27,7 +27,7 @@ def run(
     """Do what `recipe` says, a name that comes with ggufreap or a TOML file, and verify the byte-exact file.
 
     `data` takes the place of the recipe's data sets; `out` and `report_out` as for `prune`. The recipe decides on the
-    tokens per chunk, `settings` on the rest.
+    tokens per chunk; `settings` takes the place of its other engine options.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     calibration, target, quantization = chosen.calibration, chosen.target, chosen.quantization
@@ -56,7 +56,7 @@ def run(
         fail_if=() if dry_run else evaluation.fail_if,
         report_out=report_out,
         command=command,
-        settings=replace(settings or EngineSettings(), n_ctx=calibration.ctx_size or 0),
+        settings=replace(settings or chosen.engine, n_ctx=calibration.ctx_size or 0),
         dry_run=dry_run,
         progress=progress,
     )

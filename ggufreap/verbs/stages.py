@@ -12,12 +12,14 @@ from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import GgufFile, check_target, open_gguf
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.importance import OUTPUT
+from ggufreap.engine.placement import warn_unused
 from ggufreap.engine.protocol import Tokens
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.engine.subprocess_probe import Pass, Ran
 from ggufreap.files import check_output
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.observation import DomainStatistics, Importance, Provenance, checkpoint_path, finished, observe
+from ggufreap.options.engine import CALIBRATING, EngineSettings
 from ggufreap.planning import (
     ModelIdentity,
     PruningPlan,
@@ -73,13 +75,13 @@ def calibrate(
     for path in (out, imatrix_out):
         if path is not None:
             check_output(Path(path), *source.paths, *opened.request.paths)
-    settings = settings or EngineSettings(n_ctx=0)
+    settings = settings or CALIBRATING
     settings = replace(settings, n_ctx=opened.chunk_length(settings.n_ctx))
     provenance = Provenance(
         identity.fingerprint,
         opened.identity,
         settings.n_ctx,
-        min(settings.n_ubatch, settings.n_ctx),
+        settings.graph_tokens,
         opened.names,
         __version__,
         opened.records,
@@ -155,11 +157,15 @@ def verify(
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Verification:
-    """Prove that `out` is `model` without the experts that `plan` drops."""
+    """Prove that `out` is `model` without the experts that `plan` drops.
+
+    The comparison is exact: it decides on tokens and precision, `settings` on threads and on where the weights go.
+    """
     source, layout, identity = open_model(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     check_plan(chosen, identity, layout)
-    settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS, exact=True)
+    settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS, n_batch=0, exact=True)
+    warn_unused(settings)  # the model is loaded in a process that is not heard
 
     def run(path: Path, tokens: Tokens, passes: Sequence[Pass], folder: Path) -> list[Ran]:
         return subprocess_probe.run(path, tokens, settings, passes, folder)

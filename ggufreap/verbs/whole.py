@@ -11,10 +11,10 @@ from ggufreap import naming, saliency
 from ggufreap.container import check_target
 from ggufreap.corpus.request import TEXT_CTX, Opened
 from ggufreap.coverage import Coverage
-from ggufreap.engine.session import EngineSettings
 from ggufreap.errors import InputError
 from ggufreap.evaluation import METRICS, parse_gate
 from ggufreap.files import check_space, make_folder
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import (
     PruningPlan,
     make_plan,

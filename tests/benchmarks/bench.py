@@ -21,6 +21,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 
 sys.path.append(str(Path(__file__).parents[1]))  # the builders of the tests
+import tiny_gguf
 
 # Offset in a block -> scale, which makes random bytes finite weights of a deviation near 0.02 (block_q8_0, block_q4_K
 # in ggml/src/ggml-common.h).
@@ -42,8 +43,8 @@ class Sizes:
     head: int = 128
 
 
-def write_moe(path: Path, sizes: Sizes, kinds: tuple[Kind, Kind]) -> None:
-    """Stream a model without tokenizer to `path`; `kinds` are the types of gate and up, and of all other matrices."""
+def write_moe(path: Path, sizes: Sizes, kinds: tuple[Kind, Kind], tokenizer: bool = False) -> None:
+    """Stream a model to `path`; `kinds` are the types of gate and up, and of all other matrices."""
     writer = gguf.GGUFWriter(path, "qwen3moe")
     writer.add_block_count(sizes.n_block)
     writer.add_context_length(4096)
@@ -59,7 +60,15 @@ def write_moe(path: Path, sizes: Sizes, kinds: tuple[Kind, Kind]) -> None:
     writer.add_expert_used_count(sizes.n_used)
     writer.add_expert_feed_forward_length(sizes.n_ff)
     writer.add_vocab_size(sizes.n_vocab)
-    writer.add_tokenizer_model("none")
+    if tokenizer:
+        words = tiny_gguf.vocabulary(sizes.n_vocab)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_list(words["tokenizer.ggml.tokens"])
+        writer.add_token_types(words["tokenizer.ggml.token_type"])
+        writer.add_token_merges(words["tokenizer.ggml.merges"])
+    else:
+        writer.add_tokenizer_model("none")
     tensors = _tensors(sizes, *kinds)
     for name, (shape, kind) in tensors.items():
         stored = gguf.quant_shape_to_byte_shape(shape, kind) if kind in _SCALES else shape

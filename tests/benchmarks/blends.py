@@ -18,8 +18,9 @@ from ggufreap.architecture.layout import bind
 from ggufreap.blending import BLENDS, blend
 from ggufreap.container import open_gguf
 from ggufreap.coverage import measure
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.observation import DomainStatistics, observables
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import METHODS
 

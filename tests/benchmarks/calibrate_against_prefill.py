@@ -26,9 +26,10 @@ from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.importance_tap import ImportanceTap
 from ggufreap.engine.native import bindings
 from ggufreap.engine.protocol import Tokens
-from ggufreap.engine.session import EngineSettings, LlamaSession, default_threads
+from ggufreap.engine.session import LlamaSession
 from ggufreap.engine.taps import StopTap, Together
 from ggufreap.observation import ExpertStatistics, observables
+from ggufreap.options.engine import EngineSettings
 
 
 class PlainPrefill:
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--type", choices=("Q8_0", "Q4_K"), default="Q4_K", help="of its gate and up experts (Q4_K)")
     parser.add_argument("-c", type=int, default=512, help="tokens per chunk (512)")
     parser.add_argument("-ub", type=int, default=512, help="tokens at once (512)")
-    parser.add_argument("-t", type=int, default=default_threads(), help="threads (all cores)")
+    parser.add_argument("-t", type=int, default=EngineSettings().cpu_threads, help="threads (all cores)")
     options = parser.parse_args()
     settings = EngineSettings(options.c, options.ub, options.t, n_gpu_layers=0)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:

@@ -18,9 +18,10 @@ from gguf import GGMLQuantizationType as Kind
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.corpus import Corpus
-from ggufreap.engine.session import EngineSettings, LlamaSession, default_threads
+from ggufreap.engine.session import LlamaSession
 from ggufreap.evaluation import compare_with, of_engine
 from ggufreap.evaluation.scores import Reference, compare, targets_of
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import random_scores
 
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=64, help="of the random model (64)")
     parser.add_argument("--vocabulary", type=int, default=151_936, help="of the random model (151,936)")
     parser.add_argument("-c", type=int, default=512, help="tokens per chunk (512)")
-    parser.add_argument("-t", type=int, default=default_threads(), help="threads (all cores)")
+    parser.add_argument("-t", type=int, default=EngineSettings().cpu_threads, help="threads (all cores)")
     options = parser.parse_args()
     settings = EngineSettings(options.c, options.c, options.t, n_gpu_layers=0)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:

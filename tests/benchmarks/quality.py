@@ -13,8 +13,9 @@ import numpy as np
 from ggufreap import corpus
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import open_gguf
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.observation import ExpertStatistics, observables
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import METHODS, random_scores, weight_norms
 

@@ -16,8 +16,9 @@ from ggufreap import corpus, imatrix
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.importance import ImportanceSums
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
 from ggufreap.observation import ExpertStatistics, observables
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import METHODS, imatrix_scores
 

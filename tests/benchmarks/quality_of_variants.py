@@ -15,7 +15,8 @@ from quality import divergence, log_probabilities
 from ggufreap import corpus, prune, quantize
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
-from ggufreap.engine.session import EngineSettings, LlamaSession
+from ggufreap.engine.session import LlamaSession
+from ggufreap.options.engine import EngineSettings
 
 
 def scored(path: Path, chunks: dict[str, np.ndarray], settings: EngineSettings) -> dict[str, list[np.ndarray]]:

@@ -311,7 +311,8 @@ def check(path: Path, n_tokens: int) -> None:
     """Load the model in llama.cpp, run random tokens, and print what shows that it works."""
     from ggufreap.architecture.layout import bind
     from ggufreap.container import open_gguf
-    from ggufreap.engine.session import EngineSettings, LlamaSession
+    from ggufreap.engine.session import LlamaSession
+    from ggufreap.options.engine import EngineSettings
 
     file = open_gguf(path)
     layout = bind(file)
