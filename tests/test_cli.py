@@ -127,7 +127,7 @@ def test_the_verbs_in_a_row_and_prune_write_the_same_file(made: Made, tmp_path: 
     assert ran.code == 0
     assert (tmp_path / "whole.gguf").read_bytes() == out.read_bytes() == made.pruned.read_bytes()
     assert (tmp_path / "whole.plan.json").read_bytes() == plan.read_bytes()
-    assert ran.out.count("holds") == 4
+    assert ran.out.count("holds") == 5
     assert "removes 4 of 16, keeps 12" in ran.out
     assert str(tmp_path / "whole.gguf") in ran.out
 
@@ -320,7 +320,7 @@ def test_apply_verify_and_prune_in_json(made: Made, tmp_path: Path, run: Run) ->
     assert applied["nbytes"] == out.stat().st_size
     proof = run("verify", made.model, out, "--plan", made.plan, "--json").json
     assert proof["ok"] is True
-    assert [check["name"] for check in proof["checks"]] == ["header", "metadata", "bytes", "logits"]
+    assert [check["name"] for check in proof["checks"]] == ["header", "metadata", "bytes", "blocks", "logits"]
     flags = (*FLAGS, "--keep-intermediate", "--json")
     ran = run("prune", made.model, "--ratio", "0.25", "-f", made.text, "-o", tmp_path, *flags)
     assert ran.json["verification"] == proof
