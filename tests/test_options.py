@@ -12,7 +12,16 @@ from ggufreap import verbs
 from ggufreap.cli import VERBS, engine, main
 from ggufreap.engine import footprint, subprocess_probe
 from ggufreap.errors import InputError
-from ggufreap.options.engine import ALL_LAYERS, CONTEXT, PLACEMENT, SEQUENCES, EngineSettings
+from ggufreap.options.engine import (
+    ALL_BLOCKS,
+    ALL_LAYERS,
+    AUTO_BLOCKS,
+    CONTEXT,
+    FITTING_BLOCKS,
+    PLACEMENT,
+    SEQUENCES,
+    EngineSettings,
+)
 from ggufreap.options.flag import flags_of
 from ggufreap.recipe import Recipe, load_recipe
 from ggufreap.verbs import recipes
@@ -84,8 +93,16 @@ def test_flag_field_and_recipe_key_are_one(
 
 
 def test_every_field_with_a_flag_is_tested_and_no_other_can_be_given() -> None:
-    assert set(FLAGS) - {row[1] for row in SAME} == {"n_ctx", "n_parallel"}
+    assert set(FLAGS) - {row[1] for row in SAME} == {"n_ctx", "n_parallel", "blockwise"}
     assert {each.name for each in fields(EngineSettings)} - set(FLAGS) == {"exact", "watched"}
+
+
+def test_how_many_blocks_at_a_time_is_said_where_text_is_calibrated_on(tmp_path: Path) -> None:
+    for text, value in (("3", 3), ("fit", FITTING_BLOCKS), ("off", ALL_BLOCKS), ("auto", AUTO_BLOCKS)):
+        given = parser_of("calibrate").parse_args(["m.gguf", "-o", "S.npz", "--blockwise", text])
+        assert engine.settings(given) == EngineSettings(n_ctx=0, blockwise=value)
+    assert recipe_with(tmp_path, 'blockwise = "fit"').engine == EngineSettings(blockwise=FITTING_BLOCKS)
+    assert [verb for verb in LOADING if "--blockwise" in parser_of(verb).format_help()] == ["calibrate", "prune"]
 
 
 @pytest.mark.parametrize("verb", LOADING)

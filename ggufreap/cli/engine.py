@@ -10,6 +10,7 @@ from ggufreap.options.engine import (
     ANSWERING,
     ATTENTION,
     BATCH,
+    BLOCKS,
     CALIBRATING,
     CONTEXT,
     PLACEMENT,
@@ -82,7 +83,7 @@ _OF_TEXTS = replace(_CONTEXT_FLAG, names=("-c", "--ctx-size"), help="tokens of a
 _EVERYWHERE = (THREADS, PLACEMENT, ATTENTION)
 
 # Where the data decide on the length of a chunk, where only text is read, and where texts are written.
-engine_of_data = _flags(CALIBRATING, CONTEXT, BATCH, *_EVERYWHERE, instead={"n_ctx": _OF_DATA})
+engine_of_data = _flags(CALIBRATING, CONTEXT, BATCH, BLOCKS, *_EVERYWHERE, instead={"n_ctx": _OF_DATA})
 engine_of_text = _flags(EngineSettings(), CONTEXT, BATCH, *_EVERYWHERE, instead={"n_ctx": _OF_TEXT})
 engine_that_writes = _flags(WRITING, CONTEXT, BATCH, SEQUENCES, *_EVERYWHERE, instead={"n_ctx": _OF_TEXTS})
 engine_that_answers = _flags(ANSWERING, CONTEXT, BATCH, SEQUENCES, *_EVERYWHERE, instead={"n_ctx": _OF_TEXTS})

@@ -77,8 +77,7 @@ class LlamaSession:
 
     def _open(self, path: Path, settings: EngineSettings) -> Any:
         parameters = self._llama.llama_context_default_params()
-        parameters.n_ctx = self.n_ctx
-        parameters.n_batch, parameters.n_ubatch = self.n_batch, self._n_ubatch
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = self.n_ctx, self.n_batch, self._n_ubatch
         parameters.n_threads = settings.cpu_threads
         parameters.n_threads_batch = settings.n_threads_batch or parameters.n_threads
         parameters.n_seq_max, parameters.kv_unified = self.n_parallel, self.n_parallel > 1
@@ -200,9 +199,10 @@ class LlamaSession:
         if self._nodes.headless or not self._nodes.causal:
             raise EngineError("this model reads text but writes none: it has no output head, or looks ahead")
         tap = MaskTap(self._nodes, keep, self._reader) if keep else None
-        return Sequences(self, self._memory(), tap)
+        return Sequences(self, self.memory(), tap)
 
-    def _memory(self) -> Any:
+    def memory(self) -> Any:
+        """llama.cpp's memory, emptied."""
         memory = self._llama.llama_get_memory(self._context)
         self._llama.llama_memory_clear(memory, True)
         return memory
@@ -214,7 +214,7 @@ class LlamaSession:
         """
         if len(tokens) > self.n_ctx:
             raise EngineError(f"a chunk of {len(tokens)} tokens does not fit -c {self.n_ctx}; raise -c")
-        self._memory()
+        self.memory()
         for start in range(0, len(tokens), self.n_batch):
             part = tokens[start : start + self.n_batch]
             positions = np.arange(start, start + len(part))

@@ -1,5 +1,6 @@
 """What a pass over text records of a model: statistics per domain and block, and importance sums; they add up."""
 
+from ggufreap.observation.blockwise import Texts, hidden_path, observe_blockwise, resume, spill_nbytes
 from ggufreap.observation.chunkwise import observe
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.experts import ExpertStatistics
@@ -20,12 +21,17 @@ __all__ = [
     "Shard",
     "Statistic",
     "Stored",
+    "Texts",
     "checkpoint_path",
     "finished",
+    "hidden_path",
     "load",
     "merge",
     "observables",
     "observe",
+    "observe_blockwise",
     "per_expert",
+    "resume",
     "save",
+    "spill_nbytes",
 ]

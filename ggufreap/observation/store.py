@@ -77,6 +77,11 @@ class Stored:
         return sum(sum(domain["chunks"]) for domain in self.header["domains"])
 
     @property
+    def through(self) -> int | None:
+        """The last finished block of an unfinished run that goes block by block, None for all else."""
+        return self.header.get("through")
+
+    @property
     def lacking(self) -> list[str]:
         """The rows of STATISTICS that it does not hold, or holds in another version."""
         return [name for name, row in STATISTICS.items() if self.statistics.get(name) != row.version]
@@ -137,9 +142,10 @@ def save(
     provenance: Provenance,
     sums: ImportanceSums | None = None,
     digest: str = "",
+    through: int | None = None,
 ) -> None:
     """Write the file atomically and synced, so that a killed run leaves the last whole one; with a `digest` if it waits
-    for more.
+    for more, `through` the last finished block where it is blocks that it waits for.
     """
     header = {
         "schema": SCHEMA,
@@ -154,6 +160,7 @@ def save(
         "statistics": {name: STATISTICS[name].version for name in statistics.names},
         "importance": asdict(Importance(sums.output)) if sums else None,
         "digest": digest,
+        "through": through,
     }
     frame = (len(statistics.halves), 2, len(statistics.blocks))
     arrays: dict[str, Any] = {"header": np.array(json.dumps(header))}

@@ -10,6 +10,7 @@ from ggufreap import imatrix as matrices
 from ggufreap.activity import doing
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import GgufFile, check_target, open_gguf
+from ggufreap.corpus.request import Opened
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.importance import OUTPUT
 from ggufreap.engine.placement import warn_unused
@@ -29,6 +30,7 @@ from ggufreap.planning import (
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import RewriteScript, execute, lower
 from ggufreap.verbs import trust
+from ggufreap.verbs.blockwise import calibrate_blockwise, goes_blockwise
 from ggufreap.verbs.data import Data, open_data
 from ggufreap.verification import N_TOKENS, Verification, verify_file
 from ggufreap.version import __version__
@@ -90,23 +92,39 @@ def calibrate(
     )
     process_output = process_output and OUTPUT in source.by_name
     importance = Importance(process_output) if imatrix_out is not None else None
-    ready = finished(Path(out), layout.nodes, provenance, importance)
+    blockwise = goes_blockwise(source, settings, Path(out))
+    ready = finished(Path(out), layout.nodes, provenance, importance, blockwise)
     if ready:
         statistics = ready.domain_statistics()
     else:
-        with (
-            LlamaSession(source.path, layout.nodes, settings) as engine,
-            opened.chunks(engine, source, settings.n_ctx) as chunks,
-            doing("calibrating with", source.path, kept=checkpoint_path(Path(out))),
-        ):
-            many = "an unknown number of" if chunks.estimate is None else f"about {chunks.estimate:,}"
-            _LOG.info("calibrating with %s: %s tokens in chunks of %d", provenance.source, many, settings.n_ctx)
-            statistics = observe(
-                engine, layout.nodes, chunks, provenance, Path(out), importance=importance, progress=progress
-            )
+        run = calibrate_blockwise if blockwise else _calibrate_chunkwise
+        how = source, layout, opened, provenance, Path(out)
+        statistics = run(*how, importance=importance, settings=settings, progress=progress)
     if imatrix_out is not None:
         export_matrix(Path(out), Path(imatrix_out), process_output)
     return statistics
+
+
+def _calibrate_chunkwise(
+    source: GgufFile,
+    layout: MoeLayout,
+    opened: Opened,
+    provenance: Provenance,
+    out: Path,
+    *,
+    importance: Importance | None,
+    settings: EngineSettings,
+    progress: Progress,
+) -> DomainStatistics:
+    """The statistics of a model that fits into memory."""
+    with (
+        LlamaSession(source.path, layout.nodes, settings) as engine,
+        opened.chunks(engine, source, settings.n_ctx) as chunks,
+        doing("calibrating with", source.path, kept=checkpoint_path(out)),
+    ):
+        many = "an unknown number of" if chunks.estimate is None else f"about {chunks.estimate:,}"
+        _LOG.info("calibrating with %s: %s tokens in chunks of %d", provenance.source, many, settings.n_ctx)
+        return observe(engine, layout.nodes, chunks, provenance, out, importance=importance, progress=progress)
 
 
 def export_matrix(stats: Path, path: Path, process_output: bool) -> None:
