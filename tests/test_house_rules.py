@@ -13,7 +13,8 @@ PACKAGE = Path(ggufreap.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from its own row and the rows above, never from below.
 ROWS = (
-    ("errors", "progress", "files", "interrupts", "__init__"),
+    ("errors", "showing", "progress", "files", "interrupts", "__init__"),
+    ("decoding",),
     ("container",),
     ("architecture",),
     ("engine",),
