@@ -54,7 +54,7 @@ def file_name(name: str) -> str:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON for machines: what is no number is the string `NaN`, `Infinity` or `-Infinity`, control characters are escaped.
+    """JSON for machines: what is no number is the string `NaN`, `Infinity` or `-Infinity`; unsafe text is escaped.
 
     Anything that JSON does not know, such as a path, is written as its text.
     """

@@ -25,6 +25,10 @@ class Damaged(ValueError):
     """Bytes that are no such document: what was found and which rule it breaks; whoever raises it on names the file."""
 
 
+class _NotUnique(ValueError):
+    pass
+
+
 def parse_json(data: bytes, kind: type[T]) -> T:
     """The value in `data`, of the type `kind` as msgspec knows types; raises Damaged.
 
@@ -39,7 +43,8 @@ def parse_json(data: bytes, kind: type[T]) -> T:
         value = msgspec.json.decode(data, type=kind)
         json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise Damaged(shown(error, _REASON)) from error
+        known = isinstance(error, msgspec.ValidationError | _NotUnique)
+        raise Damaged(f"{'' if known else 'it is not JSON: '}{shown(error, _REASON)}") from error
     return value
 
 
@@ -96,7 +101,7 @@ def _read(path: Path, most: int, what: str, advice: str) -> bytes:
         with path.open("rb") as file:
             data = file.read(most + 1)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}; {advice}") from error
     found = what_is(data[:HEAD])
     if found and found != "JSON":
         raise InputError(f"{path} is {found}, not {what}; {advice}")
@@ -110,7 +115,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {excerpt(twice)} stands twice in one object")
+        raise _NotUnique(f"the name {excerpt(twice)} stands twice in one object")
     return found
 
 
