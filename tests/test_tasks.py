@@ -74,7 +74,7 @@ def test_every_format_is_read(tmp_path: Path) -> None:
         ("winogrande", "0,a b,c,d,1\n", "needs a _"),
         ("winogrande", "0,a _ b,c,d,3\n", "none of its 2 choices"),
         ("multiple-choice", b"", "question 1: it takes 4 bytes, . are left"),
-        ("multiple-choice", binary(("q", ("a", "b"), (1, 0)))[:-9], "question 1: it takes 8 bytes, 7 are left"),
+        ("multiple-choice", binary(("q", ("a", "b"), (1, 0)))[:-9], "question 1: it takes 8 bytes, 3 are left"),
         ("multiple-choice", binary(("q", ("a",) * 101, (0,) * 101)), "it has 101 choices"),
         ("multiple-choice", binary(("q", ("a", "b"), (0, 0))), "its answer is none"),
         ("jsonl", '{"question": "q", "choices": ["a", "b"]}', "it has no answer"),
