@@ -19,6 +19,7 @@ _UNSAFE = re.compile(
 )
 _EXCERPT = reprlib.Repr()
 _EXCERPT.maxlevel, _EXCERPT.maxstring, _EXCERPT.maxother = 2, EXCERPT, EXCERPT
+_PATH = re.compile(r"""(?:(?<=["'=])|(?<=, )|^)(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:(?!, )[^"'=\n])*""", re.MULTILINE)
 # Strings, as protobuf's JSON has them: null would pass for a small number where figures are compared.
 _NO_NUMBER = {inf: "Infinity", -inf: "-Infinity"}
 
@@ -51,6 +52,14 @@ def message(text: object) -> str:
 def file_name(name: str) -> str:
     """The name of a file without its folders, for what is published: whose home it lay in is nobody's business."""
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def published(text: str) -> str:
+    """A text whose paths from a root or a home are file names: of what stands alone, in quotes, or behind `=` or `, `.
+
+    A relative path stays as it is: it may as well be a data set on the hub.
+    """
+    return _PATH.sub(lambda match: file_name(match[0]), text)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -14,6 +14,7 @@ from ggufreap.cli import choice, evaluate, probing, stages, whole
 from ggufreap.cli.common import Verbs
 from ggufreap.cli.flags import general
 from ggufreap.errors import GgufReapError
+from ggufreap.showing import shown
 
 VERBS: Verbs = {**stages.VERBS, **choice.VERBS, **evaluate.VERBS, **probing.VERBS, **whole.VERBS}
 EPILOG = """\
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"ggufreap: {message}\n")
+    sys.stderr.write(f"ggufreap: {shown(message)}\n")
     return code
 
 

@@ -1,11 +1,9 @@
 """What the verbs of the whole job do with their flags."""
 
 import argparse
-import shlex
-import sys
 from typing import TYPE_CHECKING, Any
 
-from ggufreap.cli.common import Result, Verbs, choice, data, progress, settings, splitting
+from ggufreap.cli.common import Result, Verbs, choice, command, data, progress, settings, splitting
 from ggufreap.cli.evaluate import FAILED
 from ggufreap.cli.flags import (
     argument,
@@ -66,7 +64,7 @@ def _judgement(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _command() -> str:
-    return shlex.join(["ggufreap", *sys.argv[1:]])
+    return command()
 
 
 def _run_recipe(options: argparse.Namespace) -> Result:

@@ -13,7 +13,7 @@ from ggufreap.showing import excerpt, shown
 T = TypeVar("T")
 
 DEPTH = 64
-VALUES = 1 << 20
+VALUES = 1 << 21
 MOST_JSON, MOST_TOML = 16 << 20, 256 << 10  # a plan of 512 blocks of 1024 experts takes 3 MiB
 _REASON = 200
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]|,', re.DOTALL)

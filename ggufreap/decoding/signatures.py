@@ -14,7 +14,7 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"PAR1", "a Parquet file"),
     (b"\x1f\x8b", "compressed by gzip"),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
-    (b"\x80\x02", "a Python pickle, which nobody should open"),
+    (b"\x80\x02\x8a\nl\xfc", "a PyTorch file, which convert_hf_to_gguf.py of llama.cpp turns into a GGUF"),
     (b"%PDF", "a PDF"),
 )
 _PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<head")

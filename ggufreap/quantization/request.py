@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from ggufreap.container.gguf_file import SPLIT_KEYS
 from ggufreap.errors import InputError
+from ggufreap.showing import published
 
 # tools/quantize/quantize.cpp, QUANT_OPTIONS; numbers: enum llama_ftype, include/llama.h.
 FILE_TYPES = {
@@ -148,10 +149,13 @@ def parse_tensor_type(text: str) -> tuple[str, str]:
 
 
 def imatrix_metadata(file: str, n_entries: int, n_chunks: int = 0, dataset: str = "") -> dict[str, str | int]:
-    """The entries `quantize.imatrix.*` of an importance matrix, as tools/quantize/quantize.cpp (main) writes them."""
-    entries: dict[str, str | int] = {"quantize.imatrix.file": _cut(file)}
+    """The entries `quantize.imatrix.*` of an importance matrix, as tools/quantize/quantize.cpp (main) writes them.
+
+    But for the folders of the two names, which are somebody's home.
+    """
+    entries: dict[str, str | int] = {"quantize.imatrix.file": _cut(published(file))}
     if dataset:
-        entries["quantize.imatrix.dataset"] = _cut(dataset)
+        entries["quantize.imatrix.dataset"] = _cut(published(dataset))
     entries["quantize.imatrix.entries_count"] = n_entries
     if n_chunks > 0:
         entries["quantize.imatrix.chunks_count"] = n_chunks
@@ -176,7 +180,7 @@ def _check_pattern(pattern: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise InputError(f"tensor type pattern {pattern!r} is no regular expression: {error}; correct it") from None
+        raise InputError(f"tensor type pattern {pattern!r} is no regular expression: {error}; correct it") from error
     if unknown := _NOT_ECMASCRIPT.search(pattern):
         raise InputError(
             f"tensor type pattern {pattern!r} holds {unknown[0]!r}; llama.cpp's regular expressions are ECMAScript's "

@@ -14,6 +14,7 @@ from ggufreap.evaluation.speed import Speed as Timed
 from ggufreap.evaluation.tasks import TaskReport
 from ggufreap.reporting import facts
 from ggufreap.reporting.describe import describe_routing
+from ggufreap.showing import file_name
 from ggufreap.statistics import DomainStatistics, Provenance
 
 _TEST = re.compile(r"(pp|tg)\d+(?: x(\d+))?")
@@ -29,7 +30,7 @@ def describe_calibration(
         sha256=provenance.corpus,
         sources=tuple(
             facts.Source(
-                source.name,
+                source.name if source.is_hub else file_name(source.name),
                 source.domain,
                 source.revision,
                 source.subset,
