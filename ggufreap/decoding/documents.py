@@ -72,7 +72,7 @@ def load_json(path: Path, kind: type[T], what: str, advice: str, schema: str) ->
 
     Its `schema` is looked at first: a file of another version is not a damaged one.
     """
-    data = _read(path, MOST_JSON, what, advice)
+    data = read_document(path, what, advice)
     try:
         found = parse_json(data, dict[str, Any]).get("schema")
         if isinstance(found, str) and found != schema:
@@ -82,21 +82,8 @@ def load_json(path: Path, kind: type[T], what: str, advice: str, schema: str) ->
         raise InputError(f"{path} is not {what}: {error}; {advice}") from error
 
 
-def load_toml(path: Path, what: str, advice: str) -> dict[str, Any]:
-    """The TOML file `path` as a dictionary, integers of 64 bits at most; raises InputError as `load_json` does."""
-    data = _read(path, MOST_TOML, what, advice)
-    try:
-        text = data.decode("utf-8-sig")
-        if _LONG_KEY.search(text):
-            raise Damaged(f"a key has more than {DEPTH} parts")
-        tables = tomllib.loads(text)
-        _check_values(tables)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not TOML: {shown(error, _REASON)}; correct it") from error
-    return tables
-
-
-def _read(path: Path, most: int, what: str, advice: str) -> bytes:
+def read_document(path: Path, what: str, advice: str, most: int = MOST_JSON) -> bytes:
+    """The bytes of a document of `most` bytes; raises InputError for more, and for what is another file by its start."""
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
@@ -108,6 +95,20 @@ def _read(path: Path, most: int, what: str, advice: str) -> bytes:
     if len(data) > most:
         raise InputError(f"{path} has more than {most:,} bytes, so it is not {what}; {advice}")
     return data
+
+
+def load_toml(path: Path, what: str, advice: str) -> dict[str, Any]:
+    """The TOML file `path` as a dictionary, integers of 64 bits at most; raises InputError as `load_json` does."""
+    data = read_document(path, what, advice, MOST_TOML)
+    try:
+        text = data.decode("utf-8-sig")
+        if _LONG_KEY.search(text):
+            raise Damaged(f"a key has more than {DEPTH} parts")
+        tables = tomllib.loads(text)
+        _check_values(tables)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not TOML: {shown(error, _REASON)}; correct it") from error
+    return tables
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -34,7 +34,9 @@ def read_dat(path: Path) -> Imatrix:
         for index in range(n_entries):
             name, entry = reader.entry(index)
             if name in entries:
-                raise FormatError(f"{path}: {shown(name, EXCERPT)} stands twice, names must be unique; the file is damaged")
+                raise FormatError(
+                    f"{path}: {shown(name, EXCERPT)} stands twice, names must be unique; the file is damaged"
+                )
             entries[name] = entry
         chunks, datasets = reader.trailer()
     return Imatrix(entries, datasets, chunks, per_chunk=True)

@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ggufreap import __version__
-from ggufreap.decoding import Damaged, parse_json
+from ggufreap.decoding import Damaged, parse_json, read_document
 from ggufreap.errors import InputError, NumericFailure
 from ggufreap.reporting.facts import Report
 from ggufreap.reporting.summary import summary_of
@@ -67,10 +67,9 @@ def from_json(text: str, source: str = "report.json") -> Report:
 
 def load_report(path: Path) -> Report:
     """Read a `report.json`; raises InputError for anything else."""
+    data = read_document(path, "a report", "make one with report")
     try:
-        return from_json(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        return from_json(data.decode(), str(path))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text; make one with report") from error
 
