@@ -83,7 +83,7 @@ def load_json(path: Path, kind: type[T], what: str, advice: str, schema: str) ->
 
 
 def read_document(path: Path, what: str, advice: str, most: int = MOST_JSON) -> bytes:
-    """The bytes of a document of `most` bytes; raises InputError for more, and for what is another file by its start."""
+    """The bytes of a document, `most` at most; raises InputError for more, or for another file by its start."""
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
