@@ -591,7 +591,10 @@ TOKENS: dict[str, tuple[Callable[[Path], object], str]] = {
     "booleans": (npy(np.zeros(64, bool)), "bool of shape"),
     "one number": (npy(np.int64(3)), r"of shape \(\); integers"),
     "three axes": (npy(np.zeros((2, 2, 64), np.int32)), r"of shape \(2, 2, 64\); integers"),
-    "objects": (npy(np.array([{}], object)), "not an .npy file of numbers: it holds object.*; write one with numpy.save"),
+    "objects": (
+        npy(np.array([{}], object)),
+        "not an .npy file of numbers: it holds object.*; write one with numpy.save",
+    ),
     "empty file": (lambda path: path.write_bytes(b""), "not an .npy file of numbers"),
     "text": (lambda path: path.write_text("1 2 3"), "not an .npy file of numbers"),
     "broken zip": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(50)), "not an .npy file of numbers"),
@@ -641,7 +644,10 @@ def test_activations_that_are_no_numbers_name_block_and_expert(
 def test_another_file_is_neither_statistics_nor_a_plan(made: Made, tmp_path: Path, run: Run, flag: str) -> None:
     for wrong in (made.model, made.text, made.plan if flag == "--stats" else made.stats):
         verb = ("plan", made.model, "--keep", 8) if flag == "--stats" else ("apply", made.model)
-        refused(run(*verb, flag, wrong, "-o", tmp_path / "out"), "(is not|is a GGUF file, not|is a zip archive, .*, not) a (plan|statistics file) of ggufreap")
+        refused(
+            run(*verb, flag, wrong, "-o", tmp_path / "out"),
+            "(is not|is a GGUF file, not|is a zip archive, .*, not) a (plan|statistics file) of ggufreap",
+        )
     refused(run(*verb, flag, tmp_path / "none", "-o", tmp_path / "out"), "cannot read .*none: No such file")
     assert list(tmp_path.iterdir()) == []
 

@@ -25,7 +25,8 @@ from ggufreap.corpus.chunks import read_tokens
 from ggufreap.corpus.local import LocalFiles
 from ggufreap.corpus.rows import to_sample
 from ggufreap.corpus.samples import Text, Unusable
-from ggufreap.decoding.arrays import load_arrays
+from ggufreap.decoding import Damaged
+from ggufreap.decoding.arrays import load_arrays, parse_header, take
 from ggufreap.errors import GgufReapError, InputError
 from ggufreap.evaluation import open_base, writing_base
 from ggufreap.evaluation.prompts import load_prompts
@@ -335,3 +336,23 @@ def test_an_archive_is_no_bomb(tmp_path: Path) -> None:
     np.savez(path, what=np.array([{}], object))
     with pytest.raises(InputError, match="'what': it holds object; plain numbers and text are read"):
         load_arrays(path, "a file of arrays", "make one")
+
+
+def test_what_an_archive_holds_is_checked_by_name_type_shape_and_value(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, header=np.array('{"a": 1}'), count=np.array([[1.0, np.nan]]), ids=np.array([3, -1]), half="\ud800")
+    arrays = load_arrays(path, "a file of arrays", "make one")
+    assert parse_header(arrays, "header", dict[str, int]) == {"a": 1}
+    assert take(arrays, "ids", "iu", (2,)).tolist() == [3, -1]
+    for wrong, said in (
+        (lambda: take(arrays, "tokens", "iu", (2,)), "it has no tokens"),
+        (lambda: take(arrays, "ids", "f", (2,)), "ids holds int64"),
+        (lambda: take(arrays, "ids", "iu", (3,)), r"ids has shape \(2,\), the rest says \(3,\)"),
+        (lambda: take(arrays, "ids", "iu", (2,), least=0), "ids holds -1, below 0"),
+        (lambda: take(arrays, "count", "f", (1, 2)), "count holds what is no number"),
+        (lambda: parse_header(arrays, "count", dict[str, int]), "count holds float64"),
+        (lambda: parse_header(arrays, "half", dict[str, int]), "it is not JSON"),
+        (lambda: parse_header(arrays, "header", dict[str, str]), r"Expected `str`, got `int` - at `\$\[...\]`"),
+    ):
+        with pytest.raises(Damaged, match=said):
+            wrong()
