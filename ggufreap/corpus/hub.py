@@ -71,7 +71,7 @@ class DataSet:
         except Exception as error:  # as in open
             raise InputError(
                 f"cannot read the rows of {self.name}: {_first_line(error)}; try again, {_ADVICE}"
-            ) from None
+            ) from error
 
 
 def _found(spec: SourceSpec) -> tuple[Any, str | None]:
