@@ -105,7 +105,7 @@ def test_a_llama_cpp_that_does_not_load_prevents_work(
 def test_a_limited_group_has_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group = tmp_path / "outer" / "inner"
     group.mkdir(parents=True)
-    files = {"max": "max", "current": "700", "stat": "anon 400\ninactive_file 200\n"}
+    files = {"max": "max", "current": "700", "stat": "anon 400\ninactive_file 150\nactive_file 50\n"}
     for folder, limit in ((group, "max"), (group.parent, "1000")):
         for name, text in (files | {"max": limit}).items():
             (folder / f"memory.{name}").write_text(text)

@@ -8,7 +8,7 @@ pages come when they are computed with. Only on POSIX systems; elsewhere llama.c
 import ctypes
 import mmap
 import os
-import tempfile
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -39,25 +39,34 @@ def _libc() -> Any:
 
 @contextmanager
 def hollow(source: GgufFile, folder: Path) -> Iterator[Path]:
-    """The first shard of a hollow copy of `source`, in a private folder inside `folder`; the model itself on Windows.
+    """The first shard of a hollow copy of `source`, inside `folder`; the model itself on Windows.
 
-    Raises OutputError where it cannot be made.
+    What a killed run left there gives way. Raises OutputError where it cannot be made.
     """
     if not SUPPORTED:
         yield source.path
         return
+    inside = folder / "hollow"
+    with temporary(inside):
+        try:
+            _make(source, inside)
+            yield inside / source.path.name
+        finally:
+            shutil.rmtree(inside, ignore_errors=True)
+
+
+def _make(source: GgufFile, folder: Path) -> None:
     try:
-        with tempfile.TemporaryDirectory(prefix="hollow-", dir=folder) as name, temporary(name):
-            for header in source.headers:
-                start = min((record.offset for record in header.tensors), default=header.path.stat().st_size)
-                with header.path.open("rb") as file, (Path(name) / header.path.name).open("wb") as copy:
-                    copy.write(file.read(start))
-                    copy.truncate(header.path.stat().st_size)
-            yield Path(name) / source.path.name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for header in source.headers:
+            nbytes = header.path.stat().st_size
+            start = min((record.offset for record in header.tensors), default=nbytes)
+            with header.path.open("rb") as file, (folder / header.path.name).open("wb") as copy:
+                copy.write(file.read(start))
+                copy.truncate(nbytes)
     except OSError as error:
-        raise OutputError(
-            f"cannot write into {folder}: {error.strerror}; free some space or choose another -o"
-        ) from None
+        raise OutputError(f"cannot write {folder}: {error.strerror}; free some space or choose another -o") from None
 
 
 class Weights:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from ggufreap import activity
 from ggufreap.architecture.nodes import FINAL_NORM, RoutingNodes
-from ggufreap.container.gguf_file import shards_of
 from ggufreap.engine import log, placement
 from ggufreap.engine.block_tap import BlockTap, NudgeTap, Recorded
+from ggufreap.engine.fitting import checked_nbytes
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.importance_tap import ImportanceTap
 from ggufreap.engine.machine import Machine, chooses_repack, machine, offloading
@@ -66,7 +66,7 @@ class LlamaSession:
 
     def _load(self, path: Path, settings: EngineSettings, known: Machine) -> Any:
         parameters = self._llama.llama_model_default_params()
-        repack = chooses_repack(sum(map(os.path.getsize, shards_of(path))), settings.repack, known)
+        repack = chooses_repack(checked_nbytes(path, settings), settings.repack, known)
         self._placed = placement.place(parameters, offloading(settings, known), repack)  # kept as long as the model
         model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not model:

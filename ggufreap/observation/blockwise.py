@@ -24,7 +24,7 @@ from ggufreap.engine.graph import Piece
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.protocol import RoutedBatch, Tokens
 from ggufreap.errors import InputError, MismatchError
-from ggufreap.files import make_folder, replacing, sync
+from ggufreap.files import replacing, sync
 from ggufreap.interrupts import held
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.provenance import Provenance, Shard
@@ -94,7 +94,7 @@ class Run:
 
 
 def hidden_path(out: Path) -> Path:
-    """The folder where hidden states wait during a calibration of `out`."""
+    """The folder, which is there during a calibration of `out`, where hidden states wait."""
     return out.with_name(out.name + ".hidden")
 
 
@@ -124,7 +124,6 @@ def observe_blockwise(
     activations, OutputError when the disk is full.
     """
     folder = hidden_path(out)
-    make_folder(folder)
     n_blocks = pieces[-1].last + 1
     with progress("calibrate", texts.n_tokens * n_blocks, "tokens x blocks", texts.n_tokens * pieces[0].first) as bar:
         for piece in pieces:

@@ -1,23 +1,21 @@
 """Calibrating a model that does not fit into memory: when that is so, and how it is cut."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ggufreap.activity import doing
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile
 from ggufreap.corpus.request import Opened
+from ggufreap.engine.fitting import fits, free_memory, in_words, moved
 from ggufreap.engine.graph import Piece
 from ggufreap.engine.hollow import Weights, block_of, hollow
 from ggufreap.engine.piecewise import Piecewise
-from ggufreap.engine.placement import gpus
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InputError
-from ggufreap.files import check_space
-from ggufreap.memory import memory
+from ggufreap.files import check_space, make_folder
 from ggufreap.observation import (
     DomainStatistics,
     Importance,
@@ -31,15 +29,11 @@ from ggufreap.observation import (
     resume,
     spill_nbytes,
 )
-from ggufreap.options.engine import ALL_BLOCKS, AUTO_BLOCKS, PLACEMENT, EngineSettings
-from ggufreap.options.flag import flags_of
+from ggufreap.options.engine import ALL_BLOCKS, AUTO_BLOCKS, EngineSettings
 from ggufreap.progress import Progress
 
 # Of the memory that is free. The rest is for activations, and for the system to write hidden states behind our back.
 WEIGHTS_SHARE = 0.5
-FITS = 0.9
-# What comes to the same as saying nothing, when the model is computed block by block.
-_SAME: Mapping[str, Any] = {"n_gpu_layers": 0, "device": "none", "mmap": True, "repack": False}
 _LOG = logging.getLogger(__name__)
 
 
@@ -49,23 +43,21 @@ def goes_blockwise(source: GgufFile, settings: EngineSettings, out: Path) -> boo
     Where nobody says, as an unfinished run does, or else if it does not fit into memory, there is no GPU to take a part
     of it, and no flag says where its weights go. Raises InputError where such a flag contradicts --blockwise.
     """
-    elsewhere = _elsewhere(settings)
+    elsewhere = moved(settings)
     if settings.blockwise not in (AUTO_BLOCKS, ALL_BLOCKS) and elsewhere:
         raise InputError(f"--blockwise maps the file and computes on the CPU; leave out {', '.join(elsewhere)}")
     if settings.blockwise != AUTO_BLOCKS:
         return settings.blockwise != ALL_BLOCKS
     if checkpoint_path(out).exists():
         return Stored.open(checkpoint_path(out)).through is not None
-    if elsewhere or settings.mmap:
-        return False
-    free = _free()
-    if free is None or source.nbytes <= FITS * free or gpus():
+    if fits(source.nbytes, settings):
         return False
     _LOG.info(
-        "%s has %s and %s are free: it is calibrated block by block; --blockwise off reads it anew for every chunk",
+        "%s has %s and %s of memory are free: it is calibrated block by block; with --blockwise off it would be read "
+        "anew for every chunk",
         source.path.name,
-        _size(source.nbytes),
-        _size(free),
+        in_words(source.nbytes),
+        in_words(free_memory() or 0),
     )
     return True
 
@@ -83,8 +75,9 @@ def calibrate_blockwise(
 ) -> DomainStatistics:
     """The statistics that an ordinary calibration would tell, with every weight read from disk once."""
     settings = replace(settings, n_gpu_layers=0, device="none", mmap=True, repack=False)
+    make_folder(hidden_path(out))
     with (
-        hollow(source, out.parent) as path,
+        hollow(source, hidden_path(out)) as path,
         LlamaSession(path, layout.nodes, settings) as session,
         opened.chunks(session, source, settings.n_ctx) as chunks,
         doing("calibrating with", source.path, kept=checkpoint_path(out)),
@@ -95,7 +88,9 @@ def calibrate_blockwise(
         sizes = _sizes(source)
         run = resume(out, layout.nodes, chunks, texts, provenance, importance)
         ends = [end for end in ends if end > run.through]
-        pieces = into_pieces(run.through + 1, ends, sizes, settings.blockwise, _budget())
+        pieces = into_pieces(
+            run.through + 1, ends, sizes, settings.blockwise, int(WEIGHTS_SHARE * (free_memory() or 0))
+        )
         largest = max(sum(sizes.get(block, 0) for block in piece.blocks) for piece in pieces)
         spill = spill_nbytes(engine, texts, pieces)
         check_space(out.parent, spill)
@@ -106,8 +101,8 @@ def calibrate_blockwise(
             f"{texts.n_tokens:,}",
             settings.n_ctx,
             len(pieces),
-            _size(largest),
-            _size(spill),
+            in_words(largest),
+            in_words(spill),
             hidden_path(out),
         )
         return observe_blockwise(
@@ -142,16 +137,6 @@ def into_pieces(first: int, ends: Sequence[int], sizes: dict[int, int], n_blocks
     return pieces
 
 
-def _elsewhere(settings: EngineSettings) -> list[str]:
-    """The flags that were given to have the weights elsewhere than in the file."""
-    usual = EngineSettings()
-    return [
-        flag.names[0] if getattr(settings, name) is not False else f"--no-{flag.names[0].removeprefix('--')}"
-        for name, flag in flags_of(settings).items()
-        if flag.group == PLACEMENT and getattr(settings, name) not in (getattr(usual, name), _SAME.get(name))
-    ]
-
-
 def _sizes(source: GgufFile) -> dict[int, int]:
     """Block -> bytes of its weights."""
     sizes: dict[int, int] = {}
@@ -159,17 +144,3 @@ def _sizes(source: GgufFile) -> dict[int, int]:
         if (block := block_of(record.name)) is not None:
             sizes[block] = sizes.get(block, 0) + record.nbytes
     return sizes
-
-
-def _budget() -> int:
-    free = _free()
-    return int(WEIGHTS_SHARE * free) if free is not None else 0
-
-
-def _free() -> int | None:
-    there = memory()
-    return there if there is None else there.total if there.free is None else there.free
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"

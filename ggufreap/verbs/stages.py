@@ -12,6 +12,7 @@ from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import GgufFile, check_target, open_gguf
 from ggufreap.corpus.request import Opened
 from ggufreap.engine import subprocess_probe
+from ggufreap.engine.fitting import insisted
 from ggufreap.engine.importance import OUTPUT
 from ggufreap.engine.placement import warn_unused
 from ggufreap.engine.protocol import Tokens
@@ -20,7 +21,7 @@ from ggufreap.engine.subprocess_probe import Pass, Ran
 from ggufreap.files import check_output
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.observation import DomainStatistics, Importance, Provenance, checkpoint_path, finished, observe
-from ggufreap.options.engine import CALIBRATING, EngineSettings
+from ggufreap.options.engine import ALL_BLOCKS, CALIBRATING, EngineSettings
 from ggufreap.planning import (
     ModelIdentity,
     PruningPlan,
@@ -116,7 +117,9 @@ def _calibrate_chunkwise(
     settings: EngineSettings,
     progress: Progress,
 ) -> DomainStatistics:
-    """The statistics of a model that fits into memory."""
+    """The statistics of a model that fits into memory, or is read anew for every chunk as `--blockwise off` asks."""
+    if settings.blockwise == ALL_BLOCKS:
+        settings = insisted(source.path, settings)
     with (
         LlamaSession(source.path, layout.nodes, settings) as engine,
         opened.chunks(engine, source, settings.n_ctx) as chunks,
@@ -183,6 +186,7 @@ def verify(
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     check_plan(chosen, identity, layout)
     settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS, n_batch=0, exact=True)
+    settings = insisted(source.path, settings)  # one micro-batch a pass, so it takes minutes at the most
     warn_unused(settings)  # the model is loaded in a process that is not heard
 
     def run(path: Path, tokens: Tokens, passes: Sequence[Pass], folder: Path) -> list[Ran]:
