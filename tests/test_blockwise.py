@@ -276,6 +276,22 @@ def test_what_reads_a_model_over_and_over_refuses_one_that_does_not_fit(
     assert "m.gguf has 52.6 MB, more than fits into memory" in caplog.text
 
 
+@pytest.mark.native
+def test_the_whole_job_works_on_a_model_that_does_not_fit(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    size, ids, out = model.stat().st_size, ids_in(tmp_path, 320), tmp_path / "out.gguf"
+    monkeypatch.setattr(fitting, "memory", lambda: Memory(size, size, True))
+    settings = replace(CHUNKWISE, n_ctx=0, blockwise=0)
+    with pytest.raises(EngineError, match="say --mmap"):  # at once, not after hours of calibration
+        verbs.prune(model, ratio=0.25, data=ids, out=out, eval_file=["README.md"], settings=settings)
+    assert "calibrating" not in caplog.text
+    verbs.prune(model, ratio=0.25, data=ids, out=out, settings=settings)
+    assert pieces_told(caplog) == 2
+    assert out.exists()
+
+
 @pytest.mark.parametrize(
     ("given", "flag"),
     [

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ggufreap import imatrix as matrices
 from ggufreap import naming, saliency
-from ggufreap.container import check_target
+from ggufreap.container import GgufFile, check_target
 from ggufreap.corpus.request import TEXT_CTX, Opened
 from ggufreap.coverage import Coverage
+from ggufreap.engine.fitting import checked_nbytes
 from ggufreap.errors import InputError
 from ggufreap.evaluation import METRICS, parse_gate
 from ggufreap.files import check_space, make_folder
@@ -152,7 +153,7 @@ def prune(
                 progress=progress,
             )
 
-    _warn_of_seen(eval_file, opened)
+    _check_judging(eval_file, opened, None if dry_run else source, settings)
     judges = replace(settings or EngineSettings(), n_ctx=eval_ctx_size or (settings and settings.n_ctx) or TEXT_CTX)
     if ratio == AUTO:
         if dry_run:
@@ -260,7 +261,12 @@ def prune(
     return replace(pruned, account=told)
 
 
-def _warn_of_seen(eval_file: Sequence[str], opened: Opened | None) -> None:
+def _check_judging(
+    eval_file: Sequence[str], opened: Opened | None, loaded: GgufFile | None, settings: EngineSettings | None
+) -> None:
+    """Warn of a held-out text that is not; raise EngineError where the model to judge against cannot be `loaded`."""
+    if eval_file and loaded:
+        checked_nbytes(loaded.path, settings or EngineSettings())
     seen = {Path(record.name).resolve() for record in opened.records if not record.is_hub} if opened else set()
     for text in eval_file:
         if Path(text.rpartition("=")[2]).resolve() in seen:
