@@ -100,6 +100,7 @@ def test_every_architecture_tells_the_same_bits(name: str, tmp_path: Path, caplo
     path, ids = tiny_native.build(name, tmp_path / "m.gguf"), ids_in(tmp_path, tiny_native.N_VOCAB)
     found = run(path, tmp_path / "b.npz", ids, BLOCKWISE, head=True)
     assert pieces_told(caplog) >= 2
+    assert re.search(r"\d MB of weights at most and [\d.]+ MB besides; hidden states take [\d.]+ MB", caplog.text)
     assert_same(found, run(path, tmp_path / "c.npz", ids, CHUNKWISE, head=True))
 
 
@@ -194,6 +195,21 @@ def stopped(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
             calibrate(model, out, ids, imatrix_out=f"{out}.gguf", settings=BLOCKWISE)
     assert checkpoint_path(out).exists()
     return out
+
+
+@pytest.mark.native
+def test_nothing_is_left_of_a_run_without_a_finished_block(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    ids = ids_in(tmp_path, 320)
+    before = {*tmp_path.iterdir()}
+    monkeypatch.setattr(Piecewise, "route", stop)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, tmp_path / "s.npz", ids, settings=BLOCKWISE)
+    assert {*tmp_path.iterdir()} == before
 
 
 @pytest.mark.native
@@ -372,6 +388,6 @@ def test_weights_that_were_not_mapped_are_refused(model: Path, tmp_path: Path) -
     source = open_gguf(model)
     settings = replace(CHUNKWISE, mmap=False)
     with hollow(source, tmp_path) as path, LlamaSession(path, bind(source).nodes, settings) as session:
-        engine = Piecewise(session, bind(source).nodes, Weights(source))
+        engine = Piecewise(session, bind(source).nodes, Weights(source, path))
         with pytest.raises(EngineError, match=r"did not map .*m\.gguf as it lies"):
             engine.ends(np.zeros(64, np.int32))

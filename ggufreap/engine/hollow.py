@@ -22,6 +22,7 @@ from ggufreap.errors import EngineError, OutputError
 SUPPORTED = os.name == "posix"
 MAP_FIXED = 0x10  # on Linux and macOS alike
 DONTNEED = 4  # MADV_DONTNEED, on both as well
+FETCH, DROP = "POSIX_FADV_WILLNEED", "POSIX_FADV_DONTNEED"
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -70,10 +71,10 @@ def _make(source: GgufFile, folder: Path) -> None:
 
 
 class Weights:
-    """The weights of `source`, which are put where llama.cpp mapped the hollow copy of it."""
+    """The weights of `source`, which are put where llama.cpp mapped `copy`, the hollow one."""
 
-    def __init__(self, source: GgufFile) -> None:
-        self._source = source
+    def __init__(self, source: GgufFile, copy: Path) -> None:
+        self._source, self._copy = source, copy
         self._bases: dict[int, int] = {}  # shard -> where its first byte would lie
         self._spans: dict[int, tuple[int, int]] = {}  # shard -> what of it is mapped
 
@@ -110,10 +111,12 @@ class Weights:
             found = _libc().mmap(at, last - first, mmap.PROT_READ, flags, file.fileno(), first)
         if found == _FAILED:
             raise EngineError(f"cannot map {path}: {os.strerror(ctypes.get_errno())}; use --blockwise off")
+        _advise(self._copy.with_name(path.name), 0, 0, DROP)  # else its zeros take the place of weights
 
     def wanted(self, blocks: Collection[int]) -> None:
         """Begin to read the weights of these blocks."""
-        self._advise(blocks, "POSIX_FADV_WILLNEED")
+        for shard, start, nbytes in _ranges(self._source, blocks):
+            _advise(self._source.headers[shard].path, start, nbytes, FETCH)
 
     def done(self, blocks: Collection[int]) -> None:
         """Give back the memory of the weights of these blocks."""
@@ -122,14 +125,14 @@ class Weights:
                 first = max(_down(start + mmap.PAGESIZE - 1), self._spans[shard][0])
                 last = min(_down(start + nbytes), self._spans[shard][1])
                 _libc().madvise(self._bases[shard] + first, max(0, last - first), DONTNEED)
-        self._advise(blocks, "POSIX_FADV_DONTNEED")
+            _advise(self._source.headers[shard].path, start, nbytes, DROP)
 
-    def _advise(self, blocks: Collection[int], advice: str) -> None:
-        if not hasattr(os, advice):  # macOS has none
-            return
-        for shard, start, nbytes in _ranges(self._source, blocks):
-            with self._source.headers[shard].path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), start, nbytes, getattr(os, advice))
+
+def _advise(path: Path, start: int, nbytes: int, advice: str) -> None:
+    """Tell the page cache what will be done with a part of a file; 0 bytes: with all behind `start`."""
+    if hasattr(os, advice):  # macOS has none
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), start, nbytes, getattr(os, advice))
 
 
 def _down(offset: int) -> int:

@@ -1,7 +1,8 @@
 """Calibrating a model that does not fit into memory: when that is so, and how it is cut."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ggufreap.activity import doing
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile
 from ggufreap.corpus.request import Opened
+from ggufreap.engine import log
 from ggufreap.engine.fitting import fits, free_memory, in_words, moved
 from ggufreap.engine.graph import Piece
 from ggufreap.engine.hollow import Weights, block_of, hollow
@@ -75,15 +77,15 @@ def calibrate_blockwise(
 ) -> DomainStatistics:
     """The statistics that an ordinary calibration would tell, with every weight read from disk once."""
     settings = replace(settings, n_gpu_layers=0, device="none", mmap=True, repack=False)
-    make_folder(hidden_path(out))
     with (
+        _room(hidden_path(out)),
         hollow(source, hidden_path(out)) as path,
         LlamaSession(path, layout.nodes, settings) as session,
         opened.chunks(session, source, settings.n_ctx) as chunks,
         doing("calibrating with", source.path, kept=checkpoint_path(out)),
     ):
         texts = Texts.read(chunks, Shard.parse(provenance.shard))
-        engine = Piecewise(session, layout.nodes, Weights(source))
+        engine = Piecewise(session, layout.nodes, Weights(source, path))
         ends = engine.ends(max((chunk.tokens for chunk in texts.chunks), key=len))
         sizes = _sizes(source)
         run = resume(out, layout.nodes, chunks, texts, provenance, importance)
@@ -95,13 +97,14 @@ def calibrate_blockwise(
         spill = spill_nbytes(engine, texts, pieces)
         check_space(out.parent, spill)
         _LOG.info(
-            "calibrating with %s: %s tokens in chunks of %d, in %d pieces of the model with %s of weights at most; "
-            "hidden states take %s in %s",
+            "calibrating with %s: %s tokens in chunks of %d, in %d pieces of the model with %s of weights at most and "
+            "%s besides; hidden states take %s in %s",
             provenance.source,
             f"{texts.n_tokens:,}",
             settings.n_ctx,
             len(pieces),
             in_words(largest),
+            in_words(log.context_nbytes() + 4 * session.n_batch * session.n_vocab),  # logits are F32
             in_words(spill),
             hidden_path(out),
         )
@@ -117,6 +120,17 @@ def calibrate_blockwise(
             importance=importance,
             progress=progress,
         )
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """A folder that stays behind only with something in it."""
+    make_folder(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # there is, or the folder has gone with the finished run
+            folder.rmdir()
 
 
 def into_pieces(first: int, ends: Sequence[int], sizes: dict[int, int], n_blocks: int, budget: int) -> list[Piece]:
