@@ -31,7 +31,7 @@ DYING = """
 import ctypes, os, sys, time
 from functools import partial
 from itertools import count
-from ggufreap import calibration
+from ggufreap.observation import chunkwise
 from ggufreap.__main__ import main
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.quantizer import Quantizer
@@ -65,7 +65,7 @@ def probed(*arguments, before=subprocess_probe.logits):
     return before(*arguments)
 
 LlamaSession.decode, Quantizer.run, subprocess_probe.logits = decode, quantise, probed
-stages.observe = partial(calibration.observe, checkpoint_seconds=0)
+stages.observe = partial(chunkwise.observe, checkpoint_seconds=0)
 sys.exit(main())
 """
 FLAGS = ("-c", "64", "-ub", "64", "-t", "1")
