@@ -94,7 +94,7 @@ def quantized(name: str = "Q4_K_M") -> Quantized:
     fallback = Fallback("blk.60.ffn_down_exps.weight", 1000, "Q4_K", "Q5_0")
     types = {"blk.60.ffn_gate_exps.weight": "Q4_K"}
     notes = ("blk.60.ffn_down_exps.weight and 57 more are quantised without importance",)
-    return Quantized((path,), 404_120_000_000, types, {"Q4_K": 404_000_000_000, "F32": 1}, (fallback,), (), notes)
+    return Quantized((path,), 404_120_000_000, (404_120_000_000,), types, {"Q4_K": 404_000_000_000, "F32": 1}, (fallback,), (), notes)
 
 
 def statistics(domains: Sequence[str] = ("calibration",)) -> DomainStatistics:
