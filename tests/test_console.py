@@ -72,7 +72,7 @@ def script_of(n_files: int = 2) -> RewriteScript:
         for name, shape in shapes.items()
     )
     paths = [FOLDER / f"DeepSeek-V3.1-Terminus-REAP-0.25-UD-Q2_K_XL-0000{n}-of-00006.gguf" for n in range(n_files)]
-    return RewriteScript(tuple(OutputFile(path, b"x" * 64, tensors, 32) for path in paths), 10**13, 10**12)
+    return RewriteScript(tuple(OutputFile(path, b"x" * 64, tensors, 32) for path in paths), 10**13, 10**12, ())
 
 
 def verification(ok: bool = True) -> Verification:
@@ -94,7 +94,9 @@ def quantized(name: str = "Q4_K_M") -> Quantized:
     fallback = Fallback("blk.60.ffn_down_exps.weight", 1000, "Q4_K", "Q5_0")
     types = {"blk.60.ffn_gate_exps.weight": "Q4_K"}
     notes = ("blk.60.ffn_down_exps.weight and 57 more are quantised without importance",)
-    return Quantized((path,), 404_120_000_000, (404_120_000_000,), types, {"Q4_K": 404_000_000_000, "F32": 1}, (fallback,), (), notes)
+    return Quantized(
+        (path,), 404_120_000_000, (404_120_000_000,), types, {"Q4_K": 404_000_000_000, "F32": 1}, (fallback,), (), notes
+    )
 
 
 def statistics(domains: Sequence[str] = ("calibration",)) -> DomainStatistics:

@@ -49,6 +49,7 @@ ROWS = (
     ("blending",),
     ("coverage",),
     ("naming", "inspection", "rewriting", "verification", "quantization"),
+    ("sizing",),
     ("reporting",),
     ("recipe",),
     ("verbs",),
