@@ -35,6 +35,7 @@ ROWS = (
         "files",
         "cache",
         "memory",
+        "units",
         "version",
         "__init__",
     ),

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ggufreap.console.account import draw_account, plain_account
-from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
+from ggufreap.console.draw import Drawers, Plain, say, styled, table
 from ggufreap.console.stages import (
     draw_coverage,
     draw_note,
@@ -14,6 +14,7 @@ from ggufreap.console.stages import (
     plain_verification,
 )
 from ggufreap.demonstration import Demonstration
+from ggufreap.units import size
 from ggufreap.verbs import Pruned
 
 
