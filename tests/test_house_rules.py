@@ -27,6 +27,7 @@ LONG_FUNCTIONS = {
 ROWS = (
     (
         "errors",
+        "showing",
         "progress",
         "process",
         "interrupts",
@@ -40,6 +41,7 @@ ROWS = (
         "__init__",
     ),
     ("options",),
+    ("decoding",),
     ("container",),
     ("architecture",),
     ("engine",),

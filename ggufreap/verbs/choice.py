@@ -131,6 +131,11 @@ def coverage(stats: str | Path, plan: PruningPlan | str | Path) -> Coverage:
             f"{stats} was calibrated on model {provenance.model[:12]}, the plan is for "
             f"{chosen.model.fingerprint[:12]}; give what belongs together"
         )
+    if statistics.n_expert != chosen.n_expert:
+        raise MismatchError(
+            f"{stats} has {statistics.n_expert} experts in each block, the plan chooses among {chosen.n_expert}; "
+            "give what belongs together"
+        )
     method = chosen.method if chosen.method in saliency.METHODS else DEFAULT_METHOD
     return measure(statistics, chosen.keep, method, chosen.blend or blending.TOKENS, chosen.n_group)
 
