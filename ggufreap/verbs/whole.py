@@ -24,7 +24,8 @@ from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized
 from ggufreap.recipe import Variant
 from ggufreap.reporting import check_report
-from ggufreap.rewriting import RewriteScript, execute, lower
+from ggufreap.rewriting import RewriteScript, execute
+from ggufreap.sizing import Sizer, rewriter
 from ggufreap.verbs.account import Account, report
 from ggufreap.verbs.candidates import choose_ratio
 from ggufreap.verbs.choice import DEFAULT_METHOD, chosen_method, coverage, default_blend, plan
@@ -124,7 +125,7 @@ def prune(
         gate.require(texts, METRICS)
     source, layout, identity = open_model(model)
     wanted = resolved(quant, source)
-    rewrite = partial(lower, split_max_size=split_max_size, keep_split=keep_split)
+    rewrite = partial(rewriter, source, layout, split_max_size=split_max_size, keep_split=keep_split)
     # Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
     # Sizes can be told without any data but their names, which stand in the header.
@@ -188,10 +189,12 @@ def prune(
         blend=blend or default_blend({record.domain for record in opened.records}) if opened else "",
     )
     result = naming.target(source.path, Path(out) if out is not None else None, preview.label)
-    script = rewrite(source, layout, preview, result)
+    scripts = rewrite(preview, result)
+    script = scripts(preview.n_keep)
     jobs = VariantJobs(wanted.variants, layout, result, allow_requantize, settings.n_threads if settings else 0)
     jobs.check_names(script)
-    foreseen = jobs.foresee(script, preview, given, opened.names if opened else None)
+    with Sizer(source, scripts) as sizer:
+        foreseen = jobs.foresee(sizer, preview, given, opened.names if opened else None)
     plan_path = result.with_name(f"{naming.stem_of(result)}.plan.json")
     if not dry_run:
         make_folder(result.parent)
@@ -221,13 +224,11 @@ def prune(
     )
     covered = coverage(stats_path, chosen) if stats_path else None
     save_plan(plan_path, chosen)
-    script = rewrite(source, layout, chosen, result)
+    script = rewrite(chosen, result)(chosen.n_keep)
     execute(script, progress)
-    proof = (
-        verify(source.path, script.files[0].path, chosen, settings=settings, progress=progress)
-        if verification
-        else None
-    )
+    proof = None
+    if verification:
+        proof = verify(source.path, script.files[0].path, chosen, settings=settings, progress=progress)
     pruned = Pruned(script, chosen, plan_path, stats_path, proof, covered)
     if proof and not proof.ok:
         return pruned
