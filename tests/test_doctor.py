@@ -21,10 +21,10 @@ from ggufreap.cli import main
 from ggufreap.container import open_gguf
 from ggufreap.engine import devices
 from ggufreap.errors import EngineError, OutputError, UnsupportedModel, VerificationFailed
+from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import check_plan
 from ggufreap.verbs.laws import shuffled, try_out
-from ggufreap.verbs.stages import open_model
 
 SMALL = {"n_embd": 64, "n_ff": 32, "types": Kind.Q8_0}
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1)
@@ -179,9 +179,9 @@ def test_where_there_is_no_room_nothing_is_tried(model: Path, tmp_path: Path, mo
 def test_groups_are_shuffled_each_for_itself(tmp_path: Path) -> None:
     groups: dict[str, Any] = {"qwen3moe.expert_group_count": 4, "qwen3moe.expert_group_used_count": 2}
     path = tiny_gguf.qwen3moe(tmp_path / "m.gguf", **SMALL, metadata=groups)
-    _, layout, identity = open_model(path)
-    plan = shuffled(layout, identity)
-    check_plan(plan, identity, layout)
+    model = Model.open(path)
+    plan = shuffled(model)
+    check_plan(plan, model.identity, model.layout)
     assert plan.n_keep == 12
     kept = plan.keep[0]
     assert kept != tuple(sorted(kept))
@@ -189,8 +189,7 @@ def test_groups_are_shuffled_each_for_itself(tmp_path: Path) -> None:
 
 
 def test_where_fewer_experts_do_not_do_all_are_shuffled(tmp_path: Path) -> None:
-    _, layout, identity = open_model(tiny_gguf.qwen3moe(tmp_path / "m.gguf", **SMALL, n_used=16))
-    plan = shuffled(layout, identity)
+    plan = shuffled(Model.open(tiny_gguf.qwen3moe(tmp_path / "m.gguf", **SMALL, n_used=16)))
     assert plan.n_keep == 16
     assert plan.keep[0] != tuple(range(16))
 

@@ -21,11 +21,11 @@ from ggufreap.engine import subprocess_probe
 from ggufreap.engine.protocol import Tokens
 from ggufreap.engine.subprocess_probe import Pass, Ran
 from ggufreap.errors import EngineError, InputError, VerificationFailed
+from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, save_plan
 from ggufreap.progress import silent
 from ggufreap.rewriting import script as rewriting_script
-from ggufreap.verbs.stages import open_model
 from ggufreap.verification import N_TOKENS, Verification, verify_file
 
 SMALL = {"n_embd": 64, "n_ff": 32, "types": Kind.Q8_0}
@@ -55,7 +55,8 @@ def pruned(source: Path, plan: PruningPlan, tmp_path: Path) -> Path:
 
 def proof(source: Path, plan: PruningPlan, pruned: Path, run: Run | None = None) -> Verification:
     """All checks, or with no `run` those that need no llama.cpp."""
-    file, layout, _ = open_model(source)
+    model = Model.open(source)
+    file, layout = model.file, model.layout
     return verify_file(file, layout, plan, pruned, run or nothing_differs, silent)
 
 

@@ -9,10 +9,10 @@ from ggufreap.engine.generator import Sampling
 from ggufreap.engine.session import LlamaSession
 from ggufreap.evaluation import Perplexity, answers, perplexity
 from ggufreap.files import make_folder, replacing
+from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs import Pruned, prune
-from ggufreap.verbs.stages import open_model
 from ggufreap.verbs.variants import KEEP
 
 MODEL = Path(__file__).with_name("demo-moe-Q8_0.gguf")
@@ -57,8 +57,8 @@ def demo(
     exact, variant = pruned.script.files[0].path, pruned.quantized[0].paths[0]
     measured, sample = [], ""
     for which, path in (("original", MODEL), ("pruned", exact), ("quantised", variant)):
-        source, layout, _ = open_model(path)
-        with LlamaSession(source.path, layout.nodes, settings) as engine:
+        model = Model.open(path)
+        with LlamaSession(model.path, model.layout.nodes, settings) as engine:
             corpus = corpora.from_text(engine, held_out, settings.n_ctx, "held-out text")
             measured.append(perplexity(engine, corpus, progress, f"perplexity, {which}"))
             if path == exact:

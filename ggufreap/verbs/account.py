@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufreap import blending, saliency
-from ggufreap.architecture.layout import MoeLayout
-from ggufreap.container import GgufFile, open_gguf
+from ggufreap.container import open_gguf
 from ggufreap.coverage import Coverage
 from ggufreap.errors import InputError
 from ggufreap.evaluation import Outcome
+from ggufreap.model import AnyModel, Model
 from ggufreap.observation import DomainStatistics, Floats, Provenance, load
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, load_plan
@@ -24,7 +24,6 @@ from ggufreap.verbs.candidates import RATIOS, Preview, preview
 from ggufreap.verbs.choice import coverage
 from ggufreap.verbs.data import TRYING_OUT
 from ggufreap.verbs.judging import EqualSize, Judged, Measures, judge, judge_rival, kind_of
-from ggufreap.verbs.stages import open_model
 from ggufreap.verification import Verification
 from ggufreap.version import __version__
 
@@ -45,7 +44,7 @@ class Account:
 
 
 def report(
-    model: str | Path,
+    model: AnyModel,
     pruned: Sequence[str | Path],
     plan: PruningPlan | str | Path,
     out: str | Path | None = None,
@@ -75,7 +74,7 @@ def report(
     """
     if out is not None:
         check_report(Path(out))
-    source, layout, _ = open_model(model)
+    source = Model.open(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     settings = settings or EngineSettings()
     if not pruned:
@@ -90,7 +89,7 @@ def report(
         curve = None
         if files and stats is not None and chosen.method in saliency.METHODS:
             curve = preview(
-                source.path,
+                source,
                 files=files,
                 stats=stats,
                 ratios=sorted({*ratios, chosen.ratio}, key=float),
@@ -101,7 +100,7 @@ def report(
                 progress=progress,
             )
         known = _known(Path(stats), chosen) if stats is not None and chosen.method in saliency.METHODS else None
-        facts_found = _facts(source, layout, chosen, judged, rival, curve, known)
+        facts_found = _facts(source, chosen, judged, rival, curve, known)
         reproduction = facts.Reproduction(command, recipe) if command else None
         paths = write_report(
             replace(facts_found, reproduction=reproduction, verification=_proof(verification)), Path(out)
@@ -127,8 +126,7 @@ def _known(stats: Path, plan: PruningPlan) -> _Known:
 
 
 def _facts(
-    source: GgufFile,
-    layout: MoeLayout,
+    source: Model,
     plan: PruningPlan,
     judged: Sequence[Judged],
     rival: EqualSize | None,
@@ -136,9 +134,7 @@ def _facts(
     known: _Known | None,
 ) -> Report:
     first = judged[0]
-    with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:  # the byte-exact file may be gone by now
-        exact = open_gguf(write_skeleton(lower(source, layout, plan, Path(folder) / "exact.gguf"), Path(folder)))
-        model = described.describe_model(source, layout, plan, exact)
+    model = _model(source, plan)
     variants, before = [], None
     for each in judged:
         own, control = facts_of.describe_probes(each.probes) if each.probes else (None, None)
@@ -156,8 +152,8 @@ def _facts(
         )
         before = before or control
     original = facts_of.describe_subject(
-        source.nbytes,
-        kind_of(source),
+        source.file.nbytes,
+        kind_of(source.file),
         speeds=first.speed.reference_speeds if first.speed else (),
         probes=before,
         memory=first.speed.reference_memory if first.speed else None,
@@ -199,6 +195,14 @@ def _facts(
         else (),
         files=tuple(described.describe_file(each.path, each.kind) for each in judged),
     )
+
+
+def _model(source: Model, plan: PruningPlan) -> facts.Model:
+    """The model before and after; the byte-exact file may be gone by now, so its header is written once more."""
+    with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
+        script = lower(source.file, source.layout, plan, Path(folder) / "exact.gguf")
+        exact = open_gguf(write_skeleton(script, Path(folder)))
+        return described.describe_model(source.file, source.layout, plan, exact)
 
 
 def _proof(verification: Verification | None) -> facts.Verification | None:

@@ -10,6 +10,7 @@ from ggufreap.corpus import Corpus
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError
 from ggufreap.evaluation import METRICS, Comparison, Gate, Outcome, compare_with, of_engine, parse_gate, threads
+from ggufreap.model import AnyModel, Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
@@ -17,7 +18,6 @@ from ggufreap.rewriting import lower
 from ggufreap.verbs.choice import chosen_method
 from ggufreap.verbs.choice import plan as make_plan
 from ggufreap.verbs.evaluation import check_ctx, check_gates, named_texts, tokenised
-from ggufreap.verbs.stages import open_model
 
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")
 # Where nobody says what is too much: a rule of thumb. A 4-bit quantisation costs less than a tenth of it.
@@ -63,7 +63,7 @@ class Preview:
 
 
 def preview(
-    model: str | Path,
+    model: AnyModel,
     *,
     files: Sequence[str],
     stats: str | Path | None = None,
@@ -85,6 +85,7 @@ def preview(
     for method in methods:
         chosen_method(method, mtp, blend=blend)
     texts, gates = named_texts(files), [parse_gate(text) for text in fail_if or (DEFAULT_GATE,)]
+    model = Model.open(model)
     plans, refused = [], {}
     for method in methods:
         for ratio in sorted(map(str, ratios), key=as_fraction):
@@ -112,7 +113,7 @@ def preview(
 
 
 def choose_ratio(
-    model: str | Path,
+    model: AnyModel,
     *,
     max_kld: float,
     files: Sequence[str],
@@ -133,10 +134,11 @@ def choose_ratio(
     chosen_method(method, mtp, blend=blend)
     if not max_kld > 0:
         raise InputError(f"--max-kld {max_kld}: it is the mean KLD in nats of the worst domain, such as 0.1")
-    _, layout, _ = open_model(model)
+    model = Model.open(model)
+    layout = model.layout
     counts = [n_keep for n_keep in range(layout.n_expert - 1, 1, -1) if _feasible(layout.check_keep, n_keep)]
     if not counts:
-        raise InfeasiblePlan(f"{model}: no expert can be removed: the router needs all {layout.n_expert}")
+        raise InfeasiblePlan(f"{model.path}: no expert can be removed: the router needs all {layout.n_expert}")
     tested: dict[int, Candidate] = {}
     gates = [parse_gate(f"worst_domain.kld>{max_kld}")]
     with _Stage(model, named_texts(files), chunks, gates, settings, progress) as stage:
@@ -197,22 +199,23 @@ class _Stage:
 
     def __init__(
         self,
-        model: str | Path,
+        model: Model,
         texts: Mapping[str, str],
         chunks: int | None,
         gates: Sequence[Gate],
         settings: EngineSettings | None,
         progress: Progress,
     ) -> None:
-        self._model, self._gates, self._progress = str(model), gates, progress
+        self._model, self._gates, self._progress = model, gates, progress
         self._settings = settings or EngineSettings()
         check_ctx(self._settings)
         for gate in gates:
             gate.require(texts, METRICS)
-        self._source, self._layout, _ = open_model(model)
-        if self._layout.nodes.headless:
-            raise InputError(f"{model}: this model ends in hidden states: it predicts no text that could be scored")
-        self._engine = LlamaSession(self._source.path, self._layout.nodes, self._settings)
+        if model.layout.nodes.headless:
+            raise InputError(
+                f"{model.path}: this model ends in hidden states: it predicts no text that could be scored"
+            )
+        self._engine = LlamaSession(model.path, model.layout.nodes, self._settings)
         self._domains: dict[str, Corpus] = {}
         try:
             self._domains = tokenised(self._engine, texts, self._settings.n_ctx, chunks)
@@ -229,11 +232,11 @@ class _Stage:
     def measure(self, plans: Sequence[PruningPlan]) -> list[Candidate]:
         """One pass of the original and one of every plan."""
         masked = [
-            of_engine(self._engine, {block.index: plan.keep[block.index] for block in self._layout.trunk})
+            of_engine(self._engine, {block.index: plan.keep[block.index] for block in self._model.layout.trunk})
             for plan in plans
         ]
         with (
-            doing("masking experts of", self._model),
+            doing("masking experts of", self._model.path),
             threads(self._settings.cpu_threads) as run,
         ):
             found = compare_with(of_engine(self._engine), masked, self._domains, run, self._progress)
@@ -243,16 +246,16 @@ class _Stage:
         ]
 
     def _nbytes(self, plan: PruningPlan) -> int:
-        out = naming.target(self._source.path, None, plan.label)
-        return lower(self._source, self._layout, plan, out).nbytes
+        out = naming.target(self._model.path, None, plan.label)
+        return lower(self._model.file, self._model.layout, plan, out).nbytes
 
     def result(
         self, candidates: Sequence[Candidate], refused: Mapping[str, str], best: Candidate | None, reason: str
     ) -> Preview:
         n_chunks = {name: len(corpus.chunks) for name, corpus in self._domains.items()}
         return Preview(
-            self._model,
-            self._source.nbytes,
+            str(self._model.path),
+            self._model.file.nbytes,
             self._settings.n_ctx,
             n_chunks,
             tuple(candidates),

@@ -6,16 +6,15 @@ from pathlib import Path
 
 from ggufreap import blending, saliency
 from ggufreap import imatrix as matrices
-from ggufreap.architecture.layout import MoeLayout
 from ggufreap.coverage import Coverage, measure
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import check_output
+from ggufreap.model import AnyModel, Model
 from ggufreap.observation import DomainStatistics, Provenance, load, save
 from ggufreap.observation import merge as merged
 from ggufreap.planning import (
     MTP_MODES,
     NOTES,
-    ModelIdentity,
     PruningPlan,
     count_to_keep,
     load_plan,
@@ -23,14 +22,14 @@ from ggufreap.planning import (
 )
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs import trust
-from ggufreap.verbs.stages import export_matrix, open_model
+from ggufreap.verbs.stages import export_matrix
 
 _LOG = logging.getLogger(__name__)
 DEFAULT_METHOD = "reap"
 
 
 def plan(
-    model: str | Path,
+    model: AnyModel,
     *,
     stats: str | Path | None = None,
     from_imatrix: str | Path | None = None,
@@ -49,8 +48,9 @@ def plan(
     the model instead, which is a weaker guide than any calibration; it is a method of its own.
     """
     method = chosen_method(method, mtp, from_imatrix, blend)
-    source, layout, identity = open_model(model)
-    trust.warn(source, layout)
+    model = Model.open(model)
+    source, layout = model.file, model.layout
+    trust.warn(model)
     count_to_keep(layout, ratio, keep)
     provenance, how = None, ""
     if method == saliency.IMATRIX and from_imatrix is not None:
@@ -67,12 +67,12 @@ def plan(
     elif stats is None:
         raise InputError(f"method {method} needs statistics; make them with calibrate, or use {saliency.WEIGHT_NORM}")
     else:
-        statistics, provenance = _statistics_of(Path(stats), identity, layout)
+        statistics, provenance = _statistics_of(Path(stats), model)
         how = blend or default_blend(statistics.domains)
         scores = blending.blend(statistics, how, method)
     return make_plan(
         layout,
-        identity,
+        model.identity,
         scores,
         method=method,
         ratio=ratio,
@@ -105,17 +105,17 @@ def default_blend(domains: Collection[str]) -> str:
     return blending.MAXMIN if len(domains) > 1 else blending.TOKENS
 
 
-def _statistics_of(path: Path, identity: ModelIdentity, layout: MoeLayout) -> tuple[DomainStatistics, Provenance]:
+def _statistics_of(path: Path, model: Model) -> tuple[DomainStatistics, Provenance]:
     statistics, provenance = load(path)
-    if provenance.model != identity.fingerprint:
+    if provenance.model != model.identity.fingerprint:
         raise MismatchError(
-            f"{path} was calibrated on model {provenance.model[:12]}, this one is {identity.fingerprint[:12]}; "
+            f"{path} was calibrated on model {provenance.model[:12]}, this one is {model.identity.fingerprint[:12]}; "
             "calibrate this file"
         )
-    missing = [block.index for block in layout.nodes.blocks if block.index not in statistics.blocks]
+    missing = [block.index for block in model.layout.nodes.blocks if block.index not in statistics.blocks]
     if missing:
         raise MismatchError(
-            f"{path} holds {len(statistics.blocks)} of the {len(layout.nodes.blocks)} MoE blocks, not block "
+            f"{path} holds {len(statistics.blocks)} of the {len(model.layout.nodes.blocks)} MoE blocks, not block "
             f"{missing[0]}; merge it with the statistics of the others"
         )
     statistics.check()

@@ -11,7 +11,7 @@ from ggufreap import corpus as corpora
 from ggufreap.activity import doing
 from ggufreap.architecture.layout import bind
 from ggufreap.architecture.nodes import RoutingNodes
-from ggufreap.container import GgufFile, open_gguf
+from ggufreap.container import GgufFile
 from ggufreap.corpus import Corpus
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError, UnsupportedModel
@@ -35,6 +35,7 @@ from ggufreap.evaluation import (
     writing_base,
 )
 from ggufreap.files import check_output
+from ggufreap.model import AnyModel, file_of
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 
@@ -60,10 +61,10 @@ class Evaluation:
 
 
 def eval(
-    model: str | Path,
+    model: AnyModel,
     *,
     files: Sequence[str] = (),
-    reference: str | Path | None = None,
+    reference: AnyModel | None = None,
     kl_divergence_base: str | Path | None = None,
     kl_divergence: bool = False,
     chunks: int | None = None,
@@ -81,7 +82,7 @@ def eval(
     gates = [parse_gate(text) for text in fail_if]
     settings = settings or EngineSettings()
     check_ctx(settings)
-    source = open_gguf(model)
+    source = file_of(model)
     if kl_divergence:
         if kl_divergence_base is None or files or reference is not None:
             raise InputError(
@@ -94,7 +95,12 @@ def eval(
         comparison = _against_base(source, base, name, chunks, settings, progress)
         n_chunks = min(len(base.chunks), chunks or len(base.chunks))
         found = Evaluation(
-            str(model), str(kl_divergence_base), base.chunks.shape[1], n_chunks, _perplexities(comparison), comparison
+            str(source.path),
+            str(kl_divergence_base),
+            base.chunks.shape[1],
+            n_chunks,
+            _perplexities(comparison),
+            comparison,
         )
         return replace(found, gates=check_gates(gates, comparison))
     texts = named_texts(files)
@@ -103,27 +109,35 @@ def eval(
         return _alone(source, texts, kl_divergence_base, chunks, gates, settings, progress)
     if kl_divergence_base is not None:
         raise InputError("--kl-divergence-base is written for one model alone; leave out --reference")
+    return _beside(source, file_of(reference), texts, chunks, gates, settings, progress)
+
+
+def _beside(
+    source: GgufFile,
+    reference: GgufFile,
+    texts: Mapping[str, str],
+    chunks: int | None,
+    gates: Sequence[Gate],
+    settings: EngineSettings,
+    progress: Progress,
+) -> Evaluation:
+    """Both models at once."""
     with ExitStack() as stack:
-        engine, original = (stack.enter_context(open_engine(file, settings)) for file in (source, open_gguf(reference)))
+        engine, original = (stack.enter_context(open_engine(file, settings)) for file in (source, reference))
         domains = tokenised(original, texts, settings.n_ctx, chunks)
         for name, text in texts.items():
             if engine.n_vocab != original.n_vocab or not np.array_equal(engine.tokenize(text), original.tokenize(text)):
                 raise MismatchError(
-                    f"{model} and {reference} do not read {name} as the same tokens; compare models of one vocabulary"
+                    f"{source.path} and {reference.path} do not read {name} as the same tokens; "
+                    "compare models of one vocabulary"
                 )
         run = stack.enter_context(threads(settings.cpu_threads))
-        stack.enter_context(doing(f"comparing {model} with", reference))
+        stack.enter_context(doing(f"comparing {source.path} with", reference.path))
         (comparison,) = compare_with(of_engine(original), [of_engine(engine)], domains, run, progress)
     n_chunks = sum(len(corpus.chunks) for corpus in domains.values())
-    return Evaluation(
-        str(model),
-        str(reference),
-        settings.n_ctx,
-        n_chunks,
-        _perplexities(comparison),
-        comparison,
-        check_gates(gates, comparison),
-    )
+    paths = str(source.path), str(reference.path)
+    found = Evaluation(*paths, settings.n_ctx, n_chunks, _perplexities(comparison), comparison)
+    return replace(found, gates=check_gates(gates, comparison))
 
 
 def _alone(

@@ -12,6 +12,7 @@ from ggufreap.evaluation import Comparison, Outcome
 from ggufreap.evaluation.probes import Probes
 from ggufreap.evaluation.speed import SpeedReport
 from ggufreap.evaluation.tasks import TaskReport
+from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization.request import FILE_TYPES
@@ -62,7 +63,7 @@ class EqualSize:
         return bool(self.pruned.comparison and self.pruned.comparison.mean.kld > self.comparison.mean.kld)
 
 
-def judge(source: GgufFile, path: Path, measures: Measures, progress: Progress = silent) -> Judged:
+def judge(source: Model, path: Path, measures: Measures, progress: Progress = silent) -> Judged:
     """Measure a pruned file of `source`."""
     settings, file = measures.settings, open_gguf(path)
     found = None
@@ -70,7 +71,7 @@ def judge(source: GgufFile, path: Path, measures: Measures, progress: Progress =
         found = eval(
             path,
             files=measures.files,
-            reference=source.path,
+            reference=source,
             chunks=measures.chunks,
             fail_if=measures.fail_if,
             settings=settings,
@@ -79,13 +80,13 @@ def judge(source: GgufFile, path: Path, measures: Measures, progress: Progress =
     free = replace(settings, n_ctx=0, n_parallel=4)  # probes and tasks take what fits
     probes = speed = None
     if measures.probes:
-        probes = probe(path, reference=source.path, settings=free, progress=progress)
+        probes = probe(path, reference=source, settings=free, progress=progress)
     answered = tuple(
-        tasks(path, **{name: file}, reference=source.path, settings=free, progress=progress)  # type: ignore[arg-type]  # one of its formats
+        tasks(path, **{name: file}, reference=source, settings=free, progress=progress)  # type: ignore[arg-type]  # one of its formats
         for name, file in measures.questions
     )
     if measures.speed:
-        speed = bench(path, reference=source.path, settings=settings, progress=progress)
+        speed = bench(path, reference=source, settings=settings, progress=progress)
     return Judged(
         path,
         kind_of(file),
@@ -99,7 +100,7 @@ def judge(source: GgufFile, path: Path, measures: Measures, progress: Progress =
 
 
 def judge_rival(
-    source: GgufFile, pruned: Judged, measures: Measures, imatrix: str | Path | None, progress: Progress = silent
+    source: Model, pruned: Judged, measures: Measures, imatrix: str | Path | None, progress: Progress = silent
 ) -> EqualSize:
     """Quantise the unpruned model to the size of a pruned file, for as long as it takes to measure it."""
     with (
@@ -107,7 +108,7 @@ def judge_rival(
         temporary(folder),
     ):
         made = make_rival(
-            source.path,
+            source,
             pruned.nbytes,
             Path(folder),
             imatrix=imatrix,

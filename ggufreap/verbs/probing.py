@@ -17,10 +17,10 @@ from ggufreap.evaluation.probes import TEMPERATURES, Probes
 from ggufreap.evaluation.prompts import load_prompts
 from ggufreap.evaluation.speed import Speed, SpeedReport, measure
 from ggufreap.evaluation.tasks import FORMATS, Scored, TaskReport, compare, sample_of, score
+from ggufreap.model import AnyModel, Model
 from ggufreap.options.engine import ANSWERING, WRITING, EngineSettings
 from ggufreap.planning import PruningPlan, check_plan, load_plan
 from ggufreap.progress import Progress, silent
-from ggufreap.verbs.stages import open_model
 
 SPARE_TOKENS = 16  # that a tokenizer adds to a text
 MIN_PARALLEL = 8
@@ -29,9 +29,9 @@ Work = Callable[[LlamaSession, Keep | None, str], Result]
 
 
 def probe(
-    model: str | Path,
+    model: AnyModel,
     *,
-    reference: str | Path | None = None,
+    reference: AnyModel | None = None,
     plan: PruningPlan | str | Path | None = None,
     prompts: str | Path | None = None,
     n_predict: int = 256,
@@ -47,8 +47,8 @@ def probe(
     would make of it is probed without writing a file. `prompts` is a file (see evaluation.prompts), by default those
     that come with ggufreap; `chat_template` puts each into the model's own. `settings.n_ctx` 0 is what fits.
     """
-    asked = load_prompts(prompts)
-    template = ChatTemplate.of(open_model(model)[0]) if chat_template else None
+    model, asked = Model.open(model), load_prompts(prompts)
+    template = ChatTemplate.of(model.file) if chat_template else None
     with template.renderer(spans=False) if template else nullcontext() as renderer:
         texts = probing.texts_of(asked, renderer.prompt if renderer else None)
     samplings = [Sampling(n_predict, temperature, seed) for temperature in temperatures]
@@ -66,14 +66,14 @@ def probe(
 
 
 def tasks(
-    model: str | Path,
+    model: AnyModel,
     *,
     hellaswag: str | Path | None = None,
     winogrande: str | Path | None = None,
     multiple_choice: str | Path | None = None,
     jsonl: str | Path | None = None,
     n: int | None = None,
-    reference: str | Path | None = None,
+    reference: AnyModel | None = None,
     plan: PruningPlan | str | Path | None = None,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
@@ -108,9 +108,9 @@ def tasks(
 
 
 def bench(
-    model: str | Path,
+    model: AnyModel,
     *,
-    reference: str | Path | None = None,
+    reference: AnyModel | None = None,
     n_prompt: int = 512,
     n_gen: int = 128,
     parallel: Sequence[int] = (1, 2, 4),
@@ -141,15 +141,15 @@ def bench(
 
     (ours, theirs), (found, base) = _both(model, reference, None, settings, work)
     memory, reference_memory = (
-        footprint(open_model(path)[0].path, settings, n_prompt or 1) if path is not None else None
-        for path in (model, reference)
+        footprint(Model.open(each).path, settings, n_prompt or 1) if each is not None else None
+        for each in (model, reference)
     )
     return SpeedReport(ours, found, theirs, base or (), memory, reference_memory)
 
 
 def _both(
-    model: str | Path,
-    reference: str | Path | None,
+    model: AnyModel,
+    reference: AnyModel | None,
     plan: PruningPlan | str | Path | None,
     settings: EngineSettings,
     work: Work[Result],
@@ -158,21 +158,21 @@ def _both(
     if reference is not None and plan is not None:
         raise InputError("both a reference and a plan were given; with --plan the model itself is the reference")
     if plan is not None:
-        source, layout, identity = open_model(model)
+        model = Model.open(model)
         chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
-        check_plan(chosen, identity, layout)
-        keep = {block.index: chosen.keep[block.index] for block in layout.trunk}
-        with LlamaSession(source.path, layout.nodes, settings) as engine:
+        check_plan(chosen, model.identity, model.layout)
+        keep = {block.index: chosen.keep[block.index] for block in model.layout.trunk}
+        with LlamaSession(model.path, model.layout.nodes, settings) as engine:
             control = work(engine, None, "control")
             found = work(engine, keep, "model")
-        return (f"{source.path.name}, {chosen.summary}", source.path.name), (found, control)
+        return (f"{model.path.name}, {chosen.summary}", model.path.name), (found, control)
     settings = replace(settings, watched=False)
     base = _alone(reference, settings, work, "control") if reference is not None else (None, None)
     name, result = _alone(model, settings, work, "model")
     return (name, base[0]), (result, base[1])
 
 
-def _alone(path: str | Path, settings: EngineSettings, work: Work[Result], which: str) -> tuple[str, Result]:
-    source, layout, _ = open_model(path)
-    with LlamaSession(source.path, layout.nodes, settings) as engine:
-        return source.path.name, work(engine, None, which)
+def _alone(model: AnyModel, settings: EngineSettings, work: Work[Result], which: str) -> tuple[str, Result]:
+    model = Model.open(model)
+    with LlamaSession(model.path, model.layout.nodes, settings) as engine:
+        return model.path.name, work(engine, None, which)

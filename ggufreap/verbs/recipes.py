@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggufreap.corpus.request import Request
+from ggufreap.model import AnyModel
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.recipe import Recipe, load_recipe
@@ -14,7 +15,7 @@ from ggufreap.verbs.whole import Pruned, prune
 
 def run(
     recipe: Recipe | str | Path,
-    model: str | Path,
+    model: AnyModel,
     data: Request | str | Path | None = None,
     *,
     out: str | Path | None = None,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ggufreap.errors import InputError
 from ggufreap.files import check_space
+from ggufreap.model import AnyModel, name_of
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs.requantize import quantize
 
@@ -42,19 +43,19 @@ class Rival:
     nbytes: int
 
 
-def nearest_type(model: str | Path, nbytes: int, imatrix: str | Path | None = None) -> tuple[str, int]:
+def nearest_type(model: AnyModel, nbytes: int, imatrix: str | Path | None = None) -> tuple[str, int]:
     """The type in which the whole model comes nearest to `nbytes`, and its exact size then.
 
     Raises InputError where no type can be had, as of a model in MXFP4.
     """
     sizes: Mapping[str, int] = {kind: size for kind in TYPES if (size := _size(model, kind, imatrix)) is not None}
     if not sizes:
-        raise InputError(f"{model} can be quantised to no smaller type; compare without --compare")
+        raise InputError(f"{name_of(model)} can be quantised to no smaller type; compare without --compare")
     kind = min(sizes, key=lambda name: abs(sizes[name] - nbytes))
     return kind, sizes[kind]
 
 
-def _size(model: str | Path, kind: str, imatrix: str | Path | None) -> int | None:
+def _size(model: AnyModel, kind: str, imatrix: str | Path | None) -> int | None:
     try:
         out = Path(tempfile.gettempdir()) / "rival.gguf"
         return quantize(model, out, kind, imatrix=imatrix, allow_requantize=True, dry_run=True).nbytes
@@ -63,7 +64,7 @@ def _size(model: str | Path, kind: str, imatrix: str | Path | None) -> int | Non
 
 
 def make_rival(
-    model: str | Path,
+    model: AnyModel,
     nbytes: int,
     folder: Path,
     *,

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ggufreap import imatrix as matrices
 from ggufreap.activity import doing
-from ggufreap.architecture.layout import MoeLayout, bind
-from ggufreap.container import GgufFile, check_target, open_gguf
+from ggufreap.container import check_target
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.importance import OUTPUT
 from ggufreap.engine.placement import warn_unused
@@ -18,10 +17,10 @@ from ggufreap.engine.session import LlamaSession
 from ggufreap.engine.subprocess_probe import Pass, Ran
 from ggufreap.files import check_output
 from ggufreap.inspection import Inspection, inspect_file
+from ggufreap.model import AnyModel, Model
 from ggufreap.observation import DomainStatistics, Importance, Provenance, checkpoint_path, finished, observe
 from ggufreap.options.engine import CALIBRATING, EngineSettings
 from ggufreap.planning import (
-    ModelIdentity,
     PruningPlan,
     check_plan,
     load_plan,
@@ -36,22 +35,14 @@ from ggufreap.version import __version__
 _LOG = logging.getLogger(__name__)
 
 
-def open_model(model: str | Path) -> tuple[GgufFile, MoeLayout, ModelIdentity]:
-    """A model, its layout, and who it is."""
-    file = open_gguf(model)
-    layout = bind(file)
-    name = str(file.get("general.name") or file.path.stem)
-    return file, layout, ModelIdentity(file.fingerprint, layout.architecture.name, name)
-
-
-def inspect(model: str | Path) -> Inspection:
+def inspect(model: AnyModel) -> Inspection:
     """Describe a model from its header alone."""
-    file, layout, _ = open_model(model)
-    return inspect_file(file, layout)
+    opened = Model.open(model)
+    return inspect_file(opened.file, opened.layout)
 
 
 def calibrate(
-    model: str | Path,
+    model: AnyModel,
     out: str | Path,
     data: Data = None,
     *,
@@ -70,15 +61,15 @@ def calibrate(
     arguments. A finished one is used again, without loading the model, where `out` holds all that is wanted; else it
     is said what is missing, and calibration runs again. The matrix is always written from what `out` holds.
     """
-    source, layout, identity = open_model(model)
+    model = Model.open(model)
     opened = open_data(data)
     for path in (out, imatrix_out):
         if path is not None:
-            check_output(Path(path), *source.paths, *opened.request.paths)
+            check_output(Path(path), *model.file.paths, *opened.request.paths)
     settings = settings or CALIBRATING
     settings = replace(settings, n_ctx=opened.chunk_length(settings.n_ctx))
     provenance = Provenance(
-        identity.fingerprint,
+        model.identity.fingerprint,
         opened.identity,
         settings.n_ctx,
         settings.graph_tokens,
@@ -88,21 +79,21 @@ def calibrate(
         shard,
         opened.request.reading.count,
     )
-    process_output = process_output and OUTPUT in source.by_name
+    process_output = process_output and OUTPUT in model.file.by_name
     importance = Importance(process_output) if imatrix_out is not None else None
-    ready = finished(Path(out), layout.nodes, provenance, importance)
+    ready = finished(Path(out), model.layout.nodes, provenance, importance)
     if ready:
         statistics = ready.domain_statistics()
     else:
         with (
-            LlamaSession(source.path, layout.nodes, settings) as engine,
-            opened.chunks(engine, source, settings.n_ctx) as chunks,
-            doing("calibrating with", source.path, kept=checkpoint_path(Path(out))),
+            LlamaSession(model.path, model.layout.nodes, settings) as engine,
+            opened.chunks(engine, model.file, settings.n_ctx) as chunks,
+            doing("calibrating with", model.path, kept=checkpoint_path(Path(out))),
         ):
             many = "an unknown number of" if chunks.estimate is None else f"about {chunks.estimate:,}"
             _LOG.info("calibrating with %s: %s tokens in chunks of %d", provenance.source, many, settings.n_ctx)
             statistics = observe(
-                engine, layout.nodes, chunks, provenance, Path(out), importance=importance, progress=progress
+                engine, model.layout.nodes, chunks, provenance, Path(out), importance=importance, progress=progress
             )
     if imatrix_out is not None:
         export_matrix(Path(out), Path(imatrix_out), process_output)
@@ -125,7 +116,7 @@ def _digest(path: Path) -> bytes | None:
 
 
 def apply(
-    model: str | Path,
+    model: AnyModel,
     plan: PruningPlan | str | Path,
     out: str | Path,
     *,
@@ -138,19 +129,19 @@ def apply(
 
     Raises UnsupportedModel for a model of an unknown architecture that `doctor` has not tried out.
     """
-    source, layout, identity = open_model(model)
+    model = Model.open(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
-    check_plan(chosen, identity, layout)
-    script = lower(source, layout, chosen, Path(out), split_max_size=split_max_size, keep_split=keep_split)
+    check_plan(chosen, model.identity, model.layout)
+    script = lower(model.file, model.layout, chosen, Path(out), split_max_size=split_max_size, keep_split=keep_split)
     if not dry_run:
-        trust.require_trust(source, layout)
-        check_target(script.files, *source.paths, None if isinstance(plan, PruningPlan) else plan)
+        trust.require_trust(model)
+        check_target(script.files, *model.file.paths, None if isinstance(plan, PruningPlan) else plan)
         execute(script, progress)
     return script
 
 
 def verify(
-    model: str | Path,
+    model: AnyModel,
     out: str | Path,
     plan: PruningPlan | str | Path,
     *,
@@ -161,9 +152,9 @@ def verify(
 
     The comparison is exact: it decides on tokens and precision, `settings` on threads and on where the weights go.
     """
-    source, layout, identity = open_model(model)
+    model = Model.open(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
-    check_plan(chosen, identity, layout)
+    check_plan(chosen, model.identity, model.layout)
     settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS, n_batch=0, exact=True)
     warn_unused(settings)  # the model is loaded in a process that is not heard
 
@@ -171,4 +162,4 @@ def verify(
         return subprocess_probe.run(path, tokens, settings, passes, folder)
 
     with doing("verifying", out):
-        return verify_file(source, layout, chosen, Path(out), run, progress)
+        return verify_file(model.file, model.layout, chosen, Path(out), run, progress)

@@ -14,6 +14,7 @@ from ggufreap.coverage import Coverage
 from ggufreap.errors import InputError
 from ggufreap.evaluation import METRICS, parse_gate
 from ggufreap.files import check_space, make_folder
+from ggufreap.model import AnyModel, Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import (
     PruningPlan,
@@ -31,7 +32,7 @@ from ggufreap.verbs.choice import DEFAULT_METHOD, chosen_method, coverage, defau
 from ggufreap.verbs.data import Data, open_data
 from ggufreap.verbs.evaluation import named_texts
 from ggufreap.verbs.laws import require_laws
-from ggufreap.verbs.stages import calibrate, open_model, verify
+from ggufreap.verbs.stages import calibrate, verify
 from ggufreap.verbs.variants import AUTO, VariantJobs, resolved
 from ggufreap.verification import Verification
 
@@ -60,7 +61,7 @@ class Pruned:
 
 
 def prune(
-    model: str | Path,
+    model: AnyModel,
     data: Data = None,
     *,
     ratio: str | float | None = None,
@@ -122,7 +123,8 @@ def prune(
     texts = named_texts(eval_file) if eval_file else {}
     for gate in map(parse_gate, fail_if):
         gate.require(texts, METRICS)
-    source, layout, identity = open_model(model)
+    model = Model.open(model)
+    source, layout = model.file, model.layout
     wanted = resolved(quant, source)
     rewrite = partial(lower, split_max_size=split_max_size, keep_split=keep_split)
     # Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
@@ -140,10 +142,10 @@ def prune(
 
     def observe() -> None:
         # Last of what could stop the job, since it runs the model.
-        require_laws(source, layout, folder, settings, progress)
+        require_laws(model, folder, settings, progress)
         if opened and stats_path:
             calibrate(
-                source.path,
+                model,
                 stats_path,
                 opened,
                 imatrix_out=collected,
@@ -160,7 +162,7 @@ def prune(
         make_folder(folder)
         observe()
         found = choose_ratio(
-            source.path,
+            model,
             max_kld=max_kld,
             files=eval_file,
             stats=stats_path,
@@ -177,7 +179,7 @@ def prune(
         ratio, keep = None, found.recommended.plan.n_keep
     preview = make_plan(
         layout,
-        identity,
+        model.identity,
         scores,
         method=method,
         ratio=ratio,
@@ -208,7 +210,7 @@ def prune(
         return Pruned(script, preview, plan_path, None, None, quantized=foreseen)
     observe()
     chosen = plan(
-        source.path,
+        model,
         stats=stats_path,
         from_imatrix=from_imatrix,
         ratio=ratio,
@@ -223,11 +225,7 @@ def prune(
     save_plan(plan_path, chosen)
     script = rewrite(source, layout, chosen, result)
     execute(script, progress)
-    proof = (
-        verify(source.path, script.files[0].path, chosen, settings=settings, progress=progress)
-        if verification
-        else None
-    )
+    proof = verify(model, script.files[0].path, chosen, settings=settings, progress=progress) if verification else None
     pruned = Pruned(script, chosen, plan_path, stats_path, proof, covered)
     if proof and not proof.ok:
         return pruned
@@ -242,7 +240,7 @@ def prune(
         return pruned
     left = [script.files[0].path, *(made.paths[0] for made in pruned.quantized)]
     told = report(
-        source.path,
+        model,
         [path for path in left if path.exists()],
         chosen,
         report_out,
