@@ -17,11 +17,7 @@ LONG_MODULES = {
     "engine/session.py": 308,
     "reporting/facts.py": 304,
 }
-LONG_FUNCTIONS = {
-    "verbs/account.py report": 63,
-    "verbs/account.py _facts": 73,
-    "verbs/whole.py prune": 199,
-}
+LONG_FUNCTIONS = {}
 # A module imports from its own row and the rows above, never from below.
 ROWS = (
     (
@@ -50,6 +46,7 @@ ROWS = (
     ("naming", "inspection", "rewriting", "verification", "quantization"),
     ("reporting",),
     ("recipe",),
+    ("judging",),
     ("verbs",),
     ("demonstration",),
     ("console",),
@@ -185,4 +182,5 @@ def test_only_the_console_prints() -> None:
 def test_the_verbs_are_functions_whatever_was_imported_before() -> None:
     verbs, demonstration = (importlib.import_module(f"ggufreap.{room}") for room in ("verbs", "demonstration"))
     for name in set(ggufreap.__all__) - {"__version__"}:
-        assert getattr(ggufreap, name) is getattr(demonstration if name == "demo" else verbs, name)
+        if not name[0].isupper():  # an option
+            assert getattr(ggufreap, name) is getattr(demonstration if name == "demo" else verbs, name)

@@ -31,12 +31,11 @@ DYING = """
 import ctypes, os, sys, time
 from functools import partial
 from itertools import count
-from ggufreap import calibration
+from ggufreap import observation, verbs
 from ggufreap.__main__ import main
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.quantizer import Quantizer
 from ggufreap.engine.session import LlamaSession
-from ggufreap.verbs import stages
 
 DEATHS = {{
     "SIGSEGV": lambda: ctypes.string_at(0),
@@ -60,12 +59,12 @@ def quantise(self, call, on_line, importance=None, before=Quantizer.run):
             die()
     return before(self, call, dying, importance)
 
-def probed(*arguments, before=subprocess_probe.logits):
+def probed(*arguments, before=subprocess_probe.run):
     die()
     return before(*arguments)
 
-LlamaSession.decode, Quantizer.run, subprocess_probe.logits = decode, quantise, probed
-stages.observe = partial(calibration.observe, checkpoint_seconds=0)
+LlamaSession.decode, Quantizer.run, subprocess_probe.run = decode, quantise, probed
+sys.modules["ggufreap.verbs.calibrate"].observe = partial(observation.observe, checkpoint_seconds=0)
 sys.exit(main())
 """
 FLAGS = ("-c", "64", "-ub", "64", "-t", "1")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import asked
 import numpy as np
 import pytest
 import tiny_gguf
@@ -43,7 +44,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(source: Path) -> PruningPlan:
-    return verbs.plan(source, method="random", keep=12)
+    return asked.plan(source, method="random", keep=12)
 
 
 @pytest.fixture
@@ -272,7 +273,7 @@ def with_mtp(tmp_path: Path) -> tuple[Path, PruningPlan, Path]:
         model.metadata |= metadata
 
     source = tiny_gguf.qwen3moe(tmp_path / "mtp.gguf", **SMALL, changes=[tiny_layouts.with_mtp, of_blocks])
-    plan = verbs.plan(source, method="random", keep=12, mtp="drop")
+    plan = asked.plan(source, method="random", keep=12, mtp="drop")
     verbs.apply(source, plan, tmp_path / "dropped.gguf")
     return source, plan, tmp_path / "dropped.gguf"
 
@@ -328,7 +329,7 @@ def test_a_file_that_llama_cpp_dies_on_fails(source: Path, plan: PruningPlan, pr
     deadly = {"qwen3moe.rope.dimension_count": np.uint32(2**31)}
     stand_in = tiny_gguf.qwen3moe(tmp_path / "deadly.gguf", **SMALL, metadata=deadly)
     failing(proof(source, plan, pruned, instead_of(pruned, stand_in)), "blocks", "llama.cpp died on")
-    deadly_plan = verbs.plan(stand_in, method="random", keep=12)
+    deadly_plan = asked.plan(stand_in, method="random", keep=12)
     verbs.apply(stand_in, deadly_plan, tmp_path / "out.gguf")
     with pytest.raises(EngineError, match=r"llama.cpp died on .*deadly\.gguf"):
         verbs.verify(stand_in, tmp_path / "out.gguf", deadly_plan, settings=EXACT)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from asked import plan
 
-from ggufreap import __version__, apply, calibrate, plan, saliency, verify
+from ggufreap import __version__, apply, calibrate, saliency, verify
 from ggufreap import corpus as corpora
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
-from ggufreap.corpus.chunks import Reading
+from ggufreap.corpus import Reading
 from ggufreap.corpus.request import Request
 from ggufreap.corpus.standard_library import _documents, calibration_text
 from ggufreap.demonstration import MODEL

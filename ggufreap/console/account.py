@@ -5,8 +5,8 @@ from typing import Any
 
 from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
 from ggufreap.console.evaluation import draw_comparison, draw_gates, plain_comparison
+from ggufreap.judging.judged import Judged
 from ggufreap.verbs import Account
-from ggufreap.verbs.judging import Judged
 
 
 def draw_account(account: Account) -> None:

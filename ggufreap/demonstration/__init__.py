@@ -11,9 +11,11 @@ from ggufreap.evaluation import Perplexity, answers, perplexity
 from ggufreap.files import make_folder, replacing
 from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.output import Output
+from ggufreap.options.quantisation import KEEP, Quantisation
+from ggufreap.options.target import Target
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs import Pruned, prune
-from ggufreap.verbs.variants import KEEP
 
 MODEL = Path(__file__).with_name("demo-moe-Q8_0.gguf")
 CALIBRATION_BYTES, HELD_OUT_BYTES = 150_000, 60_000
@@ -52,7 +54,15 @@ def demo(
     with replacing(text) as handle:
         handle.write(calibration_text(CALIBRATION_BYTES).encode())
     settings = replace(settings or EngineSettings(), n_ctx=N_CTX, n_ubatch=N_CTX)
-    pruned = prune(MODEL, text, ratio=ratio, out=folder, quant=QUANT, settings=settings, progress=progress)
+    pruned = prune(
+        MODEL,
+        text,
+        target=Target(ratio=ratio),
+        quantisation=Quantisation(QUANT),
+        output=Output(folder),
+        settings=settings,
+        progress=progress,
+    )
     held_out = held_out_text(HELD_OUT_BYTES)
     exact, variant = pruned.script.files[0].path, pruned.quantized[0].paths[0]
     measured, sample = [], ""

@@ -22,7 +22,7 @@ from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import execute, lower, write_skeleton
 from ggufreap.verbs import trust
-from ggufreap.verbs.stages import verify
+from ggufreap.verbs.verify import verify
 from ggufreap.verification import FREE, Check
 
 _LOG = logging.getLogger(__name__)

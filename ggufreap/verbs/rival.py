@@ -9,7 +9,7 @@ from ggufreap.errors import InputError
 from ggufreap.files import check_space
 from ggufreap.model import AnyModel, name_of
 from ggufreap.progress import Progress, silent
-from ggufreap.verbs.requantize import quantize
+from ggufreap.verbs.quantize import quantize
 
 # From large to small; what needs an importance matrix is passed over where there is none.
 TYPES = (

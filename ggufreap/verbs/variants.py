@@ -13,14 +13,14 @@ from ggufreap.container import GgufFile, bits_per_weight, open_gguf, type_name
 from ggufreap.container.header import is_quantized
 from ggufreap.errors import InputError
 from ggufreap.imatrix import Imatrix
+from ggufreap.options.quantisation import AUTO, KEEP
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized, file_type_name
 from ggufreap.recipe import Variant, recipe_names
 from ggufreap.rewriting import RewriteScript, write_skeleton
-from ggufreap.verbs.requantize import Guide, gap_note, load_variants, make
+from ggufreap.verbs.quantize import Guide, gap_note, load_variants, make
 
-KEEP, AUTO = "keep", "auto"
 AUTO_TYPES = ("Q4_K_M", "IQ4_XS")
 GOOD_BITS = 8  # per weight: what has fewer was quantised for its size, and would lose a second time
 _LOG = logging.getLogger(__name__)
