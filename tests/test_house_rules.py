@@ -22,6 +22,7 @@ LONG_FUNCTIONS = {}
 ROWS = (
     (
         "errors",
+        "showing",
         "progress",
         "process",
         "interrupts",
@@ -34,6 +35,7 @@ ROWS = (
         "__init__",
     ),
     ("options",),
+    ("decoding",),
     ("container",),
     ("architecture",),
     ("engine",),

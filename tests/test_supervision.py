@@ -31,7 +31,8 @@ DYING = """
 import ctypes, os, sys, time
 from functools import partial
 from itertools import count
-from ggufreap import observation, verbs
+from ggufreap import verbs
+from ggufreap.observation import chunkwise
 from ggufreap.__main__ import main
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.quantizer import Quantizer
@@ -64,7 +65,7 @@ def probed(*arguments, before=subprocess_probe.run):
     return before(*arguments)
 
 LlamaSession.decode, Quantizer.run, subprocess_probe.run = decode, quantise, probed
-sys.modules["ggufreap.verbs.calibrate"].observe = partial(observation.observe, checkpoint_seconds=0)
+sys.modules["ggufreap.verbs.calibrate"].observe = partial(chunkwise.observe, checkpoint_seconds=0)
 sys.exit(main())
 """
 FLAGS = ("-c", "64", "-ub", "64", "-t", "1")

@@ -19,5 +19,11 @@ def coverage(stats: AnyStatistics, plan: PruningPlan | str | Path) -> Coverage:
             f"{stored.path} was calibrated on model {stored.provenance.model[:12]}, the plan is for "
             f"{chosen.model.fingerprint[:12]}; give what belongs together"
         )
+    statistics = stored.domain_statistics()
+    if statistics.n_expert != chosen.n_expert:
+        raise MismatchError(
+            f"{stored.path} has {statistics.n_expert} experts in each block, the plan chooses among {chosen.n_expert}; "
+            "give what belongs together"
+        )
     method = chosen.method if chosen.method in saliency.METHODS else REAP
-    return measure(stored.domain_statistics(), chosen.keep, method, chosen.blend or blending.TOKENS, chosen.n_group)
+    return measure(statistics, chosen.keep, method, chosen.blend or blending.TOKENS, chosen.n_group)

@@ -23,6 +23,7 @@ from ggufreap.options.target import Target
 from ggufreap.planning import PruningPlan, load_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.reporting import check_report, facts, write_report
+from ggufreap.showing import published
 from ggufreap.verbs.bench import bench_trial
 from ggufreap.verbs.coverage import coverage
 from ggufreap.verbs.data import TRYING_OUT
@@ -102,6 +103,8 @@ def report(
     if judgement.report is not None:
         known = Known.of(stored, chosen, coverage(stored, chosen), TRYING_OUT) if stored else None
         told = tell(model, chosen, judged, rival, curve, known)
+        if reproduction:
+            reproduction = facts.Reproduction(published(reproduction.command), published(reproduction.recipe))
         told = replace(told, reproduction=reproduction, verification=_proof(verification))
         paths = write_report(told, Path(judgement.report))
     return Account(judged, rival, judged[0].gates, paths)
