@@ -13,11 +13,8 @@ PACKAGE = Path(ggufreap.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MODULE_LINES, FUNCTION_LINES = 300, 60
 # What is longer than it may be -> its length. Entries go, and their numbers only fall.
-LONG_MODULES = {
-    "engine/session.py": 308,
-    "reporting/facts.py": 304,
-}
-LONG_FUNCTIONS = {}
+LONG_MODULES: dict[str, int] = {}
+LONG_FUNCTIONS: dict[str, int] = {}
 # A module imports from its own row and the rows above, never from below.
 ROWS = (
     (

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Self
 
 from ggufreap import corpus as corpora
@@ -14,7 +13,7 @@ from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError, UnsupportedModel
 from ggufreap.evaluation import METRICS, Comparison, Gate, Outcome, parse_gate
 from ggufreap.options.engine import EngineSettings
-from ggufreap.options.judgement import LEAST_CTX, HeldOut
+from ggufreap.options.judgement import LEAST_CTX, HeldOut, split_name
 
 HEADLESS = "this model ends in hidden states: it predicts no text that could be scored"
 
@@ -68,14 +67,6 @@ def check_ctx(settings: EngineSettings) -> None:
     """Raise InputError unless some token of a chunk is scored."""
     if settings.n_ctx < LEAST_CTX:
         raise InputError(f"-c {settings.n_ctx}: only chunks of {LEAST_CTX} tokens or more can be scored; raise -c")
-
-
-def split_name(text: str) -> tuple[str, str]:
-    """(name, path) of `NAME=FILE` or `FILE`; a file that is there is one, whatever it is called."""
-    name, equals, path = text.partition("=")
-    if not equals or Path(text).exists():
-        name, path = "", text
-    return name or ("stdin" if path == "-" else Path(path).stem), path
 
 
 def named_texts(files: Sequence[str]) -> dict[str, str]:

@@ -79,3 +79,11 @@ class Judgement(HeldOut):
         None,
         Flag(("--report",), REPORT, "write report.json, report.html and README.md there", str, "DIR", recipe=None),
     )
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """(name, path) of `NAME=FILE` or `FILE`; a file that is there is one, whatever it is called."""
+    name, equals, path = text.partition("=")
+    if not equals or Path(text).exists():
+        name, path = "", text
+    return name or ("stdin" if path == "-" else Path(path).stem), path

@@ -14,7 +14,7 @@ from ggufreap.errors import InputError
 from ggufreap.evaluation import parse_gate
 from ggufreap.options import target as options
 from ggufreap.options.engine import EngineSettings
-from ggufreap.options.judgement import Judgement
+from ggufreap.options.judgement import Judgement, split_name
 from ggufreap.options.quantisation import KEEP
 from ggufreap.planning import as_fraction
 from ggufreap.quantization import QuantRequest, file_type_name, parse_tensor_type
@@ -148,7 +148,7 @@ class Evaluation(Judgement):
             parse_gate(text)
         if (self.compare or self.fail_if) and not self.files:
             raise InputError("compare and fail_if judge by held-out text, and files names none; name some")
-        named = [_named(text) for text in self.files]
+        named = [split_name(text) for text in self.files]
         for text, (name, file) in zip(self.files, named, strict=True):
             if not name or not file:
                 raise InputError(f"files holds {excerpt(text)}; every text is a FILE or NAME=FILE")
@@ -160,7 +160,7 @@ class Evaluation(Judgement):
     @property
     def texts(self) -> dict[str, Path]:
         """Name -> file; a file without a name is called as its own, without the ending."""
-        return {name: Path(file) for name, file in map(_named, self.files)}
+        return {name: Path(file) for name, file in map(split_name, self.files)}
 
 
 @dataclass(frozen=True)
@@ -183,11 +183,6 @@ def check_known(name: str, what: str, known: Iterable[str], more: str = "") -> N
     close = get_close_matches(name[:EXCERPT], names, 1)
     guess = f"did you mean {close[0]}? Known: " if close else "choose one of "
     raise InputError(f"{found} is not known; {guess}{', '.join(names)}{more}")
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, equals, file = text.partition("=")
-    return (name, file) if equals else (Path(text).stem, text)
 
 
 def _expanded(pattern: str, n_block: int) -> str:

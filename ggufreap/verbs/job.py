@@ -11,10 +11,9 @@ from ggufreap.errors import InputError
 from ggufreap.files import make_folder
 from ggufreap.imatrix import Imatrix
 from ggufreap.judging import Exam
-from ggufreap.judging.exam import split_name
 from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
-from ggufreap.options.judgement import Judgement
+from ggufreap.options.judgement import Judgement, split_name
 from ggufreap.options.output import Output
 from ggufreap.options.quantisation import Quantisation
 from ggufreap.options.target import AUTO_RATIO, Target
