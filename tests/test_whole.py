@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Kind
 from ggufreap.container import gguf_file
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.session import LlamaSession
-from ggufreap.errors import OutputError
+from ggufreap.errors import InputError, OutputError
 from ggufreap.judging import passes
 from ggufreap.observation import Stored
 from ggufreap.options.engine import EngineSettings
@@ -189,3 +189,9 @@ def test_the_file_of_another_plan_is_not_overwritten(folder: Path) -> None:
     with pytest.raises(OutputError, match="of another plan, with another blend; remove them or choose another -o"):
         prune(model, folder / "calib.txt", blend="uniform", **options)
     assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_a_limit_that_nothing_can_keep_is_refused_at_once(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"--max-kld 0\.0: it is the mean KLD in nats"):
+        prune(folder / "Tiny-Q8_0.gguf", ratio="auto", max_kld=0.0, eval_file=[f"{folder}/held.txt"])
+    assert not list(folder.glob("*.npz"))

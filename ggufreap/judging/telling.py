@@ -15,9 +15,7 @@ from ggufreap.judging.masking import Candidate
 from ggufreap.model import Model
 from ggufreap.observation import Floats, Stored
 from ggufreap.planning import PruningPlan
-from ggufreap.reporting import Report, facts
-from ggufreap.reporting import describe as described
-from ggufreap.reporting import measured as facts_of
+from ggufreap.reporting import Report, describe, facts, measured
 from ggufreap.rewriting import lower, write_skeleton
 from ggufreap.version import __version__
 
@@ -42,7 +40,7 @@ class Known:
     def calibration(self) -> facts.Calibration:
         """In the words of the report."""
         statistics, provenance = self.stored.domain_statistics(), self.stored.provenance
-        return facts_of.describe_calibration(statistics, provenance, self.coverage, built_in=self.built_in)
+        return measured.describe_calibration(statistics, provenance, self.coverage, built_in=self.built_in)
 
 
 def tell(
@@ -58,11 +56,11 @@ def tell(
         version=__version__,
         date=datetime.date.today().isoformat(),
         model=_model(model, plan),
-        plan=described.describe_plan(plan, known.scores if known else {}),
+        plan=describe.describe_plan(plan, known.scores if known else {}),
         calibration=known.calibration if known else None,
-        coverage=facts_of.describe_coverage(known.coverage) if known else (),
+        coverage=measured.describe_coverage(known.coverage) if known else (),
         curve=tuple(
-            facts_of.describe_candidate(
+            measured.describe_candidate(
                 each.plan.ratio, each.plan.method, each.plan.n_keep, each.nbytes, each.comparison
             )
             for each in curve
@@ -70,7 +68,7 @@ def tell(
         original=_original(model, judged),
         variants=tuple(map(_variant, judged)),
         equal_size=_equal_size(rival),
-        files=tuple(described.describe_file(each.path, each.kind) for each in judged),
+        files=tuple(describe.describe_file(each.path, each.kind) for each in judged),
     )
 
 
@@ -79,13 +77,13 @@ def _model(model: Model, plan: PruningPlan) -> facts.Model:
     with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
         script = lower(model.file, model.layout, plan, Path(folder) / "exact.gguf")
         exact = open_gguf(write_skeleton(script, Path(folder)))
-        return described.describe_model(model.file, model.layout, plan, exact)
+        return describe.describe_model(model.file, model.layout, plan, exact)
 
 
 def _variant(each: Judged) -> facts.Variant:
-    own = facts_of.describe_probes(each.probes)[0] if each.probes else None
-    overall, domains = facts_of.describe_comparison(each.comparison) if each.comparison else (None, ())
-    subject = facts_of.describe_subject(
+    own = measured.describe_probes(each.probes)[0] if each.probes else None
+    overall, domains = measured.describe_comparison(each.comparison) if each.comparison else (None, ())
+    subject = measured.describe_subject(
         each.nbytes,
         each.kind,
         {name: meters.perplexity for name, meters in each.comparison.domains.items()} if each.comparison else None,
@@ -93,16 +91,16 @@ def _variant(each: Judged) -> facts.Variant:
         own,
         each.speed.memory if each.speed else None,
     )
-    return facts.Variant(each.path.name, subject, overall, domains, tuple(map(facts_of.describe_task, each.tasks)))
+    return facts.Variant(each.path.name, subject, overall, domains, tuple(map(measured.describe_task, each.tasks)))
 
 
 def _original(model: Model, judged: Sequence[Judged]) -> facts.Subject:
     first = judged[0]
-    subject = facts_of.describe_subject(
+    subject = measured.describe_subject(
         model.file.nbytes,
         kind_of(model.file),
         speeds=first.speed.reference_speeds if first.speed else (),
-        probes=facts_of.describe_probes(first.probes)[1] if first.probes else None,
+        probes=measured.describe_probes(first.probes)[1] if first.probes else None,
         memory=first.speed.reference_memory if first.speed else None,
     )
     if first.comparison is None:

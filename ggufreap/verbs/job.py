@@ -8,6 +8,7 @@ from ggufreap import imatrix as matrices
 from ggufreap import naming, saliency
 from ggufreap.corpus.request import TEXT_CTX, Opened
 from ggufreap.errors import InputError
+from ggufreap.evaluation import parse_gate
 from ggufreap.files import make_folder
 from ggufreap.imatrix import Imatrix
 from ggufreap.judging import Exam
@@ -23,7 +24,7 @@ from ggufreap.verbs.calibrate import Observed, observed_of
 from ggufreap.verbs.data import Data, open_data
 from ggufreap.verbs.laws import require_laws
 from ggufreap.verbs.plan import chosen_method
-from ggufreap.verbs.ratio import search
+from ggufreap.verbs.ratio import limit_of, search
 from ggufreap.verbs.variants import Wanted, resolved
 
 _LOG = logging.getLogger(__name__)
@@ -107,6 +108,8 @@ def settle(
         raise InputError("both an importance matrix to choose from and a text were given; give one of them")
     if not judgement.files and (target.ratio == AUTO_RATIO or judgement.compare or judgement.fail_if):
         raise InputError("auto ratios, --compare and --fail-if judge by held-out text; give some with --eval-file")
+    if target.ratio == AUTO_RATIO:
+        limit_of(target)
     if target.ratio == AUTO_RATIO and output.dry_run:
         raise InputError("the ratio auto is found by calibrating and masking; a dry run takes a number")
     if judgement.report is not None:
@@ -131,8 +134,7 @@ def with_ratio_found(job: Job) -> tuple[Job, Observed | None]:
     assert job.exam  # the ratio auto takes one
     make_folder(job.folder)
     observed = job.observe()
-    gate = f"worst_domain.kld>{job.target.max_kld}"
-    exam = Exam.of(replace(job.judgement, fail_if=(gate,), ctx_size=job.exam.settings.n_ctx), job.settings)
+    exam = replace(job.exam, gates=(parse_gate(limit_of(job.target)),))
     found = search(job.model, job.target, exam, observed.stored if observed else None, job.progress)
     assert found.recommended  # else it raises
     _LOG.info("%s", found.reason)

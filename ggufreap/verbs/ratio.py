@@ -32,10 +32,15 @@ def choose_ratio(
     when already the smallest removal costs more.
     """
     chosen_method(target)
+    exam = Exam.of(replace(held_out, fail_if=(limit_of(target),)), settings)
+    return search(Model.open(model), target, exam, stats, progress)
+
+
+def limit_of(target: Target) -> str:
+    """The gate that `target.max_kld` is; raises InputError for a limit that nothing can keep."""
     if not target.max_kld > 0:
         raise InputError(f"--max-kld {target.max_kld}: it is the mean KLD in nats of the worst domain, such as 0.1")
-    exam = Exam.of(replace(held_out, fail_if=(f"worst_domain.kld>{target.max_kld}",)), settings)
-    return search(Model.open(model), target, exam, stats, progress)
+    return f"worst_domain.kld>{target.max_kld}"
 
 
 def search(
