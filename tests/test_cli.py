@@ -386,7 +386,10 @@ USAGE = {
     "context as a word": (("calibrate", "m.gguf", "-o", "S", "-c", "big"), "'big' is not a number from 1"),
     "context beyond a C int": (("calibrate", "m.gguf", "-o", "S", "-c", "5000000000"), "to 2147483647"),
     "negative seed": (("plan", "m.gguf", "-o", "P", "--keep", "3", "--seed", "-1"), "'-1' is not a number from 0"),
-    "unknown mtp": (("plan", "m.gguf", "-o", "P", "--keep", "3", "--mtp", "x"), "invalid choice"),
+    "unknown mtp": (
+        ("plan", "m.gguf", "-o", "P", "--keep", "3", "--mtp", "x"),
+        "'x' is not known; choose one of mirror, drop",
+    ),
 }
 
 
