@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+from asked import evaluate, prune, report
 from gguf import GGMLQuantizationType as Kind
 
-from ggufreap import prune, report, verbs
 from ggufreap.cli import main
 from ggufreap.container import open_gguf
 from ggufreap.errors import InfeasiblePlan, InputError, OutputError
@@ -18,8 +18,8 @@ from ggufreap.evaluation.speed import Speed
 from ggufreap.options.engine import EngineSettings
 from ggufreap.reporting.measured import describe_speeds
 from ggufreap.sizing import Sizer, nearest_type
-from ggufreap.verbs.requantize import guide_of
-from ggufreap.verbs.whole import Pruned
+from ggufreap.verbs import Pruned
+from ggufreap.verbs.quantize import guide_of
 
 pytestmark = pytest.mark.native
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1)
@@ -67,7 +67,7 @@ def test_every_file_is_measured_as_eval_measures_it(folder: Path, pruned: Pruned
     assert pruned.account
     assert [each.kind for each in pruned.account.files] == ["Q8_0", "Q4_K_M"]
     for each in pruned.account.files:
-        found = verbs.eval(
+        found = evaluate(
             each.path,
             files=[f"held={folder}/held.txt", f"other={folder}/other.txt"],
             reference=folder / "Tiny-Q8_0.gguf",

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_llama
+from asked import plan
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 from tiny_gguf import Model, qwen3moe
 
-from ggufreap import apply, plan
+from ggufreap import apply
 from ggufreap.container import GgufFile, OutputTensor, Piece, TensorRecord, lay_out, open_gguf, type_name, write
 from ggufreap.engine.quantizer import Quantizer, QuantizerCall
 from ggufreap.errors import EngineError, GgufReapError, InputError, MismatchError, OutputError

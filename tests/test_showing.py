@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ggufreap.verbs.stages import open_model
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_gguf import qwen3moe
@@ -24,7 +25,6 @@ from ggufreap.reporting import facts, write_report
 from ggufreap.reporting.document import document_of
 from ggufreap.rewriting import lower
 from ggufreap.showing import EXCERPT, LONGEST_MESSAGE, excerpt, published, shown, to_json
-from ggufreap.verbs.stages import open_model
 
 # Colours, a title of the window, a line turned around, one that is wiped out, a second line, C1, half a pair, a tag.
 FOREIGN = "\x1b[31mred\x1b]0;title\x07\u202eevil\r\x1b[2K\nsecond \x9b1m\udcff\U000e0041"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
+from ggufreap.verbs.stages import open_model
 from tiny_gguf import qwen3moe
 
 from ggufreap import prune, quantize, saliency
@@ -24,7 +25,6 @@ from ggufreap.sizing.classes import class_of
 from ggufreap.sizing.nearest import bisect
 from ggufreap.verbs import quantize_variants
 from ggufreap.verbs.rival import make_rival
-from ggufreap.verbs.stages import open_model
 
 pytestmark = pytest.mark.native
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufreap.container import open_gguf
 from ggufreap.files import check_space
+from ggufreap.model import AnyModel, file_of
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization import QuantRequest
 from ggufreap.sizing import Sizer, nearest_type
-from ggufreap.verbs.requantize import guide_of, make
+from ggufreap.verbs.quantize import guide_of, make
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Rival:
 
 
 def make_rival(
-    model: str | Path,
+    model: AnyModel,
     nbytes: int,
     folder: Path,
     *,
@@ -33,7 +33,7 @@ def make_rival(
 
     Raises InputError where no type can be had, as of a model in MXFP4.
     """
-    source = open_gguf(model)
+    source = file_of(model)
     guide = guide_of(imatrix, source)
     with Sizer(source) as sizer:
         kind, size = nearest_type(sizer, nbytes, imatrix=guide.values, metadata=guide.metadata)

@@ -12,15 +12,15 @@ from ggufreap.container import GgufFile, bits_per_weight, open_gguf, type_name
 from ggufreap.container.header import is_quantized
 from ggufreap.errors import InputError
 from ggufreap.imatrix import Imatrix
+from ggufreap.options.quantisation import AUTO, KEEP
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress
 from ggufreap.quantization import Quantized, QuantRequest, file_type_name
 from ggufreap.recipe import Variant, recipe_names
 from ggufreap.rewriting import RewriteScript
 from ggufreap.sizing import Sizer
-from ggufreap.verbs.requantize import Guide, foresee, gap_note, load_variants, make
+from ggufreap.verbs.quantize import Guide, foresee, gap_note, load_variants, make
 
-KEEP, AUTO = "keep", "auto"
 AUTO_TYPES = ("Q4_K_M", "IQ4_XS")
 GOOD_BITS = 8  # per weight: what has fewer was quantised for its size, and would lose a second time
 _LOG = logging.getLogger(__name__)

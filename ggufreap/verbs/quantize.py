@@ -9,11 +9,12 @@ from typing import Self
 from ggufreap import imatrix as matrices
 from ggufreap import naming
 from ggufreap.architecture.layout import bind
-from ggufreap.container import GgufFile, open_gguf
+from ggufreap.container import GgufFile
 from ggufreap.engine.quantizer import Importance
 from ggufreap.errors import InputError, OutputError, UnsupportedModel
 from ggufreap.files import check_space, make_folder
 from ggufreap.imatrix import Filled, Imatrix
+from ggufreap.model import AnyModel, file_of
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized, QuantRequest, imatrix_metadata, quantize_file
 from ggufreap.recipe import Variant, load_quantization
@@ -63,7 +64,7 @@ class Guide:
 
 
 def quantize(
-    model: str | Path,
+    model: AnyModel,
     out: str | Path,
     type: str,
     *,
@@ -83,7 +84,7 @@ def quantize(
     `imatrix` is a GGUF or .dat importance matrix of this very model: for a pruned model one that was sliced with it.
     A model that ggufreap pruned gets the types that it would have had before, where llama.cpp's mix counts experts.
     """
-    source = open_gguf(model)
+    source = file_of(model)
     request = QuantRequest(
         type,
         tuple(tensor_types),
@@ -102,7 +103,7 @@ def quantize(
 
 
 def quantize_variants(
-    model: str | Path,
+    model: AnyModel,
     out: str | Path,
     recipe: str | Path,
     *,
@@ -118,7 +119,7 @@ def quantize_variants(
     `out` is a folder, or for a single variant a file that ends in .gguf. Everything is checked before the first one.
     """
     chosen = load_variants(recipe)
-    out, source = Path(out), open_gguf(model)
+    out, source = Path(out), file_of(model)
     if out.suffix == ".gguf" and not out.is_dir():
         if len(chosen) > 1:
             raise OutputError(f"{out} is one file, recipe {recipe} makes {len(chosen)}; name a folder with -o")
