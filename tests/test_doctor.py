@@ -71,6 +71,8 @@ def test_a_machine_that_works_is_ready(capfd: pytest.CaptureFixture[str]) -> Non
     assert (told["ok"], told["verdict"], told["laws"]) == (True, "this machine is ready", [])
     names = {finding["name"] for finding in told["findings"]}
     assert names >= {"ggufreap", "numpy", "gguf", "llama-cpp-python", "llama.cpp", "device", "memory", "disk"}
+    told_sizes = [finding["found"] for finding in told["findings"] if finding["name"] in ("device", "memory", "disk")]
+    assert all(re.search(r"\d [kMGT]?B\b", found) and "bytes" not in found for found in told_sizes), told_sizes
 
 
 @pytest.mark.native

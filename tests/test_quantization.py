@@ -77,6 +77,7 @@ def check_foretold(
     assert types_of(file) == made.types
     assert file.paths == list(made.paths)
     assert file.nbytes == made.nbytes
+    assert [path.stat().st_size for path in file.paths] == list(made.file_nbytes)
     assert sum(made.type_nbytes.values()) == sum(record.nbytes for record in file.tensors)
     assert not list(out.parent.glob("*.partial*"))
     return file

@@ -33,6 +33,10 @@ def apply(
 
 def script_of(model: Model, plan: PruningPlan, path: Path, asked: Output) -> RewriteScript:
     """What would be written at `path`, cut into files as `asked`."""
-    split = asked.split_max_size
-    nbytes = parse_size(split) if isinstance(split, str) else split
-    return lower(model.file, model.layout, plan, path, split_max_size=nbytes, keep_split=asked.keep_split)
+    return lower(model.file, model.layout, plan, path, split_max_size=nbytes_of(asked), keep_split=asked.keep_split)
+
+
+def nbytes_of(asked: Output) -> int | None:
+    """The most bytes of a shard."""
+    size = asked.split_max_size
+    return parse_size(size) if isinstance(size, str) else size

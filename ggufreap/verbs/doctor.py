@@ -16,6 +16,7 @@ from ggufreap.memory import memory
 from ggufreap.model import AnyModel, Model, name_of
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
+from ggufreap.units import size
 from ggufreap.verbs import trust
 from ggufreap.verbs.laws import try_out
 from ggufreap.verification import Check
@@ -122,7 +123,7 @@ def _llama_cpp() -> Iterator[Finding]:
         return
     yield Finding("llama.cpp", "ok", f"{found.version}; {found.system}")
     for device in found.devices:
-        memory_of_it = f"{device.free:,} of {device.total:,} bytes free"
+        memory_of_it = f"{size(device.free)} of {size(device.total)} free"
         yield Finding("device", "ok", f"{device.name}, {device.kind}: {device.description}, {memory_of_it}")
     if not found.offload:
         yield Finding("GPU", "note", "this build computes on the CPU alone", f"{FOR_GPU} llama-cpp-python")
@@ -149,18 +150,18 @@ def _memory() -> Iterator[Finding]:
     if found is None:
         yield Finding("memory", "note", "this system does not tell")
         return
-    free = "" if found.free is None else f", {found.free:,} free"
+    free = "" if found.free is None else f", {size(found.free)} free"
     limit = ", by the limit of this container or service" if found.limited else ""
     little = found.free is not None and found.free < LITTLE
     advice = "end other programs: a model that does not fit is read from disk over and over" if little else ""
-    yield Finding("memory", "note" if little else "ok", f"{found.total:,} bytes{limit}{free}", advice)
+    yield Finding("memory", "note" if little else "ok", f"{size(found.total)}{limit}{free}", advice)
 
 
 def _disk() -> Iterator[Finding]:
     here = Path.cwd()
     free = shutil.disk_usage(here).free
     advice = "a pruned file takes nearly as much as its model; write elsewhere with -o" if free < LITTLE else ""
-    yield Finding("disk", "note" if advice else "ok", f"{free:,} bytes free in {here}", advice)
+    yield Finding("disk", "note" if advice else "ok", f"{size(free)} free in {here}", advice)
 
 
 MACHINE: tuple[Callable[[], Iterable[Finding]], ...] = (
@@ -184,4 +185,4 @@ def _of_model(model: Model) -> Iterator[Finding]:
     times = available.total // model.file.nbytes
     fits = {0: "does not fit into memory", 1: "fits into memory once"}.get(times, "fits into memory twice")
     advice = "it will be read from disk over and over: slow; a smaller type or more memory helps" if times == 0 else ""
-    yield Finding("size", "note" if times == 0 else "ok", f"{model.file.nbytes:,} bytes, {fits}", advice)
+    yield Finding("size", "note" if times == 0 else "ok", f"{size(model.file.nbytes)}, {fits}", advice)

@@ -12,7 +12,8 @@ from ggufreap.files import check_space, make_folder
 from ggufreap.planning import PruningPlan, load_plan, make_plan
 from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
-from ggufreap.verbs.apply import script_of
+from ggufreap.sizing import Sizer, rewriter
+from ggufreap.verbs.apply import nbytes_of
 from ggufreap.verbs.job import Job
 from ggufreap.verbs.plan import default_blend
 from ggufreap.verbs.variants import VariantJobs
@@ -46,11 +47,14 @@ def foresee(job: Job) -> Foreseen:
     model = job.model
     plan = _any_plan(job)
     result = naming.target(model.path, job.out, plan.label)
-    script = script_of(model, plan, result, job.output)
+    nbytes, keep_split = nbytes_of(job.output), job.output.keep_split
+    scripts = rewriter(model.file, model.layout, plan, result, split_max_size=nbytes, keep_split=keep_split)
+    script = scripts(plan.n_keep)
     n_threads = job.settings.n_threads if job.settings else 0
     jobs = VariantJobs(job.wanted.variants, model.layout, result, job.quantisation.allow_requantize, n_threads)
     jobs.check_names(script)
-    quantized = jobs.foresee(script, plan, job.given, job.data.names if job.data else None)
+    with Sizer(model.file, scripts) as sizer:
+        quantized = jobs.foresee(sizer, plan, job.given, job.data.names if job.data else None)
     foreseen = Foreseen(script, plan, jobs, quantized)
     if not job.output.dry_run:
         make_folder(result.parent)
