@@ -12,7 +12,7 @@ from asked import prune
 from gguf import GGMLQuantizationType as Kind
 from tiny_gguf import qwen3moe
 
-from ggufreap import prune, quantize, saliency
+from ggufreap import quantize, saliency
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, open_gguf, type_name
 from ggufreap.engine.quantizer import Quantizer
