@@ -26,6 +26,9 @@ from ggufreap.errors import EngineError, InputError, MismatchError, OutputError
 from ggufreap.memory import Memory
 from ggufreap.observation import checkpoint_path, hidden_path, load
 from ggufreap.options.engine import ALL_BLOCKS, FITTING_BLOCKS, EngineSettings
+from ggufreap.options.judgement import HeldOut, Judgement
+from ggufreap.options.output import Output
+from ggufreap.options.target import Target
 from ggufreap.verbs.blockwise import into_pieces
 
 REFUSED = {"grovemoe", "dflash", "deepseek4-hash"}
@@ -100,7 +103,9 @@ def test_every_architecture_tells_the_same_bits(name: str, tmp_path: Path, caplo
     path, ids = tiny_native.build(name, tmp_path / "m.gguf"), ids_in(tmp_path, tiny_native.N_VOCAB)
     found = run(path, tmp_path / "b.npz", ids, BLOCKWISE, head=True)
     assert pieces_told(caplog) >= 2
-    assert re.search(r"\d MB of weights at most and [\d.]+ MB besides; hidden states take [\d.]+ MB", caplog.text)
+    assert re.search(
+        r"\d [kM]B of weights at most and [\d.]+ [kM]B besides; hidden states take [\d.]+ [kM]B in", caplog.text
+    )
     assert_same(found, run(path, tmp_path / "c.npz", ids, CHUNKWISE, head=True))
 
 
@@ -281,12 +286,12 @@ def test_what_reads_a_model_over_and_over_refuses_one_that_does_not_fit(
 ) -> None:
     size, text = model.stat().st_size, tmp_path / "t.txt"
     text.write_text("def f(x):\n    return x\n" * 40)
-    plan = verbs.plan(model, method="random", keep=12)
+    plan = verbs.plan(model, Target(method="random", keep=12))
     verbs.apply(model, plan, tmp_path / "pruned.gguf")
     monkeypatch.setattr(fitting, "memory", lambda: Memory(size, size, True))
     with pytest.raises(EngineError, match=r"m\.gguf has 52\.6 MB, 52\.6 MB of memory are free.* say --mmap"):
-        verbs.eval(model, files=[str(text)], settings=replace(CHUNKWISE, blockwise=0))
-    assert verbs.eval(model, files=[str(text)], settings=replace(CHUNKWISE, mmap=True))
+        verbs.eval(model, HeldOut((str(text),)), settings=replace(CHUNKWISE, blockwise=0))
+    assert verbs.eval(model, HeldOut((str(text),)), settings=replace(CHUNKWISE, mmap=True))
     # Few passes, and the last step of a long job.
     assert verbs.verify(model, tmp_path / "pruned.gguf", plan, settings=replace(CHUNKWISE, blockwise=0)).ok
     assert "m.gguf has 52.6 MB, more than fits into memory" in caplog.text
@@ -300,10 +305,11 @@ def test_the_whole_job_works_on_a_model_that_does_not_fit(
     size, ids, out = model.stat().st_size, ids_in(tmp_path, 320), tmp_path / "out.gguf"
     monkeypatch.setattr(fitting, "memory", lambda: Memory(size, size, True))
     settings = replace(CHUNKWISE, n_ctx=0, blockwise=0)
+    job = {"target": Target(ratio="0.25"), "output": Output(out)}
     with pytest.raises(EngineError, match="say --mmap"):  # at once, not after hours of calibration
-        verbs.prune(model, ratio=0.25, data=ids, out=out, eval_file=["README.md"], settings=settings)
+        verbs.prune(model, ids, **job, judgement=Judgement(("README.md",)), settings=settings)
     assert "calibrating" not in caplog.text
-    verbs.prune(model, ratio=0.25, data=ids, out=out, settings=settings)
+    verbs.prune(model, ids, **job, settings=settings)
     assert pieces_told(caplog) == 2
     assert out.exists()
 

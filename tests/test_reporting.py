@@ -197,7 +197,7 @@ def test_caveats_are_there_when_they_hold_and_only_then() -> None:
     [
         (0, "size", "0 B"),
         (999, "size", "999 B"),
-        (999_700, "size", "1 MB"),
+        (999_700, "size", "1.00 MB"),
         (8_216_672, "size", "8.22 MB"),
         (30_532_122_624, "parameters", "30.5B"),
         (0.0218123, "decimal", "0.0218"),

@@ -3,11 +3,12 @@
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
+from ggufreap.console.draw import Drawers, Plain, say, styled, table
 from ggufreap.console.evaluation import draw_comparison, draw_gates, plain_comparison
+from ggufreap.judging.judged import Judged
 from ggufreap.showing import shown
+from ggufreap.units import size
 from ggufreap.verbs import Account
-from ggufreap.verbs.judging import Judged
 
 
 def draw_account(account: Account) -> None:

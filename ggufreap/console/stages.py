@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
+from ggufreap.console.draw import Drawers, Plain, say, styled, table
 from ggufreap.container import OutputFile, type_name
 from ggufreap.coverage import Coverage
 from ggufreap.inspection import Inspection
@@ -14,6 +14,7 @@ from ggufreap.planning import PruningPlan
 from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
 from ggufreap.showing import shown
+from ggufreap.units import size
 from ggufreap.verbs import Variants
 from ggufreap.verification import Check, Verification
 

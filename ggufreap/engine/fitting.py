@@ -17,6 +17,7 @@ from ggufreap.errors import EngineError
 from ggufreap.memory import memory
 from ggufreap.options.engine import PLACEMENT, EngineSettings
 from ggufreap.options.flag import flags_of
+from ggufreap.units import size
 
 FITS = 0.9  # of the memory that is free; the rest is for activations and for other programs
 # What comes to the same as saying nothing, where the CPU computes and weights lie in the file.
@@ -53,7 +54,7 @@ def checked_nbytes(path: Path, settings: EngineSettings) -> int:
     nbytes = sum(map(os.path.getsize, shards_of(path)))
     if not fits(nbytes, settings):
         raise EngineError(
-            f"{path.name} has {in_words(nbytes)}, {in_words(free_memory() or 0)} of memory are free: it would be read "
+            f"{path.name} has {size(nbytes)}, {size(free_memory() or 0)} of memory are free: it would be read "
             "from disk over and over; take a smaller file or end other programs, or say --mmap to do it all the same "
             "(calibrate needs no more memory with --blockwise fit)"
         )
@@ -65,12 +66,5 @@ def insisted(path: Path, settings: EngineSettings) -> EngineSettings:
     nbytes = sum(map(os.path.getsize, shards_of(path)))
     if fits(nbytes, settings):
         return settings
-    _LOG.warning(
-        "%s has %s, more than fits into memory: it is read from disk again and again", path.name, in_words(nbytes)
-    )
+    _LOG.warning("%s has %s, more than fits into memory: it is read from disk again and again", path.name, size(nbytes))
     return replace(settings, mmap=True)
-
-
-def in_words(nbytes: int) -> str:
-    """A size in GB or MB."""
-    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"

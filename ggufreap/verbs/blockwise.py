@@ -7,19 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggufreap.activity import doing
-from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile
 from ggufreap.corpus.request import Opened
 from ggufreap.engine import log
-from ggufreap.engine.fitting import fits, free_memory, in_words, moved
+from ggufreap.engine.fitting import fits, free_memory, moved
 from ggufreap.engine.graph import Piece
 from ggufreap.engine.hollow import Weights, block_of, hollow
 from ggufreap.engine.piecewise import Piecewise
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InputError
 from ggufreap.files import check_space, make_folder
+from ggufreap.model import Model
 from ggufreap.observation import (
-    DomainStatistics,
     Importance,
     Provenance,
     Shard,
@@ -33,6 +32,7 @@ from ggufreap.observation import (
 )
 from ggufreap.options.engine import ALL_BLOCKS, AUTO_BLOCKS, EngineSettings
 from ggufreap.progress import Progress
+from ggufreap.units import size
 
 # Of the memory that is free. The rest is for activations, and for the system to write hidden states behind our back.
 WEIGHTS_SHARE = 0.5
@@ -58,37 +58,36 @@ def goes_blockwise(source: GgufFile, settings: EngineSettings, out: Path) -> boo
         "%s has %s and %s of memory are free: it is calibrated block by block; with --blockwise off it would be read "
         "anew for every chunk",
         source.path.name,
-        in_words(source.nbytes),
-        in_words(free_memory() or 0),
+        size(source.nbytes),
+        size(free_memory() or 0),
     )
     return True
 
 
 def calibrate_blockwise(
-    source: GgufFile,
-    layout: MoeLayout,
-    opened: Opened,
-    provenance: Provenance,
+    model: Model,
     out: Path,
-    *,
+    data: Opened,
+    provenance: Provenance,
     importance: Importance | None,
     settings: EngineSettings,
     progress: Progress,
-) -> DomainStatistics:
-    """The statistics that an ordinary calibration would tell, with every weight read from disk once."""
+) -> None:
+    """Save what an ordinary calibration would, with every weight read from disk once."""
+    source, nodes = model.file, model.layout.nodes
     settings = replace(settings, n_gpu_layers=0, device="none", mmap=True, repack=False)
     with (
         _room(hidden_path(out)),
         hollow(source, hidden_path(out)) as path,
-        LlamaSession(path, layout.nodes, settings) as session,
-        opened.chunks(session, source, settings.n_ctx) as chunks,
+        LlamaSession(path, nodes, settings) as session,
+        data.chunks(session, source, settings.n_ctx) as chunks,
         doing("calibrating with", source.path, kept=checkpoint_path(out)),
     ):
         texts = Texts.read(chunks, Shard.parse(provenance.shard))
-        engine = Piecewise(session, layout.nodes, Weights(source, path))
+        engine = Piecewise(session, nodes, Weights(source, path))
         ends = engine.ends(max((chunk.tokens for chunk in texts.chunks), key=len))
         sizes = _sizes(source)
-        run = resume(out, layout.nodes, chunks, texts, provenance, importance)
+        run = resume(out, nodes, chunks, texts, provenance, importance)
         ends = [end for end in ends if end > run.through]
         pieces = into_pieces(
             run.through + 1, ends, sizes, settings.blockwise, int(WEIGHTS_SHARE * (free_memory() or 0))
@@ -103,16 +102,16 @@ def calibrate_blockwise(
             f"{texts.n_tokens:,}",
             settings.n_ctx,
             len(pieces),
-            in_words(largest),
-            in_words(log.context_nbytes() + 4 * session.n_batch * session.n_vocab),  # logits are F32
-            in_words(spill),
+            size(largest),
+            size(log.context_nbytes() + 4 * session.n_batch * session.n_vocab),  # logits are F32
+            size(spill),
             hidden_path(out),
         )
-        return observe_blockwise(
+        observe_blockwise(
             engine,
             run,
             pieces,
-            layout.nodes,
+            nodes,
             chunks,
             texts,
             provenance,

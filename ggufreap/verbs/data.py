@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 
 from ggufreap.corpus.default import DEFAULT_SOURCES
-from ggufreap.corpus.request import Opened, Request, open_request
+from ggufreap.corpus.request import Opened, open_request
 from ggufreap.corpus.standard_library import calibration_text
 from ggufreap.errors import InputError
+from ggufreap.options.data import Request
 
 # A file, all that a request can name, data that is open already, or None: the built-in mix of public data sets.
 Data = Request | Opened | str | Path | None

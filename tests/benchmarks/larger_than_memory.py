@@ -1,6 +1,6 @@
 """What calibration reads and holds when the model is larger than the memory it may use, page cache included.
 
-    python tests/benchmarks/larger_than_memory.py model.gguf --limit 6G --chunks 8 [--blockwise fit]
+    python tests/benchmarks/larger_than_memory.py model.gguf --limit 6G --chunks 8 [--blockwise fit] [--dir DIR]
 
 Runs `calibrate` on random tokens in a control group of its own, which takes root and Linux. `real_shape.py` writes the
 model.
@@ -44,19 +44,20 @@ def measure(command: list[str], limit: str) -> dict[str, object]:
     group = limited(limit)
     started = time.monotonic()
     child = subprocess.Popen(command, preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
-    read: dict[str, int] = {}
-    own = 0
+    read = own = 0
     while child.poll() is None:
+        living = 0  # whoever waits for a process that has ended takes over what that one read
         for pid in (group / "cgroup.procs").read_text().split():
             try:
-                read[pid] = field(Path("/proc") / pid / "io", "read_bytes")
+                living += field(Path("/proc") / pid / "io", "read_bytes")
                 own = max(own, 1024 * field(Path("/proc") / pid / "status", "RssAnon"))
             except OSError:  # it has just ended
                 continue
+        read = max(read, living)
         time.sleep(0.5)
     seconds = time.monotonic() - started
     group.rmdir()
-    return {"exit code": child.returncode, "seconds": round(seconds), "read": sum(read.values()), "own memory": own}
+    return {"exit code": child.returncode, "seconds": round(seconds), "read": read, "own memory": own}
 
 
 def main() -> None:
@@ -65,13 +66,14 @@ def main() -> None:
     parser.add_argument("--limit", default="6G", metavar="BYTES")
     parser.add_argument("--chunks", type=int, default=8, metavar="N")
     parser.add_argument("--blockwise", default="fit", metavar="HOW")
+    parser.add_argument("--dir", type=Path, metavar="DIR", help="where statistics and hidden states go")
     options = parser.parse_args()
     source = open_gguf(options.model)
     n_vocab = source.by_name["token_embd.weight"].shape[0]  # as in numpy
     for path in source.paths:  # else what lies in the page cache already would not be read
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         ids = Path(folder) / "ids.npy"
         np.save(ids, np.random.default_rng(1).integers(0, n_vocab, (options.chunks, CHUNK)).astype(np.int32))
         command = [sys.executable, "-m", "ggufreap", "calibrate", str(options.model), "--tokens", str(ids)]
