@@ -44,7 +44,7 @@ ROWS = (
     ("engine",),
     ("corpus", "observation"),
     ("imatrix",),
-    ("saliency", "evaluation"),
+    ("saliency", "evaluation", "evidence"),
     ("planning", "blending"),
     ("blending",),
     ("coverage",),

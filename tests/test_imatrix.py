@@ -34,6 +34,7 @@ from ggufreap.imatrix import (
     save,
     sliced,
 )
+from ggufreap.verbs import gap_note
 
 GATE, DOWN, DENSE = "blk.0.ffn_gate_exps.weight", "blk.0.ffn_down_exps.weight", "blk.0.attn_q.weight"
 
@@ -380,6 +381,21 @@ def test_nothing_is_made_up_where_nobody_has_data() -> None:
     assert same(after, before)
     assert report == (Filled(GATE, (0, 1), 0), Filled(DENSE, (0,), 0))
     assert means(after.entries[GATE]).tolist() == [1] * 6
+
+
+def test_an_importance_of_zero_is_no_leave_to_write_zeros() -> None:
+    """Of a whole expert, of single inputs, and of a weight without experts."""
+    before = small()
+    entries = {name: ImatrixEntry(part.in_sum2.copy(), part.counts) for name, part in before.entries.items()}
+    entries[DOWN].in_sum2[3] = entries[GATE].in_sum2[2] = 0  # routed, and yet nothing
+    entries[GATE].in_sum2[0, 1:3] = entries[DENSE].in_sum2[0, 0] = 0
+    after, report = filled(Imatrix(entries))
+    assert report == (Filled(DENSE, (), 0, 1), Filled(GATE, (1, 2), 2, 2), Filled(DOWN, (1, 3), 0))
+    assert all((means(part) > 0).all() for part in after.entries.values())
+    gate = after.entries[GATE].in_sum2
+    assert gate[0, 1] == gate[0, 2] == entries[GATE].in_sum2[0, [0, 3]].min()
+    assert np.array_equal(gate[3], entries[GATE].in_sum2[3]), "what has data stays"
+    assert "inputs that were zero for the whole text: 2; they got the least" in gap_note(report[1])
 
 
 def test_the_mean_of_the_others_is_the_mean_of_the_whole_input() -> None:

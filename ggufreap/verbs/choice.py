@@ -23,7 +23,7 @@ from ggufreap.planning import (
 )
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs import trust
-from ggufreap.verbs.stages import export_matrix, open_model
+from ggufreap.verbs.stages import check_weights, export_matrix, open_model
 
 _LOG = logging.getLogger(__name__)
 DEFAULT_METHOD = "reap"
@@ -52,6 +52,7 @@ def plan(
     source, layout, identity = open_model(model)
     trust.warn(source, layout)
     count_to_keep(layout, ratio, keep)
+    check_weights(source, layout)
     provenance, how = None, ""
     if method == saliency.IMATRIX and from_imatrix is not None:
         if stats is not None:
@@ -119,6 +120,13 @@ def _statistics_of(path: Path, identity: ModelIdentity, layout: MoeLayout) -> tu
             f"{missing[0]}; merge it with the statistics of the others"
         )
     statistics.check()
+    if mute := statistics.total.mute:
+        _LOG.warning(
+            "%d experts gave exactly nothing for all of their tokens, first expert %d of block %d: they have zero "
+            "weights, or never act. If that is not meant so, the model file is not whole",
+            len(mute),
+            *mute[0][::-1],
+        )
     return statistics, provenance
 
 

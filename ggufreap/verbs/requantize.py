@@ -164,9 +164,16 @@ def make(
 
 
 def gap_note(gap: Filled) -> str:
-    """What was done for experts without data, in one line."""
-    rule = f"took the mean of the other {gap.n_sources}" if gap.n_sources else "are weighted evenly"
-    return f"{gap.weight}: experts without data in the importance matrix: {len(gap.experts)}; they {rule}"
+    """What was done for experts and inputs without data, in one line."""
+    said = []
+    if gap.experts:
+        rule = f"took the mean of the other {gap.n_sources}" if gap.n_sources else "are weighted evenly"
+        said.append(f"experts without data in the importance matrix: {len(gap.experts)}; they {rule}")
+    if gap.n_columns:
+        said.append(
+            f"inputs that were zero for the whole text: {gap.n_columns:,}; they got the least importance of the others"
+        )
+    return f"{gap.weight}: {'. '.join(said)}"
 
 
 def _guide(imatrix: str | Path | None, source: GgufFile) -> Guide:

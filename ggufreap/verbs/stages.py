@@ -16,6 +16,7 @@ from ggufreap.engine.placement import warn_unused
 from ggufreap.engine.protocol import Tokens
 from ggufreap.engine.session import LlamaSession
 from ggufreap.engine.subprocess_probe import Pass, Ran
+from ggufreap.evidence import require_weights
 from ggufreap.files import check_output
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.observation import DomainStatistics, Importance, Provenance, checkpoint_path, finished, observe
@@ -42,6 +43,12 @@ def open_model(model: str | Path) -> tuple[GgufFile, MoeLayout, ModelIdentity]:
     layout = bind(file)
     name = str(file.get("general.name") or file.path.stem)
     return file, layout, ModelIdentity(file.fingerprint, layout.architecture.name, name)
+
+
+def check_weights(file: GgufFile, layout: MoeLayout) -> None:
+    """Say where zeros stand instead of weights; raises FormatError where an expert is nothing else."""
+    for note in require_weights(file, layout):
+        _LOG.warning("%s", note)
 
 
 def inspect(model: str | Path) -> Inspection:
@@ -94,6 +101,7 @@ def calibrate(
     if ready:
         statistics = ready.domain_statistics()
     else:
+        check_weights(source, layout)
         with (
             LlamaSession(source.path, layout.nodes, settings) as engine,
             opened.chunks(engine, source, settings.n_ctx) as chunks,
@@ -143,6 +151,7 @@ def apply(
     check_plan(chosen, identity, layout)
     script = lower(source, layout, chosen, Path(out), split_max_size=split_max_size, keep_split=keep_split)
     if not dry_run:
+        check_weights(source, layout)
         trust.require_trust(source, layout)
         check_target(script.files, *source.paths, None if isinstance(plan, PruningPlan) else plan)
         execute(script, progress)
