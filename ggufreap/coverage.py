@@ -79,7 +79,7 @@ class Coverage:
     unknown: int = 0
 
     def warnings(self, threshold: float = WARN_BELOW) -> tuple[str, ...]:
-        """A line for each domain that retains less than `threshold` or of which nothing is known, and for unknown experts."""
+        """A line for each domain that retains less than `threshold` or is unknown, and for unknown experts."""
         found = [
             f"{row.domain} retains {row.retained:.1%} of what experts chosen for it alone would "
             f"({row.lowest:.1%} in block {row.lowest_block}); give it more weight in the blend or remove fewer experts"

@@ -28,7 +28,7 @@ def require_scores(scores: Floats, blocks: Sequence[int], n_keep: int, method: s
     """
     for block, row in zip(blocks, scores, strict=True):
         known = row[row > -np.inf]
-        if len(known) and not np.isfinite(known).all() or np.isnan(row).any():
+        if (len(known) and not np.isfinite(known).all()) or np.isnan(row).any():
             expert = int(np.flatnonzero(np.isnan(row) | (row == np.inf))[0])
             raise NumericFailure(
                 f"block {block}: the score of expert {expert} by {method} is {row[expert]}, which ranks nothing; "

@@ -1,5 +1,6 @@
 """No choice on no data: scores that decide nothing and weights that are not there are refused, whatever the method."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -131,3 +132,10 @@ def test_a_hole_in_an_expert_and_zeros_elsewhere_are_said(tmp_path: Path) -> Non
     other = open_gguf(hole(model, tmp_path / "other.gguf", "blk.0.attn_q.weight"))
     (note,) = require_weights(other, bind(other))
     assert "blk.0.attn_q.weight holds zeros where weights should be; if" in note
+
+
+def test_apply_says_that_nothing_is_proven_yet(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chosen = plan(model, method="weight_norm", ratio="0.25")
+    with caplog.at_level(logging.INFO, "ggufreap"):
+        apply(model, chosen, tmp_path / "out.gguf")
+    assert "out.gguf yet, and llama.cpp has not run m.gguf for this plan; that is for ggufreap verify" in caplog.text

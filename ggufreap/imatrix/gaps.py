@@ -17,8 +17,8 @@ SHARED_INPUT = re.compile(r"blk\.\d+\.ffn_(gate|up|gate_up)_exps\.weight")
 class Filled:
     """The experts of `weight` that had no data, and the number of others whose mean they got.
 
-    0 others: no other expert can speak for them, so llama-quantize takes ones. `n_columns`: inputs of the other experts,
-    or of a weight without experts, that were zero for the whole text; they got the least that any other has.
+    0 others: no other expert can speak for them, so llama-quantize takes ones. `n_columns`: inputs of the other
+    experts, or of a weight without experts, that were zero for the whole text; they got the least that any other has.
     """
 
     weight: str
@@ -30,9 +30,10 @@ class Filled:
 def filled(imatrix: Imatrix) -> tuple[Imatrix, tuple[Filled, ...]]:
     """Give experts without data the mean of all rows of the block's other experts, where inputs are shared; say which.
 
-    Without data are those with count 0, and with nothing but zeros. llama-quantize takes ones for them (load_imatrix in tools/quantize/quantize.cpp; so does ik_llama.cpp, pull request
-    202): all columns alike. For gate and up there is better: every token counts once for each expert that it is routed
-    to, so the mean over the others is the mean over the block's whole input. Experts taken for unreached in a trained
+    Without data are those with count 0, and with nothing but zeros. For count 0 llama-quantize takes ones
+    (load_imatrix in tools/quantize/quantize.cpp; so does ik_llama.cpp, pull request 202): all columns alike. For
+    gate and up there is better: every token counts once for each expert that it is routed to, so the mean over the
+    others is the mean over the block's whole input. Experts taken for unreached in a trained
     model of 32 came out with 2.5 to 3.5 % less weighted error at Q2_K and Q4_K than with ones, all of 48; for down
     such a mean was worse than ones in nine of ten, so there it stays at ones.
 

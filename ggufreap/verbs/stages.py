@@ -155,6 +155,8 @@ def apply(
         trust.require_trust(source, layout)
         check_target(script.files, *source.paths, None if isinstance(plan, PruningPlan) else plan)
         execute(script, progress)
+        ran = "" if chosen.corpus else f", and llama.cpp has not run {source.path.name} for this plan"
+        _LOG.info("nothing proves %s yet%s; that is for ggufreap verify", script.files[0].path, ran)
     return script
 
 
