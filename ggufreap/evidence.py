@@ -13,9 +13,9 @@ import numpy.typing as npt
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, TensorRecord
 from ggufreap.errors import FormatError, InputError, NumericFailure
+from ggufreap.imatrix.model import EXPERTS
 from ggufreap.observation import Floats
 
-EXPERT_WEIGHT = "_exps.weight"
 # Weights are looked at in one place of every such stretch; a network writes files in larger pieces than a hole.
 STRETCH, HOLE, SPOT = 1 << 20, 1 << 16, 256
 
@@ -82,7 +82,7 @@ def require_weights(file: GgufFile, layout: MoeLayout) -> tuple[str, ...]:
     for record in file.tensors:
         if len(record.shape) < 2 or not record.name.endswith(".weight"):
             continue
-        experts = record.name in layout.per_expert and record.name.endswith(EXPERT_WEIGHT)
+        experts = record.name in layout.per_expert and record.name.endswith(EXPERTS)
         holes = [stretch for stretch in _stretches(file, record, experts) if stretch.is_hole]
         for stretch in holes:
             if stretch.expert is not None and not _slab(file, record, stretch.expert, layout.n_expert).any():
