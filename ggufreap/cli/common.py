@@ -12,19 +12,15 @@ Verbs = Mapping[str, tuple[Callable[[argparse.Namespace], Result], str, tuple[Ad
 
 
 def data(options: argparse.Namespace) -> Any:
-    """What shall be calibrated on; None where nothing was named."""
+    """What shall be calibrated on, and how it is read; None where nothing was said of either."""
     from ggufreap.corpus import Reading
     from ggufreap.corpus.request import Request
     from ggufreap.verbs.data import offline_default
 
-    if options.offline_default:
-        return offline_default()
-    if not (options.file or options.dataset or options.domain or options.tokens):
-        return None
-    return Request(
-        file=options.file,
-        dataset=options.dataset,
-        domain=options.domain,
+    request = Request(
+        file=tuple(options.file),
+        dataset=tuple(options.dataset),
+        domain=tuple(options.domain),
         tokens=options.tokens,
         text_field=options.text_field,
         chat_template=not options.no_chat_template,
@@ -36,6 +32,11 @@ def data(options: argparse.Namespace) -> Any:
             n_chunks=options.chunks,
         ),
     )
+    if options.offline_default:
+        return offline_default(request)
+    # The seed draws the experts of --method random too, beside a matrix.
+    alone = request.seed == 0 or vars(options).get("from_imatrix")
+    return None if alone and request == Request(seed=request.seed) else request
 
 
 def splitting(options: argparse.Namespace) -> dict[str, Any]:

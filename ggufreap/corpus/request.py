@@ -47,6 +47,11 @@ class Request:
     reading: Reading = field(default_factory=Reading)
 
     @property
+    def names_data(self) -> bool:
+        """Whether it names any; if not, there is only a way of reading in it."""
+        return bool(self.file or self.dataset or self.domain or self.tokens or self.text)
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """The files that it names as they are: outputs must be none of them."""
         return (*(name for name in self.file if name != STANDARD_INPUT), *([str(self.tokens)] if self.tokens else []))
@@ -112,6 +117,10 @@ class _Given:
     def nbytes(self) -> int:
         return len(self.text.encode())
 
+    @property
+    def n_files(self) -> tuple[int, int]:
+        return 1, 1
+
     def __iter__(self) -> Iterator[Sample]:
         self.position = self.nbytes
         yield Text(self.text)
@@ -135,6 +144,11 @@ def open_request(request: Request) -> Opened:
     named += [NamedSource(name, _Given(text), SourceRecord(name, name)) for name, text in texts.items()]
     if not named:
         raise InputError("no data was given; give text with -f FILE, or a data set with --dataset NAME:N")
+    n_domains, n_chunks = len({each.domain for each in named}), request.reading.n_chunks
+    if n_chunks is not None and n_chunks < n_domains:
+        raise InputError(
+            f"--chunks {n_chunks} for {n_domains} domains: some would not be read at all; give {n_domains} or more"
+        )
     identities = [source.identity for source in found] + [_sha256(text.encode()) for text in texts.values()]
     return Opened(request, tuple(named), None, _identity(request, named, identities))
 

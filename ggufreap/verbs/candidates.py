@@ -14,6 +14,7 @@ from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import lower
+from ggufreap.saliency import METHODS
 from ggufreap.verbs.choice import chosen_method
 from ggufreap.verbs.choice import plan as make_plan
 from ggufreap.verbs.evaluation import check_ctx, check_gates, named_texts, tokenised
@@ -92,7 +93,7 @@ def preview(
                 plans.append(
                     make_plan(
                         model,
-                        stats=stats,
+                        stats=stats if method in METHODS else None,
                         ratio=ratio,
                         method=method,
                         blend=blend,

@@ -53,10 +53,11 @@ def plan(
     trust.warn(source, layout)
     count_to_keep(layout, ratio, keep)
     check_weights(source, layout)
+    if stats is not None and method not in saliency.METHODS:
+        what = "an importance matrix" if method == saliency.IMATRIX else f"method {method}, which needs none,"
+        raise InputError(f"both statistics and {what} were given to choose by; give one of them")
     provenance, how = None, ""
     if method == saliency.IMATRIX and from_imatrix is not None:
-        if stats is not None:
-            raise InputError("both statistics and an importance matrix were given to choose by; give one of them")
         matrix = matrices.load(from_imatrix)
         matrices.check(matrix, source, layout)
         _LOG.warning("the experts that stay are %s. Calibrate where you can.", NOTES[method])
@@ -99,6 +100,13 @@ def chosen_method(method: str, mtp: str, from_imatrix: str | Path | None = None,
     if blend is not None:
         blending.check_blend(blend)
     return method
+
+
+def check_data(method: str, is_given: bool) -> None:
+    """Raise InputError where text was given to a method that runs none."""
+    if is_given and method not in saliency.METHODS:
+        what = "an importance matrix to choose from" if method == saliency.IMATRIX else f"method {method}"
+        raise InputError(f"both {what} and a text were given, which is not run for it; give one of them")
 
 
 def default_blend(domains: Collection[str]) -> str:

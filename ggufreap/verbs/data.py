@@ -1,6 +1,7 @@
 """What to calibrate on, in all the ways in which it can be said."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from ggufreap.corpus.default import DEFAULT_SOURCES
@@ -8,7 +9,8 @@ from ggufreap.corpus.request import Opened, Request, open_request
 from ggufreap.corpus.standard_library import calibration_text
 from ggufreap.errors import InputError
 
-# A file, all that a request can name, data that is open already, or None: the built-in mix of public data sets.
+# A file, all that a request can name, data that is open already, or None: the built-in mix of public data sets. A
+# request that names no data is the mix too, read as the request says.
 Data = Request | Opened | str | Path | None
 TRYING_OUT, TRYING_OUT_BYTES = "trying-out", 200_000
 _LOG = logging.getLogger(__name__)
@@ -18,10 +20,11 @@ def open_data(data: Data) -> Opened:
     """Find the data; raises InputError where it cannot be found, read or understood."""
     if isinstance(data, Opened):
         return data
-    if data is not None:
-        return open_request(as_request(data))
+    request = Request() if data is None else as_request(data)
+    if request.names_data:
+        return open_request(request)
     try:
-        return open_request(Request(domain=DEFAULT_SOURCES))
+        return open_request(replace(request, domain=DEFAULT_SOURCES))
     except InputError as error:
         raise InputError(
             f"no text was given, and the built-in mix of data sets cannot be had: {error}; "
@@ -36,10 +39,12 @@ def as_request(data: Request | str | Path) -> Request:
     return Request(tokens=data) if Path(data).suffix == ".npy" else Request(file=(str(data),))
 
 
-def offline_default() -> Request:
-    """The text that every Python has, with a loud warning."""
+def offline_default(request: Request | None = None) -> Request:
+    """The text that every Python has, read as `request` says, with a loud warning; InputError if it names other data."""
+    if request is not None and request.names_data:
+        raise InputError("both data and --offline-default were given; give one of them")
     _LOG.warning(
         "calibrating on the Python documentation and source on this machine. "
         "That is ONLY FOR TRYING OUT: what the text does not cover, the pruned model forgets. Give your own with -f."
     )
-    return Request(text={TRYING_OUT: calibration_text(TRYING_OUT_BYTES)})
+    return replace(request or Request(), text={TRYING_OUT: calibration_text(TRYING_OUT_BYTES)})

@@ -27,7 +27,7 @@ from ggufreap.reporting import check_report
 from ggufreap.rewriting import RewriteScript, execute, lower
 from ggufreap.verbs.account import Account, report
 from ggufreap.verbs.candidates import choose_ratio
-from ggufreap.verbs.choice import DEFAULT_METHOD, chosen_method, coverage, default_blend, plan
+from ggufreap.verbs.choice import DEFAULT_METHOD, check_data, chosen_method, coverage, default_blend, plan
 from ggufreap.verbs.data import Data, open_data
 from ggufreap.verbs.evaluation import named_texts
 from ggufreap.verbs.laws import require_laws
@@ -112,8 +112,7 @@ def prune(
     Statistics that are already there for the same model, text and settings are used again.
     """
     method = chosen_method(method, mtp, from_imatrix, blend)
-    if from_imatrix is not None and data is not None:
-        raise InputError("both an importance matrix to choose from and a text were given; give one of them")
+    check_data(method, data is not None)
     if not eval_file and (ratio == AUTO or compare or fail_if):
         raise InputError("auto ratios, --compare and --fail-if judge by held-out text; give some with --eval-file")
     # What would stop the judging is better known before hours of work.
