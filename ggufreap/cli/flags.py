@@ -153,6 +153,11 @@ def judgement(command: argparse.ArgumentParser) -> None:
         metavar="[NAME=]FILE",
         help="held-out text, a domain each; repeatable",
     )
+    add(
+        "--eval-split",
+        metavar="SHARE",
+        help="hold out this share of the documents, such as 5%%, and never calibrate on them",
+    )
     add("--eval-chunks", type=at_least(1), metavar="N", help="at most this many chunks of each held-out text")
     add("--eval-ctx-size", type=at_least(4), metavar="N", help="tokens per chunk of held-out text (as -c, else 512)")
     add("--max-kld", type=float, default=0.1, metavar="X", help="with --ratio auto: mean KLD of the worst domain (0.1)")

@@ -54,6 +54,7 @@ def _judgement(options: argparse.Namespace) -> dict[str, Any]:
     """How the result is judged, and how it was asked for."""
     return {
         "eval_file": options.eval_file,
+        "eval_split": options.eval_split,
         "eval_chunks": options.eval_chunks,
         "eval_ctx_size": options.eval_ctx_size,
         "max_kld": options.max_kld,

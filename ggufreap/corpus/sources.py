@@ -67,6 +67,11 @@ class Source:
         return self.data.nbytes * (1 if self.spec.samples is None else 2)
 
     @property
+    def has_rows(self) -> bool:
+        """Whether any of it is read row by row, and not as text."""
+        return isinstance(self.data, DataSet) or self.data.has_rows
+
+    @property
     def n_files(self) -> tuple[int, int]:
         """How many local files were begun so far, and how many there are; 1 of 1 for what streams."""
         if isinstance(self.data, DataSet) or self.spec.samples is not None:

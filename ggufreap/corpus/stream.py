@@ -25,7 +25,9 @@ from ggufreap.errors import InputError
 class Samples(Protocol):
     """What can be read: ggufreap.corpus.sources.Source, or a text that is there already."""
 
-    position: int  # bytes or rows read so far
+    @property
+    def position(self) -> int:
+        """Bytes or rows read so far."""
 
     @property
     def skipped(self) -> Mapping[str, Skipped]:
@@ -38,6 +40,10 @@ class Samples(Protocol):
     @property
     def n_files(self) -> tuple[int, int]:
         """How many files were begun so far, and how many there are."""
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any of it is read row by row, and not as text."""
 
     def __iter__(self) -> Iterator[Sample]: ...
 

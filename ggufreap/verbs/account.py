@@ -9,6 +9,7 @@ from pathlib import Path
 from ggufreap import blending, saliency
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, open_gguf
+from ggufreap.corpus.request import Opened
 from ggufreap.coverage import Coverage
 from ggufreap.errors import InputError
 from ggufreap.evaluation import Outcome
@@ -50,7 +51,7 @@ def report(
     plan: PruningPlan | str | Path,
     out: str | Path | None = None,
     *,
-    files: Sequence[str] = (),
+    files: Sequence[str | Opened] = (),
     chunks: int | None = None,
     stats: str | Path | None = None,
     compare: bool = False,

@@ -6,10 +6,13 @@ from pathlib import Path
 
 from ggufreap import naming
 from ggufreap.activity import doing
-from ggufreap.corpus import Corpus
+from ggufreap.corpus import Corpus, held_out
+from ggufreap.corpus.held_out import HeldOut
+from ggufreap.corpus.request import Opened
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError
 from ggufreap.evaluation import METRICS, Comparison, Gate, Outcome, compare_with, of_engine, parse_gate, threads
+from ggufreap.observation import Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
@@ -17,7 +20,7 @@ from ggufreap.rewriting import lower
 from ggufreap.saliency import METHODS
 from ggufreap.verbs.choice import chosen_method
 from ggufreap.verbs.choice import plan as make_plan
-from ggufreap.verbs.evaluation import check_ctx, check_gates, named_texts, tokenised
+from ggufreap.verbs.evaluation import check_ctx, check_gates, tokenised, warn_of_source
 from ggufreap.verbs.stages import open_model
 
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")
@@ -66,7 +69,7 @@ class Preview:
 def preview(
     model: str | Path,
     *,
-    files: Sequence[str],
+    files: Sequence[str | Opened],
     stats: str | Path | None = None,
     ratios: Sequence[str | float] = RATIOS,
     methods: Sequence[str] = ("reap",),
@@ -85,7 +88,7 @@ def preview(
     """
     for method in methods:
         chosen_method(method, mtp, blend=blend)
-    texts, gates = named_texts(files), [parse_gate(text) for text in fail_if or (DEFAULT_GATE,)]
+    texts, gates = held_out.named(files), [parse_gate(text) for text in fail_if or (DEFAULT_GATE,)]
     plans, refused = [], {}
     for method in methods:
         for ratio in sorted(map(str, ratios), key=as_fraction):
@@ -107,6 +110,8 @@ def preview(
     if not plans:
         raise InfeasiblePlan(next(iter(refused.values()), "no ratio was given; give some with --ratios"))
     with _Stage(model, texts, chunks, gates, settings, progress) as stage:
+        if stats is not None:
+            stage.warn_of_source(texts, Path(stats))
         candidates = stage.measure(plans)
         best, reason = recommend(candidates)
         return stage.result(candidates, refused, best, reason)
@@ -116,7 +121,7 @@ def choose_ratio(
     model: str | Path,
     *,
     max_kld: float,
-    files: Sequence[str],
+    files: Sequence[str | Opened],
     stats: str | Path | None = None,
     method: str = "reap",
     blend: str | None = None,
@@ -140,7 +145,7 @@ def choose_ratio(
         raise InfeasiblePlan(f"{model}: no expert can be removed: the router needs all {layout.n_expert}")
     tested: dict[int, Candidate] = {}
     gates = [parse_gate(f"worst_domain.kld>{max_kld}")]
-    with _Stage(model, named_texts(files), chunks, gates, settings, progress) as stage:
+    with _Stage(model, held_out.named(files), chunks, gates, settings, progress) as stage:
         passed, failed = -1, len(counts)  # places in `counts`
         while failed - passed > 1:
             places = _between(passed, failed)
@@ -199,7 +204,7 @@ class _Stage:
     def __init__(
         self,
         model: str | Path,
-        texts: Mapping[str, str],
+        texts: HeldOut,
         chunks: int | None,
         gates: Sequence[Gate],
         settings: EngineSettings | None,
@@ -216,7 +221,7 @@ class _Stage:
         self._engine = LlamaSession(self._source.path, self._layout.nodes, self._settings)
         self._domains: dict[str, Corpus] = {}
         try:
-            self._domains = tokenised(self._engine, texts, self._settings.n_ctx, chunks)
+            self._domains = tokenised(self._engine, self._source, texts, self._settings.n_ctx, chunks)
         except BaseException:
             self._engine.close()
             raise
@@ -226,6 +231,10 @@ class _Stage:
 
     def __exit__(self, *_: object) -> None:
         self._engine.close()
+
+    def warn_of_source(self, texts: HeldOut, stats: Path) -> None:
+        """Say which of the texts was calibrated on."""
+        warn_of_source(self._engine, texts, Stored.open(stats).provenance)
 
     def measure(self, plans: Sequence[PruningPlan]) -> list[Candidate]:
         """One pass of the original and one of every plan."""

@@ -1,10 +1,12 @@
 """What to calibrate on, in all the ways in which it can be said."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ggufreap.corpus.default import DEFAULT_SOURCES
+from ggufreap.corpus.held_out import parse_share, split
 from ggufreap.corpus.request import Opened, Request, open_request
 from ggufreap.corpus.standard_library import calibration_text
 from ggufreap.errors import InputError
@@ -32,6 +34,16 @@ def open_data(data: Data) -> Opened:
         ) from None
 
 
+def split_off(
+    data: Data, share: str | None, seed: int, files: Sequence[str | Opened]
+) -> tuple[Data, tuple[str | Opened, ...]]:
+    """The data without `share` of its documents, and the held-out data `files` with these; as they are for None."""
+    if share is None:
+        return data, tuple(files)
+    kept, held = split(open_data(data), parse_share(share), seed)
+    return kept, (*files, *held)
+
+
 def as_request(data: Request | str | Path) -> Request:
     """A bare path is token ids where it ends in .npy, else a file."""
     if isinstance(data, Request):
@@ -40,7 +52,7 @@ def as_request(data: Request | str | Path) -> Request:
 
 
 def offline_default(request: Request | None = None) -> Request:
-    """The text that every Python has, read as `request` says, with a loud warning; InputError if it names other data."""
+    """The text that every Python has, read as `request` says, with a loud warning; InputError if that names data."""
     if request is not None and request.names_data:
         raise InputError("both data and --offline-default were given; give one of them")
     _LOG.warning(

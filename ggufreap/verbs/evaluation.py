@@ -1,5 +1,6 @@
 """What a model is worth on held-out text, alone or against the one it was made from."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -7,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ggufreap import corpus as corpora
 from ggufreap.activity import doing
 from ggufreap.architecture.layout import bind
 from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.container import GgufFile, open_gguf
-from ggufreap.corpus import Corpus
+from ggufreap.corpus import Corpus, held_out
+from ggufreap.corpus.held_out import HeldOut
+from ggufreap.corpus.request import Opened
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError, UnsupportedModel
 from ggufreap.evaluation import (
@@ -35,9 +37,13 @@ from ggufreap.evaluation import (
     writing_base,
 )
 from ggufreap.files import check_output
+from ggufreap.observation import Provenance
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
+from ggufreap.verbs.stages import warn_of_context
 
+_LOG = logging.getLogger(__name__)
+MUCH = 0.1  # of its lines: licences and imports stand in any two texts of code
 LEAST_CTX = 4  # of fewer tokens, none is scored
 
 
@@ -62,7 +68,7 @@ class Evaluation:
 def eval(
     model: str | Path,
     *,
-    files: Sequence[str] = (),
+    files: Sequence[str | Opened] = (),
     reference: str | Path | None = None,
     kl_divergence_base: str | Path | None = None,
     kl_divergence: bool = False,
@@ -73,7 +79,8 @@ def eval(
 ) -> Evaluation:
     """Perplexity of any model llama.cpp runs, and with an original its KLD and what else was lost.
 
-    `files`: held-out texts, `NAME=FILE` or `FILE`, each a domain, of at most `chunks` chunks. The original is the model
+    `files`: held-out texts, `NAME=FILE` or `FILE`, or whatever calibration can read, each a domain, of at most `chunks`
+    chunks. The original is the model
     `reference`, loaded beside it so that the comparison is exact, or with `kl_divergence` the file
     `kl_divergence_base`, which holds the text too; without `kl_divergence` that file is written. As in
     llama-perplexity, whose figures these are. `fail_if`: gates such as `worst_domain.kld>0.2`.
@@ -97,20 +104,18 @@ def eval(
             str(model), str(kl_divergence_base), base.chunks.shape[1], n_chunks, _perplexities(comparison), comparison
         )
         return replace(found, gates=check_gates(gates, comparison))
-    texts = named_texts(files)
+    texts = held_out.named(files)
     _require(gates, texts, METRICS if reference is not None else ("ppl",))
     if reference is None:
         return _alone(source, texts, kl_divergence_base, chunks, gates, settings, progress)
     if kl_divergence_base is not None:
         raise InputError("--kl-divergence-base is written for one model alone; leave out --reference")
     with ExitStack() as stack:
-        engine, original = (stack.enter_context(open_engine(file, settings)) for file in (source, open_gguf(reference)))
-        domains = tokenised(original, texts, settings.n_ctx, chunks)
-        for name, text in texts.items():
-            if engine.n_vocab != original.n_vocab or not np.array_equal(engine.tokenize(text), original.tokenize(text)):
-                raise MismatchError(
-                    f"{model} and {reference} do not read {name} as the same tokens; compare models of one vocabulary"
-                )
+        whole = open_gguf(reference)
+        engine, original = (stack.enter_context(open_engine(file, settings)) for file in (source, whole))
+        domains = tokenised(original, whole, texts, settings.n_ctx, chunks)
+        own, _ = held_out.tokenised(engine, whole, texts, settings.n_ctx, chunks)
+        _check_same_tokens(f"{model} and {reference}", engine.n_vocab == original.n_vocab, own, domains)
         run = stack.enter_context(threads(settings.cpu_threads))
         stack.enter_context(doing(f"comparing {model} with", reference))
         (comparison,) = compare_with(of_engine(original), [of_engine(engine)], domains, run, progress)
@@ -126,9 +131,15 @@ def eval(
     )
 
 
+def _check_same_tokens(models: str, same_size: bool, own: Mapping[str, Corpus], original: Mapping[str, Corpus]) -> None:
+    for name, corpus in original.items():
+        if not same_size or not np.array_equal(own[name].chunks, corpus.chunks):
+            raise MismatchError(f"{models} do not read {name} as the same tokens; compare models of one vocabulary")
+
+
 def _alone(
     source: GgufFile,
-    texts: Mapping[str, str],
+    texts: HeldOut,
     base: str | Path | None,
     chunks: int | None,
     gates: Sequence[Gate],
@@ -142,7 +153,7 @@ def _alone(
         check_output(Path(base), *source.paths)
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(source, settings))
-        domains = tokenised(engine, texts, settings.n_ctx, chunks)
+        domains = tokenised(engine, source, texts, settings.n_ctx, chunks)
         run = stack.enter_context(threads(settings.cpu_threads))
         found = {}
         for name, corpus in domains.items():
@@ -190,25 +201,33 @@ def check_ctx(settings: EngineSettings) -> None:
         raise InputError(f"-c {settings.n_ctx}: only chunks of {LEAST_CTX} tokens or more can be scored; raise -c")
 
 
-def named_texts(files: Sequence[str]) -> dict[str, str]:
-    """Domain -> text, of `NAME=FILE` or `FILE`; the name is else the file's, without extension."""
-    texts: dict[str, str] = {}
-    for file in files:
-        name, path = "", file
-        if "=" in file and not Path(file).exists():
-            name, path = file.split("=", 1)
-        name = name or ("stdin" if path == "-" else Path(path).stem)
-        if name in texts:
-            raise InputError(f"two texts are called {name!r}; name them with -f NAME=FILE")
-        texts[name] = corpora.read_text(path)
-    if not texts:
-        raise InputError("no held-out text was given; give some with -f, text that calibration has not seen")
-    return texts
+def tokenised(
+    engine: LlamaSession, model: GgufFile, data: HeldOut, n_ctx: int, chunks: int | None
+) -> dict[str, Corpus]:
+    """Domain -> at most `chunks` chunks; what was left out of the data is said."""
+    warn_of_context(model, n_ctx)
+    found, notes = held_out.tokenised(engine, model, data, n_ctx, chunks)
+    for note in notes:
+        _LOG.info("%s", note)
+    return found
 
 
-def tokenised(engine: LlamaSession, texts: Mapping[str, str], n_ctx: int, chunks: int | None) -> dict[str, Corpus]:
-    """Domain -> at most `chunks` chunks."""
-    return {name: corpora.from_text(engine, text, n_ctx, name).head(chunks) for name, text in texts.items()}
+def warn_of_seen(data: HeldOut, calibration: Opened | None) -> None:
+    """Say which held-out data stand in the calibration data, whatever their files are called."""
+    for name, share in held_out.seen(data, calibration).items() if calibration else ():
+        if share >= MUCH:
+            _LOG.warning(
+                "%.0f %% of the lines of %s stand in the calibration data too: what it tells of the loss is too good",
+                100 * share,
+                name,
+            )
+
+
+def warn_of_source(engine: LlamaSession, data: HeldOut, provenance: Provenance) -> None:
+    """Say which held-out texts statistics were made of, by the hashes in them."""
+    for name, text in data.items():
+        if isinstance(text, str) and held_out.is_source(engine, text, provenance.n_ctx, provenance.sources):
+            _LOG.warning("%s was calibrated on too: what it tells of the loss is too good", name)
 
 
 def check_gates(gates: Sequence[Gate], comparison: Comparison) -> tuple[Outcome, ...]:

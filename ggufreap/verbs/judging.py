@@ -8,6 +8,7 @@ from pathlib import Path
 from ggufreap import naming
 from ggufreap.activity import temporary
 from ggufreap.container import GgufFile, open_gguf, type_name
+from ggufreap.corpus.request import Opened
 from ggufreap.evaluation import Comparison, Outcome
 from ggufreap.evaluation.probes import Probes
 from ggufreap.evaluation.speed import SpeedReport
@@ -24,7 +25,7 @@ from ggufreap.verbs.rival import make_rival
 class Measures:
     """What to measure: meters on held-out texts `files` (as for `eval`), probes, speed, `questions` (format, file)."""
 
-    files: tuple[str, ...] = ()
+    files: tuple[str | Opened, ...] = ()
     chunks: int | None = None
     probes: bool = False
     speed: bool = False

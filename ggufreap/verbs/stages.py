@@ -51,6 +51,18 @@ def check_weights(file: GgufFile, layout: MoeLayout) -> None:
         _LOG.warning("%s", note)
 
 
+def warn_of_context(file: GgufFile, n_ctx: int) -> None:
+    """Say where a chunk is longer than what the model was trained on."""
+    trained = file.get(f"{file.get('general.architecture')}.context_length")
+    if isinstance(trained, int) and 0 < trained < n_ctx:
+        _LOG.warning(
+            "-c %d is longer than the %d tokens that %s was trained on: what it does beyond them tells little",
+            n_ctx,
+            trained,
+            file.path.name,
+        )
+
+
 def inspect(model: str | Path) -> Inspection:
     """Describe a model from its header alone."""
     file, layout, _ = open_model(model)
@@ -102,6 +114,7 @@ def calibrate(
         statistics = ready.domain_statistics()
     else:
         check_weights(source, layout)
+        warn_of_context(source, settings.n_ctx)
         with (
             LlamaSession(source.path, layout.nodes, settings) as engine,
             opened.chunks(engine, source, settings.n_ctx) as chunks,

@@ -9,6 +9,7 @@ from pathlib import Path
 from ggufreap import imatrix as matrices
 from ggufreap import naming, saliency
 from ggufreap.container import check_target
+from ggufreap.corpus.held_out import named
 from ggufreap.corpus.request import TEXT_CTX, Opened
 from ggufreap.coverage import Coverage
 from ggufreap.errors import InputError
@@ -28,8 +29,8 @@ from ggufreap.rewriting import RewriteScript, execute, lower
 from ggufreap.verbs.account import Account, report
 from ggufreap.verbs.candidates import choose_ratio
 from ggufreap.verbs.choice import DEFAULT_METHOD, check_data, chosen_method, coverage, default_blend, plan
-from ggufreap.verbs.data import Data, open_data
-from ggufreap.verbs.evaluation import named_texts
+from ggufreap.verbs.data import Data, open_data, split_off
+from ggufreap.verbs.evaluation import warn_of_seen
 from ggufreap.verbs.laws import require_laws
 from ggufreap.verbs.stages import calibrate, open_model, verify
 from ggufreap.verbs.variants import AUTO, VariantJobs, resolved
@@ -80,7 +81,8 @@ def prune(
     verification: bool = True,
     split_max_size: int | None = None,
     keep_split: bool = False,
-    eval_file: Sequence[str] = (),
+    eval_file: Sequence[str | Opened] = (),
+    eval_split: str | None = None,
     eval_chunks: int | None = None,
     eval_ctx_size: int | None = None,
     max_kld: float = MAX_KLD,
@@ -93,9 +95,9 @@ def prune(
 ) -> Pruned:
     """The whole job: calibrate on `data`, plan, apply, verify. `out` is a file or a folder, which gets all files.
 
-    With held-out text in `eval_file` (as for `eval`) every file is measured against the original, `compare` and
-    `fail_if` as in `report`, which is written into the folder `report_out`; `ratio` `auto` then removes as many experts
-    as leave the worst domain at a mean KLD of `max_kld` or less.
+    With held-out text in `eval_file` (as for `eval`), or `eval_split` (5%) of the documents of `data`, every file is
+    measured against the original, `compare` and `fail_if` as in `report`, which is written into the folder
+    `report_out`; `ratio` `auto` then removes as many experts as leave the worst domain at a KLD of `max_kld` or less.
 
     `quant` names what to make of the pruned file: `keep` it byte-exact, a type such as Q4_K_M, the variants of a recipe
     by its name or TOML file, or `auto`: Q4_K_M and IQ4_XS of a model in 8 bits or more, `keep` for any other. The
@@ -113,12 +115,12 @@ def prune(
     """
     method = chosen_method(method, mtp, from_imatrix, blend)
     check_data(method, data is not None)
+    data, eval_file = split_off(data, eval_split, seed, eval_file)
     if not eval_file and (ratio == AUTO or compare or fail_if):
         raise InputError("auto ratios, --compare and --fail-if judge by held-out text; give some with --eval-file")
-    # What would stop the judging is better known before hours of work.
     if report_out is not None:
         check_report(Path(report_out))
-    texts = named_texts(eval_file) if eval_file else {}
+    texts = named(eval_file) if eval_file else {}
     for gate in map(parse_gate, fail_if):
         gate.require(texts, METRICS)
     source, layout, identity = open_model(model)
@@ -151,7 +153,7 @@ def prune(
                 progress=progress,
             )
 
-    _warn_of_seen(eval_file, opened)
+    warn_of_seen(texts, opened)
     judges = replace(settings or EngineSettings(), n_ctx=eval_ctx_size or (settings and settings.n_ctx) or TEXT_CTX)
     if ratio == AUTO:
         if dry_run:
@@ -257,10 +259,3 @@ def prune(
         progress=progress,
     )
     return replace(pruned, account=told)
-
-
-def _warn_of_seen(eval_file: Sequence[str], opened: Opened | None) -> None:
-    seen = {Path(record.name).resolve() for record in opened.records if not record.is_hub} if opened else set()
-    for text in eval_file:
-        if Path(text.rpartition("=")[2]).resolve() in seen:
-            _LOG.warning("%s was calibrated on too: what it tells of the loss is too good", text)
