@@ -29,6 +29,7 @@ from ggufreap.imatrix import (
     filled,
     in_tokens,
     load,
+    load_for,
     means,
     merged,
     save,
@@ -547,3 +548,29 @@ def test_statistics_of_fused_experts(tmp_path: Path) -> None:
     whole = of_model(file, layout)
     sums = whole.entries["blk.1.ffn_gate_up_exps.weight"].in_sum2
     np.testing.assert_allclose(expert_statistics(whole, layout).gate[1], sums.sum(axis=1, dtype=np.float64))
+
+
+# Gate and up in one tensor or in two: the same inputs, the same sums.
+
+
+@pytest.mark.parametrize("was_fused", [True, False])
+def test_a_matrix_of_the_other_layout_serves_a_model(tmp_path: Path, was_fused: bool) -> None:
+    apart = open_gguf(tiny_gguf.qwen3moe(tmp_path / "apart.gguf"))
+    whole = open_gguf(tiny_gguf.qwen3moe(tmp_path / "whole.gguf", changes=[fused]))
+    before, after = (whole, apart) if was_fused else (apart, whole)
+
+    def matrix_of(file: GgufFile) -> Imatrix:
+        entries = {}
+        for record in file.tensors:
+            if record.name.startswith("blk.") and len(record.shape) > 1:
+                counts = [10] * (record.shape[0] if "_exps" in record.name else 1)
+                seed = 1 if any(part in record.name for part in ("_gate_exps", "_up_exps", "_gate_up_exps")) else 2
+                entries[record.name] = entry(counts, record.shape[-1], seed)
+        return Imatrix(entries, ("a text",), 1, 512)
+
+    save(tmp_path / "I.gguf", matrix_of(before))
+    found = load_for(tmp_path / "I.gguf", after)
+    assert same(found, matrix_of(after))
+    coverage = check(found, after, bind(after))
+    assert (coverage.missing, coverage.unknown) == ((), ())
+    assert same(load_for(tmp_path / "I.gguf", before), load(tmp_path / "I.gguf"))

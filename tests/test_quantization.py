@@ -21,12 +21,14 @@ import tiny_llama
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 from tiny_gguf import Model, qwen3moe
+from tiny_layouts import with_mtp
 
 from ggufreap import apply, plan
+from ggufreap.architecture.layout import bind
 from ggufreap.container import GgufFile, OutputTensor, Piece, TensorRecord, lay_out, open_gguf, type_name, write
 from ggufreap.engine.quantizer import Quantizer, QuantizerCall
 from ggufreap.errors import EngineError, GgufReapError, InputError, MismatchError, OutputError
-from ggufreap.imatrix import load, means
+from ggufreap.imatrix import load, means, reached
 from ggufreap.progress import silent
 from ggufreap.quantization import (
     QuantRequest,
@@ -35,7 +37,8 @@ from ggufreap.quantization import (
     parse_tensor_type,
     quantize_file,
 )
-from ggufreap.quantization.request import FILE_TYPES
+from ggufreap.quantization.checks import check_reach
+from ggufreap.quantization.request import FILE_TYPES, TENSOR_TYPES
 
 pytestmark = pytest.mark.native
 
@@ -733,3 +736,16 @@ def test_a_model_that_changed_since_it_was_opened_is_refused(tmp_path: Path, n_b
     qwen3moe(tmp_path / "in.gguf", n_expert=4, n_used=2, n_block=n_block)
     with pytest.raises(EngineError, match="dry run names"):
         quantize_file(source, tmp_path / "out.gguf", QuantRequest("q8_0"))
+
+
+def test_what_no_calibration_reaches_is_known_before_it(tmp_path: Path) -> None:
+    """An MTP block, whose weights would need importance."""
+    source = open_gguf(qwen3moe(tmp_path / "m.gguf", types=Kind.F16, changes=[with_mtp]))
+    known = reached(source, bind(source))
+    assert "blk.1.ffn_up_exps.weight" in known
+    types = {
+        record.name: TENSOR_TYPES["IQ2_XS"] if "_exps" in record.name else record.type for record in source.tensors
+    }
+    with pytest.raises(InputError, match=r"blk\.2\..* would become IQ2_XS, .* calibration never runs it"):
+        check_reach(source, types, "IQ2_XS", known)
+    check_reach(source, types, "IQ2_XS", set(source.by_name))

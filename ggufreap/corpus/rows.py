@@ -180,9 +180,11 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     arguments = made["function"].get("arguments", {})
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = json.loads(arguments) if arguments.strip() else {}
         except (ValueError, RecursionError):
             raise Unusable(NOT_TOOLS) from None
+    if arguments is None:  # as data sets write a call without any
+        arguments = {}
     if not isinstance(arguments, Mapping):
         raise Unusable(NOT_TOOLS)
     function = made["function"] | {"arguments": dict(arguments)}

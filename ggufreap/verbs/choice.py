@@ -58,7 +58,7 @@ def plan(
         raise InputError(f"both statistics and {what} were given to choose by; give one of them")
     provenance, how = None, ""
     if method == saliency.IMATRIX and from_imatrix is not None:
-        matrix = matrices.load(from_imatrix)
+        matrix = matrices.load_for(from_imatrix, source)
         matrices.check(matrix, source, layout)
         _LOG.warning("the experts that stay are %s. Calibrate where you can.", NOTES[method])
         scores = saliency.imatrix_scores(matrix, source, layout, progress)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ggufreap import blending
 from ggufreap.corpus.default import DEFAULT_SOURCES
 from ggufreap.corpus.held_out import parse_share, split
 from ggufreap.corpus.request import Opened, Request, open_request
@@ -18,8 +19,15 @@ TRYING_OUT, TRYING_OUT_BYTES = "trying-out", 200_000
 _LOG = logging.getLogger(__name__)
 
 
-def open_data(data: Data) -> Opened:
-    """Find the data; raises InputError where it cannot be found, read or understood."""
+def open_data(data: Data, blend: str | None = None) -> Opened:
+    """Find the data; raises InputError where it cannot be found, read or understood, or not be weighed by `blend`."""
+    opened = _opened(data)
+    if blend is not None:
+        blending.check_blend(blend, {record.domain for record in opened.records})
+    return opened
+
+
+def _opened(data: Data) -> Opened:
     if isinstance(data, Opened):
         return data
     request = Request() if data is None else as_request(data)

@@ -44,6 +44,7 @@ def imatrix(
     filled: tuple[Filled, ...] = ()
     if model is not None:
         source, layout, identity = open_model(model)
+        matrix = matrices.adapted(matrix, source)
         coverage = matrices.check(matrix, source, layout)
         if plan is not None:
             chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))

@@ -1,6 +1,6 @@
 """Requantising with llama.cpp's own quantiser, guided by an importance matrix."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,13 +36,14 @@ class Variants:
 class Guide:
     """An importance matrix as the quantiser takes it: mean squares by tensor, what the file says of it, and notes.
 
-    `later`: it is yet to be collected, so that only a dry run can be made. The default is to have none.
+    `later`: the tensors of which it is yet to be collected, so that only a dry run can be made. The default is to have
+    none.
     """
 
     values: Importance | None = None
     metadata: Mapping[str, str | int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    later: bool = False
+    later: Collection[str] | None = None
 
     @classmethod
     def of(cls, matrix: Imatrix, name: str, source: GgufFile) -> Self:
@@ -56,9 +57,9 @@ class Guide:
         return cls(values, metadata, tuple(map(gap_note, gaps)))
 
     @classmethod
-    def promised(cls, name: str, dataset: str) -> Self:
-        """A matrix yet to be collected from `dataset`; its numbers of entries and chunks take as much room as any."""
-        return cls(metadata=imatrix_metadata(name, 1, 1, dataset), later=True)
+    def promised(cls, name: str, dataset: str, tensors: Collection[str]) -> Self:
+        """A matrix yet to be collected of `tensors` from `dataset`; its numbers take as much room as any."""
+        return cls(metadata=imatrix_metadata(name, 1, 1, dataset), later=tensors)
 
 
 def quantize(
@@ -177,7 +178,7 @@ def gap_note(gap: Filled) -> str:
 
 
 def _guide(imatrix: str | Path | None, source: GgufFile) -> Guide:
-    return Guide() if imatrix is None else Guide.of(matrices.load(imatrix), Path(imatrix).name, source)
+    return Guide() if imatrix is None else Guide.of(matrices.load_for(imatrix, source), Path(imatrix).name, source)
 
 
 def _n_block(source: GgufFile) -> int:

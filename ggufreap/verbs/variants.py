@@ -128,7 +128,7 @@ class VariantJobs:
                 complete, _ = matrices.filled(matrix)
                 guide = Guide.of(matrices.sliced(complete, self.layout, plan.keep), self.imatrix_path.name, source)
             elif dataset is not None:
-                guide = Guide.promised(self.imatrix_path.name, dataset)
+                guide = Guide.promised(self.imatrix_path.name, dataset, matrices.reached(source, self.layout))
             return self._make(source, guide, dry_run=True)
 
     def make(

@@ -129,9 +129,9 @@ def prune(
     # Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
     # Sizes can be told without any data but their names, which stand in the header.
-    opened = open_data(data) if method in saliency.METHODS and not (dry_run and data is None) else None
+    opened = open_data(data, blend) if method in saliency.METHODS and not (dry_run and data is None) else None
     guide = imatrix if imatrix is not None else from_imatrix
-    given = matrices.load(guide) if guide is not None else None
+    given = matrices.load_for(guide, source) if guide is not None else None
     if given is not None:
         matrices.check(given, source, layout)
     folder = naming.target(source.path, Path(out) if out is not None else None, "").parent
