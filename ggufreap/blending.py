@@ -32,6 +32,19 @@ def check_blend(how: str, domains: Collection[str] | None = None) -> None:
         )
 
 
+def scored(method: str, how: str) -> str:
+    """What an expert is scored by, in words: a blend by need takes what the method adds up, not its mean."""
+    if method not in METHODS:
+        return ""
+    if how == MAXMIN:
+        row = METHODS[method]
+        alike = [name for name, other in METHODS.items() if other.mass == row.mass and name != method]
+        same = f", as by {' and '.join(alike)}" if alike else ""
+        what = f"its largest share in the {STATISTICS[row.mass].meaning} of any domain{same}"
+        return f"{what}; --blend tokens or uniform scores by {row.formula}"
+    return METHODS[method].formula
+
+
 def blend(statistics: DomainStatistics, how: str, method: str) -> Floats:
     """The scores `[n_moe_blocks, n_expert]` of `method`, a name of saliency.METHODS, for all domains together.
 

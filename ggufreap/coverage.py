@@ -14,14 +14,13 @@ import numpy as np
 from ggufreap.blending import TOKENS, blend
 from ggufreap.errors import MismatchError
 from ggufreap.evidence import kept_unknown
+from ggufreap.limits import STABLE
 from ggufreap.observation import DomainStatistics, ExpertStatistics, Floats
 from ggufreap.planning import select
 from ggufreap.saliency import METHODS
 
 WARN_BELOW = 0.9
 FEW_TOKENS = 50
-# Halves that agree on this share of the removed experts: the rest are experts of nearly equal score.
-STABLE = 0.95
 # What the halves differ in falls slower than noise, whose power is 2: text comes in documents. On a trained six-domain
 # model, each domain alone, REAP and its sum, 25 and 50 % removed, it went with the tokens to the power of -0.32 to
 # -0.41 from 6 to 192 chunks of 256 tokens. With 2.5 a set not yet stable foretold 0.7 to 1.3 of what it then took.

@@ -64,6 +64,7 @@ METHODS: Mapping[str, Method] = {
 }
 # These need no calibration.
 RANDOM, WEIGHT_NORM = "random", "weight_norm"
+CONTROLS = (RANDOM,)  # show what a choice by chance costs
 IMATRIX = "imatrix"  # takes the importance matrix that was given
 METHOD_NAMES = (*METHODS, RANDOM, WEIGHT_NORM)
 

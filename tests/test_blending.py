@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import of_parts, part, quick, random_statistics
 
-from ggufreap.blending import BLENDS, blend, check_blend, most_needed, weighted
+from ggufreap.blending import BLENDS, blend, check_blend, most_needed, scored, weighted
 from ggufreap.corpus.request import Request
 from ggufreap.errors import InputError
 from ggufreap.observation import STATISTICS
@@ -184,3 +184,13 @@ def test_an_unknown_domain_is_known_before_any_calibration(tmp_path: Path) -> No
     assert open_data(data, "code=2,prose=1").records
     with pytest.raises(InputError, match="weighs code, chat, the text has code, prose; name every domain"):
         open_data(data, "code=1,chat=1")
+
+
+def test_it_is_said_what_is_scored() -> None:
+    """By need, a mean and its sum are one score; which is not the formula that the method is named for."""
+    assert "sum of g‖f‖ of any domain, as by weighted_ean_sum; --blend tokens or uniform scores by 1/|X_j| Σ" in scored(
+        "reap", "maxmin"
+    )
+    assert np.array_equal(blend(BOTH, "maxmin", "reap"), blend(BOTH, "maxmin", "weighted_ean_sum"))
+    assert scored("reap", "tokens") == METHODS["reap"].formula
+    assert scored("random", "") == ""

@@ -267,6 +267,16 @@ def test_recommended_is_what_lies_below_the_first_failure() -> None:
     assert "already of REAP-0.3 worst_domain.kld>0.2 fails" in why
 
 
+def test_a_control_is_shown_and_never_recommended() -> None:
+    """Though its header is shorter, and chance may favour it."""
+    chance = [candidate("random", "0.1", 89, 0.01), candidate("random", "0.2", 79, 0.01)]
+    own = [candidate("reap", "0.1", 90, 0.02), candidate("reap", "0.2", 80, 0.15)]
+    assert recommend([*own, *chance])[0] is own[1]
+    none, why = recommend(chance)
+    assert none is None
+    assert "random is a control, which is never recommended" in why
+
+
 def test_the_ratio_is_searched(model: Path, files: list[str]) -> None:
     arguments = {"files": files[:1], "chunks": 1, "settings": SETTINGS}
 

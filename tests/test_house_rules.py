@@ -36,6 +36,7 @@ ROWS = (
         "cache",
         "memory",
         "version",
+        "limits",
         "__init__",
     ),
     ("options",),

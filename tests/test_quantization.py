@@ -749,3 +749,16 @@ def test_what_no_calibration_reaches_is_known_before_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"blk\.2\..* would become IQ2_XS, .* calibration never runs it"):
         check_reach(source, types, "IQ2_XS", known)
     check_reach(source, types, "IQ2_XS", set(source.by_name))
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*x", "((ab?)c){2,}", "(?:x*)+", "(a{1,9}){9}"])
+def test_a_pattern_that_could_take_for_ever_is_refused(pattern: str) -> None:
+    with pytest.raises(InputError, match="repeats a group that can match in several ways"):
+        parse_tensor_type(f"{pattern}=q6_k")
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"ffn_(gate|up|down)_exps", r"blk\.(\d|1\d)\.", "[(a+)+]", r"\(a+\)+", "(?!x+)y", "(ab)+"]
+)
+def test_patterns_that_people_write_are_not(pattern: str) -> None:
+    assert parse_tensor_type(f"{pattern}=q6_k") == (pattern, "Q6_K")

@@ -20,8 +20,8 @@ from ggufreap.corpus import Reading, SourceRecord
 from ggufreap.corpus.chat import Rendered
 from ggufreap.corpus.default import DEFAULT_SOURCES
 from ggufreap.corpus.request import Request, open_request
-from ggufreap.corpus.samples import Conversation, Sample, Text
-from ggufreap.corpus.stream import NamedSource, Stream
+from ggufreap.corpus.samples import Conversation, Sample, Text, Unusable
+from ggufreap.corpus.stream import MOST_REASONS, NamedSource, Stream
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.observation import DomainStatistics, Importance, Provenance, Shard, load, merge, observe
 
@@ -336,3 +336,17 @@ def test_a_way_of_reading_holds_for_text_that_was_not_named(monkeypatch: pytest.
 )
 def test_flags_that_say_how_to_read_are_passed_on(flags: tuple[str, ...], expected: Request | None) -> None:
     assert data(parse(["prune", "m.gguf", "--ratio", "0.2", *flags])) == expected
+
+
+def test_reasons_are_told_apart_up_to_a_number() -> None:
+    """A template can refuse every conversation with words of its own."""
+
+    def refused(conversation: Conversation) -> Rendered:
+        raise Unusable(f"refused number {conversation.messages[0]['content']}")
+
+    talks = [Conversation(({"role": "user", "content": str(number)},)) for number in range(500)]
+    source = Listed(*talks, Text("some text of the usual kind " * 20))
+    stream = Stream(FakeEngine(), [NamedSource("a", source, SourceRecord("a", "a"))], 8, Reading(), refused)
+    list(stream)
+    assert len(stream.notes()) == MOST_REASONS + 1
+    assert f"a: skipped {500 - MOST_REASONS}: other reasons" in stream.notes()

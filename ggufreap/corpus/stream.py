@@ -21,6 +21,8 @@ from ggufreap.corpus.sources import Skipped
 from ggufreap.engine.protocol import Engine, Tokens
 from ggufreap.errors import InputError
 
+MOST_REASONS = 20  # that are told apart
+
 
 class Samples(Protocol):
     """What can be read: ggufreap.corpus.sources.Source, or a text that is there already."""
@@ -189,10 +191,15 @@ class Stream:
                 try:
                     tokens, counted = self._tokenised(sample, opens)
                 except Unusable as reason:
-                    self._unusable[index][str(reason)] += 1
+                    self._skip(index, str(reason))
                     continue
                 self._read[domain] += len(tokens)
                 yield Piece(tokens, counted, index, opens)
+
+    def _skip(self, source: int, reason: str) -> None:
+        """Count a sample that cannot be used; a template can give every one a reason of its own."""
+        known = self._unusable[source]
+        known[reason if reason in known or len(known) < MOST_REASONS else "other reasons"] += 1
 
     def _tokenised(self, sample: Sample, opens: bool) -> tuple[Tokens, Mask]:
         only_assistant = self._reading.count == "assistant"

@@ -32,7 +32,7 @@ from ggufreap.version import __version__
 
 @dataclass(frozen=True)
 class Account:
-    """All pruned files, their rival, the gates as they stand for the first file, and the report's files."""
+    """All pruned files, each with its gates, their rival, and the report's files; `gates` are those of the first."""
 
     files: tuple[Judged, ...]
     equal_size: EqualSize | None
@@ -42,7 +42,7 @@ class Account:
     @property
     def ok(self) -> bool:
         """Whether no gate fails."""
-        return not any(outcome.failed for outcome in self.gates)
+        return not any(outcome.failed for each in self.files for outcome in each.gates)
 
 
 def report(
@@ -72,7 +72,7 @@ def report(
     `files`: held-out texts as for `eval`, without them nothing is measured on text. With `stats` the report shows
     scores, coverage and what the `ratios` would have cost. `compare`: also quantise the unpruned model to the size of
     the first file, with `imatrix` where it is given, and measure that. `questions`: (format, file) as for `tasks`.
-    `fail_if`: gates on the first file.
+    `fail_if`: gates on every file.
     """
     if out is not None:
         check_report(Path(out))

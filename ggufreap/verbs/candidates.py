@@ -12,20 +12,20 @@ from ggufreap.corpus.request import Opened
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError
 from ggufreap.evaluation import METRICS, Comparison, Gate, Outcome, compare_with, of_engine, parse_gate, threads
+from ggufreap.limits import SMALL
 from ggufreap.observation import Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import lower
-from ggufreap.saliency import METHODS
+from ggufreap.saliency import CONTROLS, METHODS
 from ggufreap.verbs.choice import chosen_method
 from ggufreap.verbs.choice import plan as make_plan
 from ggufreap.verbs.evaluation import check_ctx, check_gates, tokenised, warn_of_source
 from ggufreap.verbs.stages import open_model
 
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")
-# Where nobody says what is too much: a rule of thumb. A 4-bit quantisation costs less than a tenth of it.
-DEFAULT_GATE = "worst_domain.kld>0.2"
+DEFAULT_GATE = f"worst_domain.kld>{SMALL:g}"  # where nobody says what is too much
 PER_ROUND = 3  # candidates that share a pass of the original; 4 intervals in 4 passes are as cheap as a bisection
 
 
@@ -178,12 +178,16 @@ def recommend(candidates: Sequence[Candidate]) -> tuple[Candidate | None, str]:
     """The candidate to take and why, by the rule of `preview`; they come sorted by method and ratio."""
     best: list[tuple[Candidate, Candidate | None]] = []
     for method in dict.fromkeys(candidate.plan.method for candidate in candidates):
+        if method in CONTROLS:  # to be beaten, not to be taken
+            continue
         own = [candidate for candidate in candidates if candidate.plan.method == method]
         count = next((place for place, candidate in enumerate(own) if not candidate.ok), len(own))
         if count:
             best.append((own[count - 1], own[count] if count < len(own) else None))
+    if all(candidate.plan.method in CONTROLS for candidate in candidates):
+        return None, f"{candidates[0].plan.method} is a control, which is never recommended; add a method, such as reap"
     if not best:
-        first = candidates[0]
+        first = next(candidate for candidate in candidates if candidate.plan.method not in CONTROLS)
         return None, f"already of {first.plan.label} {_told(first)}; try smaller ratios or another method"
     chosen, following = min(best, key=lambda pair: (pair[0].nbytes, pair[0].comparison.worst.kld))
     told = f"{chosen.plan.label}: {_told(chosen)}"

@@ -15,6 +15,7 @@ from ggufreap.coverage import Coverage
 from ggufreap.errors import InputError
 from ggufreap.evaluation import METRICS, parse_gate
 from ggufreap.files import check_space, make_folder
+from ggufreap.limits import SMALL
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import (
     PruningPlan,
@@ -37,7 +38,7 @@ from ggufreap.verbs.variants import AUTO, VariantJobs, resolved
 from ggufreap.verification import Verification
 
 _LOG = logging.getLogger(__name__)
-MAX_KLD = 0.1  # of the worst domain, for the ratio auto
+MAX_KLD = SMALL  # of the worst domain, for the ratio auto
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,6 @@ def prune(
     collected = folder / f"{naming.stem_of(source.path)}.imatrix.gguf" if collects else None
 
     def observe() -> None:
-        # Last of what could stop the job, since it runs the model.
         require_laws(source, layout, folder, settings, progress)
         if opened and stats_path:
             calibrate(
@@ -175,7 +175,8 @@ def prune(
         )
         assert found.recommended  # else it raises
         _LOG.info("%s", found.reason)
-        ratio, keep = None, found.recommended.plan.n_keep
+        # It was found on the model as it is; what is delivered has to keep to it too.
+        ratio, keep, fail_if = None, found.recommended.plan.n_keep, (*fail_if, f"worst_domain.kld>{max_kld}")
     preview = make_plan(
         layout,
         identity,
