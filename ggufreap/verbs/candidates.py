@@ -63,7 +63,7 @@ class Preview:
     @property
     def ok(self) -> bool:
         """Whether some candidate passes all gates."""
-        return self.recommended is not None
+        return any(candidate.ok for candidate in self.candidates)
 
 
 def preview(
