@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+from asked import plan
 from synthetic import of_parts, part
 from test_planning import MODEL, layout
 
-from ggufreap import apply, calibrate, plan
+from ggufreap import apply, calibrate
 from ggufreap.architecture.layout import bind
 from ggufreap.blending import blend
 from ggufreap.container import open_gguf

@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+from asked import evaluate, preview, prune
 from fake_engine import FakeEngine
 
-from ggufreap import calibrate, eval, preview, prune
+from ggufreap import calibrate
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.corpus import from_text, held_out
 from ggufreap.corpus.held_out import is_source, parse_share, seen, split, tokenised
-from ggufreap.corpus.request import Opened, Request, open_request
+from ggufreap.corpus.request import Opened, open_request
 from ggufreap.corpus.stream import Stream
 from ggufreap.errors import InputError
 from ggufreap.observation import load
+from ggufreap.options.data import Request
 from ggufreap.options.engine import EngineSettings
 
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1, n_gpu_layers=0)
@@ -167,7 +169,7 @@ def test_a_context_beyond_the_trained_one_is_said(tmp_path: Path, caplog: pytest
     calibrate(path, tmp_path / "S.npz", tmp_path / "text.txt", settings=SETTINGS)
     assert "-c 64 is longer than the 48 tokens that short.gguf was trained on" in caplog.text
     caplog.clear()
-    eval(path, files=[str(tmp_path / "text.txt")], settings=SETTINGS)
+    evaluate(path, files=[str(tmp_path / "text.txt")], settings=SETTINGS)
     assert "-c 64 is longer than the 48 tokens" in caplog.text
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asked
 import numpy as np
 import pytest
 import tiny_gguf
@@ -339,7 +340,7 @@ def test_a_value_of_any_type_is_used_or_refused_in_one_line(tmp_path: Path, key:
 def refusal_of_pruning(path: Path, out: Path) -> str | None:
     try:
         assert verbs.inspect(path).n_expert == 16
-        verbs.apply(path, verbs.plan(path, method="random", keep=8, mtp="drop"), out)
+        verbs.apply(path, asked.plan(path, method="random", keep=8, mtp="drop"), out)
     except GgufReapError as error:
         return str(error)
     return None

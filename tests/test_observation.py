@@ -14,15 +14,15 @@ import tiny_gguf
 import tiny_layouts
 import tiny_llama
 import tiny_reference
+from asked import plan, prune
 
-from ggufreap import calibrate, imatrix, merge, plan, prune, saliency
+from ggufreap import calibrate, imatrix, merge, saliency
 from ggufreap.corpus.request import Request
 from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.engine.protocol import RoutedBatch
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.observation import STATISTICS, Statistic, Stored, checkpoint_path, load, observables, save
 from ggufreap.options.engine import EngineSettings
-from ggufreap.verbs import stages
 
 pytestmark = pytest.mark.native
 
@@ -170,7 +170,7 @@ def test_finished_statistics_are_used_without_loading_the_model(
     first = calibrate(model, out, KINDS[kind](folder), **options)
     written, found = out.read_bytes(), matrix.read_bytes()
     matrix.unlink()
-    monkeypatch.setattr(stages, "LlamaSession", refusing)
+    monkeypatch.setattr(import_module("ggufreap.verbs.calibrate"), "LlamaSession", refusing)
     again = calibrate(model, out, KINDS[kind](folder), **options)
     assert (again.counts, out.read_bytes(), matrix.read_bytes()) == (first.counts, written, found)
     with pytest.raises(MismatchError, match="holds statistics with another n_ubatch"):
@@ -194,7 +194,7 @@ def test_an_unfinished_calibration_of_other_work_is_refused_without_loading_the_
     calibrate(model, tmp_path / "S.npz", ids, settings=SETTINGS)
     checkpoint = checkpoint_path(tmp_path / "T.npz")
     (tmp_path / "S.npz").rename(checkpoint)
-    monkeypatch.setattr(stages, "LlamaSession", refusing)
+    monkeypatch.setattr(import_module("ggufreap.verbs.calibrate"), "LlamaSession", refusing)
     with pytest.raises(MismatchError, match="holds an unfinished calibration with another shard"):
         calibrate(model, tmp_path / "T.npz", ids, shard="1/2", settings=SETTINGS)
     with pytest.raises(MismatchError, match="holds an unfinished calibration without importance matrix"):

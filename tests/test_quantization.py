@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_llama
+from asked import plan
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 from tiny_gguf import Model, qwen3moe
 from tiny_layouts import with_mtp
 
-from ggufreap import apply, plan
+from ggufreap import apply
 from ggufreap.architecture.layout import bind
 from ggufreap.container import GgufFile, OutputTensor, Piece, TensorRecord, lay_out, open_gguf, type_name, write
 from ggufreap.engine.quantizer import Quantizer, QuantizerCall
@@ -79,6 +80,7 @@ def check_foretold(
     assert types_of(file) == made.types
     assert file.paths == list(made.paths)
     assert file.nbytes == made.nbytes
+    assert [path.stat().st_size for path in file.paths] == list(made.file_nbytes)
     assert sum(made.type_nbytes.values()) == sum(record.nbytes for record in file.tensors)
     assert not list(out.parent.glob("*.partial*"))
     return file

@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 
 from ggufreap import corpus, verbs
 from ggufreap.cli import parse
-from ggufreap.cli.common import data
+from ggufreap.cli.asked import request
 from ggufreap.container import open_gguf
-from ggufreap.corpus import Reading, SourceRecord
+from ggufreap.corpus import SourceRecord
 from ggufreap.corpus.chat import Rendered
 from ggufreap.corpus.default import DEFAULT_SOURCES
-from ggufreap.corpus.request import Request, open_request
+from ggufreap.corpus.request import open_request
 from ggufreap.corpus.samples import Conversation, Sample, Text, Unusable
 from ggufreap.corpus.stream import MOST_REASONS, NamedSource, Stream
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.observation import DomainStatistics, Importance, Provenance, Shard, load, merge, observe
+from ggufreap.options.data import Reading, Request
 
 PROVENANCE = Provenance("model", "corpus", 4, 4, "test", "0")
 
@@ -331,11 +332,12 @@ def test_a_way_of_reading_holds_for_text_that_was_not_named(monkeypatch: pytest.
         (("--no-packing",), Request(reading=Reading(packing=False))),
         (("--seed", "3"), Request(seed=3)),
         (("--seed", "3", "--from-imatrix", "I.gguf"), None),
+        (("--seed", "3", "--method", "random"), None),
         (("-f", "a.txt"), Request(file=("a.txt",))),
     ],
 )
 def test_flags_that_say_how_to_read_are_passed_on(flags: tuple[str, ...], expected: Request | None) -> None:
-    assert data(parse(["prune", "m.gguf", "--ratio", "0.2", *flags])) == expected
+    assert request(parse(["prune", "m.gguf", "--ratio", "0.2", *flags])) == expected
 
 
 def test_reasons_are_told_apart_up_to_a_number() -> None:

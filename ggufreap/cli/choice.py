@@ -3,8 +3,11 @@
 import argparse
 from pathlib import Path
 
-from ggufreap.cli.common import Result, Verbs, choice, progress
-from ggufreap.cli.flags import argument, model, out, seed, target
+from ggufreap.cli.asked import TARGET
+from ggufreap.cli.common import Result, Verbs, progress
+from ggufreap.cli.flags import argument, model, out
+from ggufreap.cli.generated import value
+from ggufreap.options.target import Target
 
 
 def _run_plan(options: argparse.Namespace) -> Result:
@@ -13,9 +16,9 @@ def _run_plan(options: argparse.Namespace) -> Result:
     from ggufreap.planning import save_plan
     from ggufreap.saliency import METHODS
 
-    path = Path(options.output)
-    check_output(path, options.model, options.stats, options.from_imatrix)
-    plan = verbs.plan(options.model, stats=options.stats, **choice(options), progress=progress())
+    path, target = Path(options.output), value(options, Target)
+    check_output(path, options.model, options.stats, target.from_imatrix)
+    plan = verbs.plan(options.model, target, stats=options.stats, progress=progress())
     save_plan(path, plan)
     covered = verbs.coverage(options.stats, plan) if plan.method in METHODS else None
     return console.Choice(plan, covered), 0
@@ -47,8 +50,7 @@ VERBS: Verbs = {
             model,
             argument("--stats", metavar="S.npz", help="what calibrate saved"),
             out("plan file, P.json"),
-            target,
-            seed,
+            TARGET,
         ),
     ),
     "coverage": (

@@ -3,10 +3,12 @@
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
+from ggufreap.console.draw import Drawers, Plain, say, styled, table
 from ggufreap.console.evaluation import draw_comparison, draw_gates, plain_comparison
+from ggufreap.judging.judged import Judged
+from ggufreap.showing import shown
+from ggufreap.units import size
 from ggufreap.verbs import Account
-from ggufreap.verbs.judging import Judged
 
 
 def draw_account(account: Account) -> None:
@@ -56,7 +58,7 @@ def draw_account(account: Account) -> None:
         draw_gates(each.gates)
     for path in account.paths:
         if path.suffix != ".png":
-            say(str(path))
+            say(shown(path))
 
 
 def _verdict(loses: bool, kind: str) -> Any:

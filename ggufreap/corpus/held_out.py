@@ -13,18 +13,20 @@ from ggufreap.container import GgufFile
 from ggufreap.corpus.chat import plain
 from ggufreap.corpus.chunks import Corpus, from_text, read_text
 from ggufreap.corpus.record import SourceRecord
-from ggufreap.corpus.request import STANDARD_INPUT, Opened, Request, open_request
+from ggufreap.corpus.request import Opened, open_request
 from ggufreap.corpus.samples import Sample, Text
 from ggufreap.corpus.sources import Skipped
 from ggufreap.corpus.spec import is_local, suffix_of
 from ggufreap.corpus.stream import NamedSource, Samples
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import InputError
+from ggufreap.options.data import STANDARD_INPUT, Request
+from ggufreap.options.judgement import given_name
 
 PLAIN = ("", ".txt", ".md")
 # Lines that are shorter, such as brackets and headings, stand in any two texts.
 LINE = 24
-HeldOut = Mapping[str, str | Opened]
+Texts = Mapping[str, str | Opened]
 
 
 def named(files: Sequence[str | Opened]) -> dict[str, str | Opened]:
@@ -45,9 +47,7 @@ def named(files: Sequence[str | Opened]) -> dict[str, str | Opened]:
 
 
 def _named(file: str) -> tuple[str, str | Opened]:
-    name, path = "", file
-    if "=" in file and not Path(file).exists():
-        name, path = file.split("=", 1)
+    name, path = given_name(file)
     if path == STANDARD_INPUT:
         return name or "stdin", read_text(path)
     if _is_plain(path):
@@ -68,7 +68,7 @@ def _is_plain(path: str) -> bool:
 
 
 def tokenised(
-    engine: Engine, model: GgufFile, data: HeldOut, n_ctx: int, n_chunks: int | None
+    engine: Engine, model: GgufFile, data: Texts, n_ctx: int, n_chunks: int | None
 ) -> tuple[dict[str, Corpus], tuple[str, ...]]:
     """Domain -> at most `n_chunks` chunks of `n_ctx` tokens, and what was left out and why, a line each.
 
@@ -188,7 +188,7 @@ def split(opened: Opened, share: float, seed: int) -> tuple[Opened, tuple[Opened
 # --- whether it is calibration data after all -------------------------------------------------------------------------
 
 
-def seen(data: HeldOut, calibration: Opened) -> dict[str, float]:
+def seen(data: Texts, calibration: Opened) -> dict[str, float]:
     """Domain -> the share of its lines that stand in the calibration data, whatever the files are called.
 
     Lines of LINE characters and more; data on the hub are not read for this. A domain without such lines has 0.

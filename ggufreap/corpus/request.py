@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ggufreap.container import GgufFile
 from ggufreap.corpus.chat import ChatTemplate, Rendered, Renderer, plain
-from ggufreap.corpus.chunks import Chunks, Reading, from_tokens, read_tokens
+from ggufreap.corpus.chunks import Chunks, from_tokens, read_tokens
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.corpus.samples import Conversation, Sample, Text
 from ggufreap.corpus.sources import Skipped, Source, open_source
@@ -21,39 +21,9 @@ from ggufreap.corpus.spec import SourceSpec, domain_names, parse_sources
 from ggufreap.corpus.stream import NamedSource, Stream
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import InputError
+from ggufreap.options.data import ALL, ASSISTANT, STANDARD_INPUT, Request
 
 TEXT_CTX, ROWS_CTX = 512, 2048  # llama-imatrix's chunk; what REAP's own code packs samples to
-STANDARD_INPUT = "-"
-
-
-@dataclass(frozen=True)
-class Request:
-    """The flags of the same names.
-
-    `file`: local files, folders and globs, `-` is standard input; `dataset`: lists of NAME@REV[subset](split):N;
-    `domain`: NAME=SPEC; `tokens`: an .npy file of ids, alone; `text`: name -> text that is there already. `seed` draws
-    samples; `chat_template`: render conversations with the model's own.
-    """
-
-    file: Sequence[str] = ()
-    dataset: Sequence[str] = ()
-    domain: Sequence[str] = ()
-    tokens: str | Path | None = None
-    text: Mapping[str, str] = field(default_factory=dict)
-    text_field: str | None = None
-    chat_template: bool = True
-    seed: int = 0
-    reading: Reading = field(default_factory=Reading)
-
-    @property
-    def names_data(self) -> bool:
-        """Whether it names any; if not, there is only a way of reading in it."""
-        return bool(self.file or self.dataset or self.domain or self.tokens or self.text)
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The files that it names as they are: outputs must be none of them."""
-        return (*(name for name in self.file if name != STANDARD_INPUT), *([str(self.tokens)] if self.tokens else []))
 
 
 @dataclass(frozen=True)
@@ -101,7 +71,7 @@ class Opened:
                 if template is None:
                     return Rendered(plain(conversation), ())
                 if not renderers:  # only once there is something to render
-                    renderers.append(stack.enter_context(template.renderer(spans=reading.count == "assistant")))
+                    renderers.append(stack.enter_context(template.renderer(spans=reading.count == ASSISTANT)))
                 return renderers[0](conversation)
 
             yield Stream(engine, self.sources, n_ctx, reading, render)
@@ -162,7 +132,7 @@ def open_request(request: Request) -> Opened:
 def _open_tokens(request: Request, path: Path) -> Opened:
     if request.file or request.dataset or request.domain or request.text:
         raise InputError("both text and token ids were given; give one of them")
-    if request.reading.count != "all":
+    if request.reading.count != ALL:
         raise InputError("token ids tell no speaker; leave out --count assistant, or give conversations")
     ids = read_tokens(path)
     digest = _sha256(f"{ids.dtype}{ids.shape}".encode() + np.ascontiguousarray(ids).tobytes())
@@ -206,4 +176,4 @@ def _standard_input() -> str:
         raise InputError(
             f"standard input is not UTF-8 text: byte {error.object[error.start]:#04x} at offset {error.start:,}; "
             "convert it, for example with iconv -t UTF-8"
-        ) from None
+        ) from error

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ggufreap.corpus.chat import Rendered
-from ggufreap.corpus.chunks import Chunk, Reading
+from ggufreap.corpus.chunks import Chunk
 from ggufreap.corpus.duplicates import Seen
 from ggufreap.corpus.packing import Filled, Mask, Piece, packed, unpacked
 from ggufreap.corpus.record import SourceRecord
@@ -20,6 +20,7 @@ from ggufreap.corpus.samples import Conversation, Sample, Text, Unusable
 from ggufreap.corpus.sources import Skipped
 from ggufreap.engine.protocol import Engine, Tokens
 from ggufreap.errors import InputError
+from ggufreap.options.data import Reading
 
 MOST_REASONS = 20  # that are told apart
 

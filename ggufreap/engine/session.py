@@ -1,6 +1,5 @@
 """One loaded model in llama.cpp, through llama-cpp-python's low-level API."""
 
-import ctypes
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from ggufreap.engine.native import TensorReader, bindings
 from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
 from ggufreap.engine.sequences import Sequences
 from ggufreap.engine.taps import MaskTap, NodeHandler, RoutingTap, StopTap, Tap, Together
+from ggufreap.engine.vocabulary import Vocabulary
 from ggufreap.errors import EngineError
 from ggufreap.interrupts import held
 from ggufreap.options.engine import CACHE_TYPES, FLASH_ATTENTION, EngineSettings
@@ -52,11 +52,9 @@ class LlamaSession:
             log.install(llama)
             llama.llama_backend_init()
             self._model = self._load(path, settings, known or machine())
-            self._vocab = llama.llama_model_get_vocab(self._model)
-            self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
-            bos: int = llama.llama_vocab_bos(self._vocab)
-            self.bos = bos if llama.llama_vocab_get_add_bos(self._vocab) else None
-            self.opening = bos if bos >= 0 else int(llama.llama_vocab_eos(self._vocab))  # the token before any text
+            self._vocabulary = Vocabulary(llama, self._model)
+            self.n_vocab, self.bos = self._vocabulary.n_vocab, self._vocabulary.bos
+            self.opening = self._vocabulary.opening
             # Kept for the life of the context: llama.cpp holds only the address.
             self._callback = llama.ggml_backend_sched_eval_callback(self._on_node)
             self._aborting = llama.ggml_abort_callback(lambda _data: True)
@@ -119,28 +117,11 @@ class LlamaSession:
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
         """Tokens of `text`, by default as llama-imatrix makes them: special tokens added, none parsed."""
-        llama = self._llama
-        if llama.llama_vocab_type(self._vocab) == llama.LLAMA_VOCAB_TYPE_NONE or self.n_vocab == 0:
-            raise EngineError("this model has no tokenizer; give token ids with --tokens IDS.npy")
-        data = text.encode()
-        tokens = np.empty(len(data) + 8, np.int32)
-        pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        count = llama.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), add_special, parse_special)
-        if count < 0:
-            raise EngineError("llama.cpp cannot tokenise the text with this model's vocabulary; use --tokens IDS.npy")
-        return tokens[:count].copy()
+        return self._vocabulary.tokenize(text, add_special, parse_special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`."""
-        pieces = []
-        for token in tokens:
-            buffer = ctypes.create_string_buffer(256)
-            length = self._llama.llama_token_to_piece(self._vocab, int(token), buffer, len(buffer), 0, False)
-            if length < 0:  # the buffer is too small: a long run of spaces, in some vocabularies
-                buffer = ctypes.create_string_buffer(-length)
-                length = self._llama.llama_token_to_piece(self._vocab, int(token), buffer, len(buffer), 0, False)
-            pieces.append(buffer.raw[:length])
-        return b"".join(pieces).decode(errors="replace")
+        return self._vocabulary.detokenize(tokens)
 
     def route(
         self, tokens: Tokens, importance: ImportanceSums | None = None, observables: Collection[str] = ()
@@ -193,7 +174,7 @@ class LlamaSession:
 
     def is_end(self, token: int) -> bool:
         """Whether `token` ends what a model writes, as llama.cpp's programs see it."""
-        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+        return self._vocabulary.is_end(token)
 
     def sequences(self, keep: Keep | None = None) -> Sequences:
         """An empty memory for `n_parallel` texts that grow, experts outside `keep` masked; ends the previous one."""

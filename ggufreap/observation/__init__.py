@@ -7,11 +7,12 @@ from ggufreap.observation.merging import merge
 from ggufreap.observation.provenance import Provenance, Shard
 from ggufreap.observation.reuse import checkpoint_path, finished
 from ggufreap.observation.statistics import STATISTICS, Floats, Importance, Statistic, observables, per_expert
-from ggufreap.observation.store import ONLY_DOMAIN, Stored, load, save
+from ggufreap.observation.store import ONLY_DOMAIN, AnyStatistics, Stored, load, save
 
 __all__ = [
     "ONLY_DOMAIN",
     "STATISTICS",
+    "AnyStatistics",
     "DomainStatistics",
     "ExpertStatistics",
     "Floats",

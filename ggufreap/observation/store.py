@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 from zipfile import BadZipFile
@@ -87,8 +88,17 @@ class Stored:
         known = {name: row.version for name, row in STATISTICS.items()}
         return [name for name, version in self.statistics.items() if known.get(name) != version]
 
+    @classmethod
+    def of(cls, statistics: "AnyStatistics") -> "Stored":
+        """What `statistics` names; a file that is open already is taken as it is."""
+        return statistics if isinstance(statistics, Stored) else cls.open(Path(statistics))
+
     def domain_statistics(self) -> DomainStatistics:
-        """The statistics that this version knows; raises InputError for a damaged file."""
+        """The statistics that this version knows, read once; raises InputError for a damaged file."""
+        return self._domain_statistics
+
+    @cached_property
+    def _domain_statistics(self) -> DomainStatistics:
         if self.unknown:
             _LOG.warning(
                 "%s holds %s, recorded by another version of ggufreap; that is left out",
@@ -123,6 +133,9 @@ class Stored:
         with _archive(self.path) as archive:
             found = {name.removeprefix(prefix): archive[name] for name in archive if name.startswith(prefix)}
             return ImportanceSums.from_arrays(found)
+
+
+AnyStatistics = Stored | str | Path  # what the public verbs take
 
 
 def load(path: Path) -> tuple[DomainStatistics, Provenance]:

@@ -11,7 +11,6 @@ from ggufreap.container import GgufFile, TensorRecord, nbytes_of, type_name
 from ggufreap.container.header import is_quantized
 from ggufreap.engine.quantizer import Importance
 from ggufreap.errors import InputError, MismatchError
-from ggufreap.quantization.forecast import lost_after_nul
 from ggufreap.quantization.request import TENSOR_TYPES, QuantRequest
 
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
@@ -138,7 +137,7 @@ def other_warnings(source: GgufFile, request: QuantRequest) -> list[str]:
         if not any(re.search(pattern, name) for name in source.by_name):
             warnings.append(f"tensor type {pattern}={kind} matches no tensor")
     for key, entry in source.metadata.items():
-        if cut := len(lost_after_nul(entry)):
+        if cut := len(entry.nul_tails):
             warnings.append(f"strings of metadata {key} with a NUL byte: {cut}; llama.cpp drops what follows it")
     return warnings
 

@@ -1,16 +1,16 @@
 """What to calibrate on, in all the ways in which it can be said."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ggufreap import blending
 from ggufreap.corpus.default import DEFAULT_SOURCES
 from ggufreap.corpus.held_out import parse_share, split
-from ggufreap.corpus.request import Opened, Request, open_request
+from ggufreap.corpus.request import Opened, open_request
 from ggufreap.corpus.standard_library import calibration_text
 from ggufreap.errors import InputError
+from ggufreap.options.data import Request
 
 # A file, all that a request can name, data that is open already, or None: the built-in mix of public data sets. A
 # request that names no data is the mix too, read as the request says.
@@ -39,17 +39,12 @@ def _opened(data: Data) -> Opened:
         raise InputError(
             f"no text was given, and the built-in mix of data sets cannot be had: {error}; "
             "to try out without network: --offline-default"
-        ) from None
+        ) from error
 
 
-def split_off(
-    data: Data, share: str | None, seed: int, files: Sequence[str | Opened]
-) -> tuple[Data, tuple[str | Opened, ...]]:
-    """The data without `share` of its documents, and the held-out data `files` with these; as they are for None."""
-    if share is None:
-        return data, tuple(files)
-    kept, held = split(open_data(data), parse_share(share), seed)
-    return kept, (*files, *held)
+def split_off(data: Data, share: str | None, seed: int) -> tuple[Data, tuple[Opened, ...]]:
+    """The data without `share` of its documents, and these by domain; all and none for None."""
+    return (data, ()) if share is None else split(open_data(data), parse_share(share), seed)
 
 
 def as_request(data: Request | str | Path) -> Request:

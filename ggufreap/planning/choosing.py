@@ -1,4 +1,4 @@
-"""Chooses which experts stay, and keeps the choice as a file that a person can read."""
+"""Which experts stay: counts, groups, ties, and the plan as a value."""
 
 import hashlib
 import json
@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,12 +13,11 @@ from ggufreap.architecture.layout import MoeLayout
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
 from ggufreap.evidence import require_scores
-from ggufreap.files import replacing
 from ggufreap.observation import Floats
 from ggufreap.saliency import IMATRIX
+from ggufreap.showing import EXCERPT, excerpt, shown
 
 SCHEMA = "ggufreap.plan/1"
-MTP_MODES = ("mirror", "drop")
 # What whoever meets a plan, or a file made by it, must know of the method.
 NOTES = {
     IMATRIX: "chosen from an importance matrix alone, without calibration: weaker than reap, since such a matrix knows "
@@ -127,19 +124,30 @@ def as_fraction(ratio: str) -> Decimal:
     """A ratio as an exact decimal in [0, 1)."""
     try:
         fraction = Decimal(ratio)
-    except InvalidOperation:
+    except InvalidOperation as error:
         raise InputError(
-            f"ratio {ratio!r} is not a number; it is the fraction of experts to remove, such as 0.2"
-        ) from None
+            f"ratio {excerpt(ratio)} is not a number; it is the fraction of experts to remove, such as 0.2"
+        ) from error
     if not (fraction.is_finite() and 0 <= fraction < 1):
-        raise InputError(f"ratio {ratio} is not in [0, 1); it is the fraction of experts to remove, such as 0.2")
+        raise InputError(
+            f"ratio {shown(ratio, EXCERPT)} is not in [0, 1); it is the fraction of experts to remove, such as 0.2"
+        )
     return fraction
 
 
-def ratio_label(n_expert: int, n_keep: int, ratio: str | float | None) -> str:
-    """The ratio as it stands in names: at least two decimals, as written or as it came out."""
-    fraction = as_fraction(str(ratio)) if ratio is not None else Decimal(n_expert - n_keep) / n_expert
-    return f"{fraction:.2f}" if ratio is None or fraction.as_tuple().exponent >= -2 else f"{fraction}"  # type: ignore[operator]  # finite
+def ratio_label(group_size: int, removed: int, ratio: str | float | None) -> str:
+    """The ratio as it stands in names, at least two decimals: as written, else the shortest that removes as many.
+
+    `removed` experts of every group of `group_size` go. So two plans that remove different numbers of experts never
+    share a name: 51 of 256 are 0.20, 50 are 0.196.
+    """
+    if ratio is not None:
+        fraction = as_fraction(str(ratio))
+        return f"{fraction:.2f}" if fraction.as_tuple().exponent >= -2 else f"{fraction}"  # type: ignore[operator]  # finite
+    digits = 2
+    while (shortest := -(-removed * 10**digits // group_size)) * group_size >= (removed + 1) * 10**digits:
+        digits += 1
+    return f"{Decimal(shortest).scaleb(-digits):.{digits}f}"
 
 
 def select(scores: Floats, n_keep: int, n_group: int) -> tuple[tuple[int, ...], ...]:
@@ -183,7 +191,7 @@ def make_plan(
         block.index: {"retained": round(_share(row, ids), 6)}
         for block, row, ids in zip(layout.trunk, scores, chosen, strict=True)
     }
-    label = ratio_label(layout.n_expert, n_keep, ratio)
+    label = ratio_label(layout.group_size, layout.group_size - n_keep // layout.n_group, ratio)
     return PruningPlan(
         model=model,
         method=method,
@@ -229,39 +237,3 @@ def check_plan(plan: PruningPlan, model: ModelIdentity, layout: MoeLayout) -> No
                 f"block {block} does not keep equally many experts in each of {layout.n_group} groups, in group order; "
                 "routing would change"
             )
-
-
-def save_plan(path: Path, plan: PruningPlan) -> None:
-    """Write the plan as JSON."""
-    with replacing(path) as file:
-        file.write(plan.to_json().encode())
-
-
-def load_plan(path: Path) -> PruningPlan:
-    """Read a plan; raises InputError for anything else."""
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA:
-            raise InputError(f"{path} has schema {data['schema']!r}, this version reads {SCHEMA!r}; plan again")
-        layers = {int(block): dict(layer) for block, layer in data["layers"].items()}
-        mtp = data.get("mtp", "mirror")
-        if mtp not in MTP_MODES:
-            raise ValueError(f"mtp {mtp!r}")
-        return PruningPlan(
-            ModelIdentity(**{key: str(value) for key, value in data["model"].items()}),
-            str(data["method"]),
-            str(data["ratio"]),
-            int(data["n_expert"]),
-            int(data["n_keep"]),
-            mtp,
-            {block: tuple(int(expert) for expert in layer.pop("keep")) for block, layer in layers.items()},
-            {block: layer for block, layer in layers.items() if layer},
-            data.get("corpus", ""),
-            tuple(SourceRecord(**record) for record in data.get("datasets", ())),
-            data.get("blend", ""),
-            int(data.get("n_group", 1)),
-        )
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not a plan of ggufreap ({error!r}); make one with plan") from None

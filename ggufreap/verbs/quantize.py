@@ -9,15 +9,17 @@ from typing import Self
 from ggufreap import imatrix as matrices
 from ggufreap import naming
 from ggufreap.architecture.layout import bind
-from ggufreap.container import GgufFile, open_gguf
+from ggufreap.container import GgufFile
 from ggufreap.engine.quantizer import Importance
 from ggufreap.errors import InputError, OutputError, UnsupportedModel
 from ggufreap.files import check_space, make_folder
 from ggufreap.imatrix import Filled, Imatrix
+from ggufreap.model import AnyModel, file_of
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized, QuantRequest, imatrix_metadata, quantize_file
 from ggufreap.recipe import Variant, load_quantization
 from ggufreap.rewriting.metadata import EXPERTS_BEFORE
+from ggufreap.sizing import Sizer
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Guide:
 
 
 def quantize(
-    model: str | Path,
+    model: AnyModel,
     out: str | Path,
     type: str,
     *,
@@ -83,7 +85,7 @@ def quantize(
     `imatrix` is a GGUF or .dat importance matrix of this very model: for a pruned model one that was sliced with it.
     A model that ggufreap pruned gets the types that it would have had before, where llama.cpp's mix counts experts.
     """
-    source = open_gguf(model)
+    source = file_of(model)
     request = QuantRequest(
         type,
         tuple(tensor_types),
@@ -94,11 +96,15 @@ def quantize(
         threads,
         allow_requantize,
     )
-    return make(source, Path(out), request, _guide(imatrix, source), dry_run, progress)
+    guide = guide_of(imatrix, source)
+    if dry_run:
+        with Sizer(source) as sizer:
+            return foresee(sizer, None, Path(out), request, guide)
+    return make(source, Path(out), request, guide, progress)
 
 
 def quantize_variants(
-    model: str | Path,
+    model: AnyModel,
     out: str | Path,
     recipe: str | Path,
     *,
@@ -114,25 +120,26 @@ def quantize_variants(
     `out` is a folder, or for a single variant a file that ends in .gguf. Everything is checked before the first one.
     """
     chosen = load_variants(recipe)
-    out, source = Path(out), open_gguf(model)
+    out, source = Path(out), file_of(model)
     if out.suffix == ".gguf" and not out.is_dir():
         if len(chosen) > 1:
             raise OutputError(f"{out} is one file, recipe {recipe} makes {len(chosen)}; name a folder with -o")
         paths = [out]
     else:
         paths = [out / naming.pruned_name(source.path, "", variant.suffix) for variant in chosen]
-    guide, n_block = _guide(imatrix, source), _n_block(source)
+    guide, n_block = guide_of(imatrix, source), _n_block(source)
     requests = [
         replace(variant.of(n_block).request(threads, allow_requantize), keep_split=keep_split) for variant in chosen
     ]
     jobs = list(zip(paths, requests, strict=True))
-    foreseen = Variants(tuple(make(source, path, request, guide, dry_run=True) for path, request in jobs))
+    with Sizer(source) as sizer:
+        foreseen = Variants(tuple(foresee(sizer, None, path, request, guide) for path, request in jobs))
     if dry_run:
         return foreseen
     check_space(paths[0].parent, foreseen.nbytes)
     if paths != [out]:
         make_folder(out)
-    return Variants(tuple(make(source, path, request, guide, progress=progress) for path, request in jobs))
+    return Variants(tuple(make(source, path, request, guide, progress) for path, request in jobs))
 
 
 def load_variants(recipe: str | Path) -> tuple[Variant, ...]:
@@ -143,24 +150,17 @@ def load_variants(recipe: str | Path) -> tuple[Variant, ...]:
     return chosen
 
 
-def make(
-    source: GgufFile,
-    out: Path,
-    request: QuantRequest,
-    guide: Guide,
-    dry_run: bool = False,
-    progress: Progress = silent,
-) -> Quantized:
+def foresee(sizer: Sizer, n_keep: int | None, out: Path, request: QuantRequest, guide: Guide) -> Quantized:
+    """What `make` will make of the model with `n_keep` experts per block, or of the whole one; raises what it would."""
+    request = replace(request, metadata=guide.metadata)
+    said = sizer.quantised(n_keep, request, out, imatrix=guide.values, imatrix_later=guide.later)
+    return replace(said, warnings=said.warnings + guide.notes)
+
+
+def make(source: GgufFile, out: Path, request: QuantRequest, guide: Guide, progress: Progress = silent) -> Quantized:
     """Quantise an opened model, the notes of `guide` among the warnings."""
-    made = quantize_file(
-        source,
-        out,
-        replace(request, n_expert_before=source.get(EXPERTS_BEFORE), metadata=guide.metadata),
-        imatrix=guide.values,
-        imatrix_later=guide.later,
-        dry_run=dry_run,
-        progress=progress,
-    )
+    request = replace(request, n_expert_before=source.get(EXPERTS_BEFORE), metadata=guide.metadata)
+    made = quantize_file(source, out, request, imatrix=guide.values, progress=progress)
     return replace(made, warnings=made.warnings + guide.notes)
 
 
@@ -177,7 +177,8 @@ def gap_note(gap: Filled) -> str:
     return f"{gap.weight}: {'. '.join(said)}"
 
 
-def _guide(imatrix: str | Path | None, source: GgufFile) -> Guide:
+def guide_of(imatrix: str | Path | None, source: GgufFile) -> Guide:
+    """The guide that a file holds, if there is one."""
     return Guide() if imatrix is None else Guide.of(matrices.load_for(imatrix, source), Path(imatrix).name, source)
 
 
