@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ggufreap.verbs.stages import open_model
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_gguf import qwen3moe
@@ -19,6 +18,7 @@ from ggufreap.cli.common import command
 from ggufreap.container import open_gguf
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.errors import FormatError, GgufReapError, NumericFailure, UnsupportedModel
+from ggufreap.model import Model
 from ggufreap.planning import load_plan, make_plan, save_plan
 from ggufreap.quantization.request import imatrix_metadata
 from ggufreap.reporting import facts, write_report
@@ -147,7 +147,8 @@ def test_the_command_of_a_report_tells_no_folders(tmp_path: Path, monkeypatch: p
 def test_the_metadata_of_a_pruned_file_tells_no_folders(tmp_path: Path) -> None:
     path = qwen3moe(tmp_path / "m.gguf", n_block=1, n_embd=32, n_ff=32)
     inspection, source = inspect(path), open_gguf(path)
-    _, layout, identity = open_model(path)
+    model = Model.open(path)
+    layout, identity = model.layout, model.identity
     records = (SourceRecord("/home/me/text.txt", "de"), SourceRecord("org/data", "code", is_hub=True))
     scores = np.ones((1, inspection.n_expert))
     plan = make_plan(layout, identity, scores, method="reap", keep=8, datasets=records)

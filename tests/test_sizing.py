@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asked import prune
 from gguf import GGMLQuantizationType as Kind
-from ggufreap.verbs.stages import open_model
 from tiny_gguf import qwen3moe
 
-from ggufreap import prune, quantize, saliency
+from ggufreap import quantize, saliency
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, open_gguf, type_name
 from ggufreap.engine.quantizer import Quantizer
 from ggufreap.errors import EngineError, InfeasiblePlan, InputError
+from ggufreap.model import Model
 from ggufreap.planning import PruningPlan, make_plan
 from ggufreap.quantization import QuantRequest, imatrix_metadata, quantize_file
 from ggufreap.rewriting import execute
@@ -33,7 +34,8 @@ ARCHS = ("qwen3moe", "deepseek2-groups4", "gpt-oss", "glm4moe", "lfm2moe", "llam
 
 
 def planned(model: Path, n_keep: int, seed: int = 0, mtp: str = "mirror") -> tuple[GgufFile, MoeLayout, PruningPlan]:
-    source, layout, identity = open_model(model)
+    opened = Model.open(model)
+    source, layout, identity = opened.file, opened.layout, opened.identity
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
     return source, layout, make_plan(layout, identity, scores, method="random", keep=n_keep, mtp=mtp)
 
@@ -51,7 +53,7 @@ def counts_of(layout: MoeLayout) -> list[int]:
 
 @contextmanager
 def sizer_of(model: Path, mtp: str = "mirror", **cut: object) -> Iterator[tuple[Sizer, MoeLayout]]:
-    source, layout, plan = planned(model, open_model(model)[1].n_expert, mtp=mtp)
+    source, layout, plan = planned(model, Model.open(model).layout.n_expert, mtp=mtp)
     with Sizer(source, rewriter(source, layout, plan, Path("out.gguf"), **cut)) as sizer:
         yield sizer, layout
 

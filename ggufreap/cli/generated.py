@@ -37,7 +37,7 @@ def flags(
             if name in one_of:
                 group = either = either or group.add_mutually_exclusive_group(required=required)
             _add(group, f"{type(base).__name__}.{name}", flag, getattr(base, name))
-            command.set_defaults(flags=(*(command.get_default("flags") or ()), flag.key))
+            command.set_defaults(offered=(*(command.get_default("offered") or ()), name))
 
     return add
 

@@ -43,7 +43,8 @@ def rewriter(
         layout.check_keep(n_keep)
         if n_keep == plan.n_keep:
             return cut(plan)
-        label, kept = ratio_label(plan.n_expert, n_keep, None), tuple(range(n_keep))
+        removed = layout.group_size - n_keep // layout.n_group
+        label, kept = ratio_label(layout.group_size, removed, None), tuple(range(n_keep))
         return cut(replace(plan, n_keep=n_keep, ratio=label, keep=dict.fromkeys(plan.keep, kept)))
 
     return rewrite
