@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
-from asked import evaluate, preview, prune
+from asked import evaluate, preview, prune, report
+from asked import plan as make_plan
 from fake_engine import FakeEngine
 
 from ggufreap import calibrate
@@ -171,6 +172,12 @@ def test_a_context_beyond_the_trained_one_is_said(tmp_path: Path, caplog: pytest
     caplog.clear()
     evaluate(path, files=[str(tmp_path / "text.txt")], settings=SETTINGS)
     assert "-c 64 is longer than the 48 tokens" in caplog.text
+
+
+def test_what_is_made_already_can_hold_nothing_out(model: GgufFile) -> None:
+    plan = make_plan(model.path, method="random", ratio="0.25")
+    with pytest.raises(InputError, match="--eval-split holds out a part of what is calibrated on"):
+        report(model.path, [model.path], plan, eval_split="5%")
 
 
 @pytest.mark.native

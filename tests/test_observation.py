@@ -276,7 +276,10 @@ def plans(path: Path, ids: Path) -> dict[str, object]:
     """What every method keeps, by one calibration; random looks at nothing."""
     stats, matrix = path.with_suffix(".npz"), path.with_suffix(".imatrix.gguf")
     calibrate(path, stats, ids, imatrix_out=matrix, settings=SETTINGS)
-    found = {name: plan(path, stats=stats, method=name, ratio="0.25").keep for name in saliency.METHOD_NAMES}
+    found = {
+        name: plan(path, stats=stats if name in saliency.METHODS else None, method=name, ratio="0.25").keep
+        for name in saliency.METHOD_NAMES
+    }
     return found | {"imatrix": plan(path, from_imatrix=matrix, ratio="0.25").keep}
 
 

@@ -91,7 +91,9 @@ def report(
     if not pruned:
         raise InputError("no pruned file was given; name one or more")
     if judgement.split is not None and exam is None:
-        raise InputError("--eval-split holds out a part of what is calibrated on; the files are there already: give -f")
+        raise InputError(
+            "--eval-split holds out a part of what is calibrated on; these files are made already: give -f FILE"
+        )
     if (judgement.compare or judgement.fail_if) and not (judgement.files or exam):
         raise InputError("--compare and --fail-if judge by held-out text; give some, such as --eval-file FILE")
     if exam is None and judgement.files:
