@@ -1,12 +1,16 @@
 """A model as the stages take it: opened, bound and identified once, by the first line of a verb, and handed down."""
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import GgufFile, open_gguf
+from ggufreap.evidence import require_weights
 from ggufreap.planning import ModelIdentity
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ class Model:
         name = str(self.file.get("general.name") or self.path.stem)
         return ModelIdentity(self.file.fingerprint, self.layout.architecture.name, name)
 
+    def check_weights(self) -> None:
+        """Say where zeros stand instead of weights; raises FormatError where an expert is nothing else."""
+        for note in require_weights(self.file, self.layout):
+            _LOG.warning("%s", note)
+
 
 AnyModel = Model | str | Path  # what the public verbs take
 
@@ -50,3 +59,15 @@ def file_of(model: AnyModel) -> GgufFile:
 def name_of(model: AnyModel) -> str:
     """The path as it was given, for the reader."""
     return str(model.path if isinstance(model, Model) else model)
+
+
+def warn_of_context(file: GgufFile, n_ctx: int) -> None:
+    """Say where a chunk is longer than what the model was trained on."""
+    trained = file.get(f"{file.get('general.architecture')}.context_length")
+    if isinstance(trained, int) and 0 < trained < n_ctx:
+        _LOG.warning(
+            "-c %d is longer than the %d tokens that %s was trained on: what it does beyond them tells little",
+            n_ctx,
+            trained,
+            file.path.name,
+        )

@@ -15,6 +15,7 @@ from ggufreap.verbs.report import Measures
 # Where two options have a field of the same name, as the flags tell them apart.
 NAMES = {
     "eval_file": "files",
+    "eval_split": "split",
     "eval_chunks": "chunks",
     "eval_ctx_size": "ctx_size",
     "report_out": "report",

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
-from asked import evaluate, prune, report
+from asked import evaluate, preview, prune, report
 from gguf import GGMLQuantizationType as Kind
 
+from ggufreap import calibrate
 from ggufreap.cli import main
 from ggufreap.container import open_gguf
 from ggufreap.errors import InfeasiblePlan, InputError, OutputError
@@ -176,6 +177,29 @@ def test_the_ratio_auto_goes_as_far_as_it_may(folder: Path, tmp_path: Path, max_
     assert found.account.files[0].comparison.worst.kld < max_kld
 
 
+def test_what_is_delivered_keeps_to_the_limit_or_it_is_said(folder: Path, tmp_path: Path) -> None:
+    """The ratio is found on the model as it is; the quantised file costs more, and is judged by the same limit."""
+    stats, held = tmp_path / "S.npz", [str(folder / "held.txt")]
+    calibrate(folder / "Tiny-Q8_0.gguf", stats, folder / "calib.txt", settings=SETTINGS)
+    options = {"files": held, "chunks": 1, "settings": SETTINGS}
+    (one,) = preview(folder / "Tiny-Q8_0.gguf", stats=stats, ratios=["0.0625"], **options).candidates
+    made = prune(
+        folder / "Tiny-Q8_0.gguf",
+        folder / "calib.txt",
+        ratio="auto",
+        max_kld=1.01 * one.comparison.worst.kld,
+        quant=["keep", "Q2_K"],
+        out=tmp_path,
+        eval_file=held,
+        eval_chunks=1,
+        verification=False,
+        settings=SETTINGS,
+    )
+    exact, small = made.account.files
+    assert [[outcome.failed for outcome in each.gates] for each in (exact, small)] == [[False], [True]]
+    assert not made.account.ok
+
+
 def test_text_that_was_calibrated_on_is_told_from_held_out_text(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -185,7 +209,7 @@ def test_text_that_was_calibrated_on_is_told_from_held_out_text(
         prune(
             folder / "Tiny-Q8_0.gguf", folder / "calib.txt", ratio="0.25", out=tmp_path, verification=False, **options
         )
-        assert ("was calibrated on too" in caplog.text) == warns
+        assert ("of the lines of x stand in the calibration data too" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(

@@ -449,7 +449,7 @@ BAD_LAYOUTS: dict[str, tuple[dict[str, Any], str]] = {
     "dense": ({"n_expert": 0}, "a dense qwen3 model: no routed experts to prune"),
     "unknown expert tensor": (
         {"changes": [unknown_tensor]},
-        "blk.1.ffn_moon_exps.weight of a MoE block is in no table",
+        "blk.1.ffn_moon_exps.weight with shape .* is in no table and may belong to the 16 experts",
     ),
     "unknown expert key": ({"changes": [with_metadata(expert_moons=3)]}, "qwen3moe.expert_moons is in no table"),
     "experts apart": ({"changes": [tiny_layouts.separate_experts]}, "Convert the original model again"),

@@ -234,9 +234,9 @@ def test_the_command_line_of_preview(model: Path, files: list[str], capfd: pytes
     assert re.search(r"0\.9   keeping \d of 16 experts", out)
     assert re.search(r"random 0\.25( \*)? +12/16 ", out)
     assert main([*command, "--ratios", "0.25", *strict]) == 4
-    assert "already of RANDOM-0.25 worst_domain.kld>0 fails" in capfd.readouterr().out
+    assert "random is a control, which is never recommended" in capfd.readouterr().out
     assert main([*command, "--ratios", "0.25", "--fail-if", "kld>9", "--json"]) == 0
-    assert '"recommended": 0' in capfd.readouterr().out
+    assert '"recommended": null' in capfd.readouterr().out
     assert main([*command, "--ratios", "0.25", "--fail-if", "domain.fax.kld>9"]) == 1
     assert "there is no domain 'fax', only fox, digits" in capfd.readouterr().err
 
@@ -266,6 +266,16 @@ def test_recommended_is_what_lies_below_the_first_failure() -> None:
     none, why = recommend(reap[2:])
     assert none is None
     assert "already of REAP-0.3 worst_domain.kld>0.2 fails" in why
+
+
+def test_a_control_is_shown_and_never_recommended() -> None:
+    """Though its header is shorter, and chance may favour it."""
+    chance = [candidate("random", "0.1", 89, 0.01), candidate("random", "0.2", 79, 0.01)]
+    own = [candidate("reap", "0.1", 90, 0.02), candidate("reap", "0.2", 80, 0.15)]
+    assert recommend([*own, *chance])[0] is own[1]
+    none, why = recommend(chance)
+    assert none is None
+    assert "random is a control, which is never recommended" in why
 
 
 def test_the_ratio_is_searched(model: Path, files: list[str]) -> None:

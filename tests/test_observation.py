@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+import tiny_layouts
+import tiny_llama
 import tiny_reference
 from asked import plan, prune
 
@@ -265,3 +267,28 @@ def test_matrices_beside_statistics_without_sums_are_not_merged_in_silence(
     assert f"not merged: {tmp_path / '1.imatrix.gguf'}; statistics without importance sums do not tell" in caplog.text
     assert Stored.open(tmp_path / "both.npz").importance is None
     assert not (tmp_path / "both.imatrix.gguf").exists()
+
+
+# Plans that must not depend on how a model is written down.
+
+
+def plans(path: Path, ids: Path) -> dict[str, object]:
+    """What every method keeps, by one calibration; random looks at nothing."""
+    stats, matrix = path.with_suffix(".npz"), path.with_suffix(".imatrix.gguf")
+    calibrate(path, stats, ids, imatrix_out=matrix, settings=SETTINGS)
+    found = {
+        name: plan(path, stats=stats if name in saliency.METHODS else None, method=name, ratio="0.25").keep
+        for name in saliency.METHOD_NAMES
+    }
+    return found | {"imatrix": plan(path, from_imatrix=matrix, ratio="0.25").keep}
+
+
+def test_a_scale_folded_into_the_weights_changes_no_plan(tmp_path: Path, ids: Path) -> None:
+    scaled = tiny_gguf.qwen3moe(tmp_path / "scaled.gguf", changes=[tiny_layouts.scaled])
+    folded = tiny_gguf.qwen3moe(tmp_path / "folded.gguf", changes=[tiny_layouts.scales_folded])
+    tokens = CHUNKS[0].tolist()
+    np.testing.assert_allclose(tiny_llama.outputs(scaled, tokens), tiny_llama.outputs(folded, tokens), atol=1e-4)
+    assert plans(scaled, ids) == plans(folded, ids)
+    # It is the scales that decide: without them, the norms of these weights choose otherwise.
+    bare = plan(tiny_gguf.qwen3moe(tmp_path / "bare.gguf"), method="weight_norm", ratio="0.25")
+    assert bare.keep != plan(scaled, method="weight_norm", ratio="0.25").keep

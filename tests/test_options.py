@@ -180,6 +180,7 @@ ASKED = (
     (("--keep-intermediate",), Quantisation, "keep_intermediate", True, None),
     (("--allow-requantize",), Quantisation, "allow_requantize", True, None),
     (("--eval-file", "a", "--eval-file", "b"), Judgement, "files", ("a", "b"), "[evaluation]\nfiles = ['a', 'b']\n"),
+    (("--eval-split", "5%"), Judgement, "split", "5%", None),
     (("--eval-chunks", "4"), Judgement, "chunks", 4, "[evaluation]\nchunks = 4\n"),
     (("--eval-ctx-size", "64"), Judgement, "ctx_size", 64, "[evaluation]\nctx_size = 64\n"),
     (("--compare",), Judgement, "compare", True, "[evaluation]\nfiles = ['a']\ncompare = true\n"),

@@ -14,6 +14,7 @@ from tiny_gguf import qwen3moe
 
 from ggufreap.container import open_gguf, type_name
 from ggufreap.errors import InputError
+from ggufreap.options.data import Reading, Request
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.output import Output
 from ggufreap.quantization import parse_tensor_type
@@ -222,10 +223,14 @@ def test_held_out_texts_are_named(write: Write) -> None:
     assert empty.evaluation.texts == {}
 
 
-def test_the_data_sets_of_a_recipe_are_looked_for(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("data", [None, Request(reading=Reading(n_chunks=8))])
+def test_the_data_sets_of_a_recipe_are_looked_for(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Request | None
+) -> None:
+    """Also where no more is said than how to read."""
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"data set theblackcat102/evol-codealpaca-v1: the hub is out of reach"):
-        run("reap-qwen3.5-35b-a3b-20", model, output=Output(tmp_path))
+        run("reap-qwen3.5-35b-a3b-20", model, data, output=Output(tmp_path))
 
 
 # --- from end to end -------------------------------------------------------------------------------------------------

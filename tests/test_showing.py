@@ -150,7 +150,7 @@ def test_the_metadata_of_a_pruned_file_tells_no_folders(tmp_path: Path) -> None:
     model = Model.open(path)
     layout, identity = model.layout, model.identity
     records = (SourceRecord("/home/me/text.txt", "de"), SourceRecord("org/data", "code", is_hub=True))
-    scores = np.ones((1, inspection.n_expert))
+    scores = np.arange(inspection.n_expert, dtype=float)[None]
     plan = make_plan(layout, identity, scores, method="reap", keep=8, datasets=records)
     script = lower(source, layout, plan, tmp_path / "out.gguf")
     assert b"/home/me" not in script.files[0].header

@@ -146,7 +146,8 @@ def test_what_stands_against_a_request_is_raised_and_the_next_is_answered(eight:
         # An assertion of llama.cpp ends its process.
         with pytest.raises(EngineError, match=r"it stopped: llama-model\.cpp:\d+: GGML_ASSERT\(n_expert_used"):
             sizer.quantised(6, QuantRequest("Q8_0", metadata={"qwen3moe.expert_used_count": 9}))
-        assert sizer.quantised(6, QuantRequest("IQ2_XS"), imatrix_later=True).types["blk.0.attn_q.weight"] == "IQ2_XS"
+        weighted = sizer.quantised(6, QuantRequest("IQ2_XS"), imatrix_later=sizer.source.by_name)
+        assert weighted.types["blk.0.attn_q.weight"] == "IQ2_XS"
 
 
 # --- one process ------------------------------------------------------------------------------------------------------
@@ -213,17 +214,17 @@ def test_nothing_stays_behind(eight: Path, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_nearest_type_is_the_nearest_of_all(shared: Path, arch: str, weighted: bool) -> None:
     with Sizer(open_gguf(shared / "archs" / f"{arch}.gguf")) as sizer:
-        sizes = {}
+        sizes, later = {}, sizer.source.by_name if weighted else None
         for kind in TYPES:
             request = QuantRequest(kind, allow_requantize=True)
             with suppress(InputError):  # a type that needs a matrix
-                sizes[kind] = sizer.quantised(None, request, imatrix_later=weighted).nbytes
+                sizes[kind] = sizer.quantised(None, request, imatrix_later=later).nbytes
         assert ("IQ2_XS" in sizes) == weighted
         ends = (0, *sizes.values(), 2 * max(sizes.values()))
         targets = {nbytes + more for nbytes in ends for more in (-1, 0, 1)}
         targets |= {(one + other) // 2 for one, other in pairwise(sorted(ends))}
         for nbytes in sorted(targets):
-            kind, there = nearest_type(sizer, nbytes, imatrix_later=weighted)
+            kind, there = nearest_type(sizer, nbytes, imatrix_later=later)
             assert there == sizes[kind]
             assert abs(there - nbytes) == min(abs(size - nbytes) for size in sizes.values())
 
@@ -276,7 +277,7 @@ def test_sizes_by_classes_are_those_of_llama_cpp(shared: Path, arch: str, mtp: s
         for place in rng.permutation(len(candidates))[:12]:
             n_keep, *kinds = candidates[place]
             types = dict(zip(CLASSES, kinds, strict=True))
-            said = sizer.quantised(n_keep, table.request(types), imatrix_later=True)
+            said = sizer.quantised(n_keep, table.request(types), imatrix_later=sizer.source.by_name)
             assert table.nbytes(n_keep, types) == said.nbytes
 
 

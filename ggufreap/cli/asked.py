@@ -43,7 +43,7 @@ PLACE = flags(Output(), output.PLACE)
 PROOF = flags(Output(), output.PROOF)
 JUDGEMENT = flags(
     Judgement(),
-    *(judgement.HELD_OUT, judgement.LENGTH, judgement.RIVAL, judgement.GATES, judgement.REPORT),
+    *(judgement.HELD_OUT, judgement.SPLIT, judgement.LENGTH, judgement.RIVAL, judgement.GATES, judgement.REPORT),
     title="judgement",
 )
 REPORT = flags(Judgement(), judgement.REPORT)
@@ -52,7 +52,7 @@ _SHORT = (
     (
         "files",
         ("-f", "--file"),
-        "UTF-8 text that calibration has not seen, a domain each; repeatable, - is standard input",
+        "text (or rows, as for calibrate) that was not calibrated on, a domain each; repeatable, - is standard input",
     ),
     ("chunks", ("--chunks",), "run at most this many chunks of each"),
     (
@@ -68,14 +68,16 @@ JUDGED = flags(Judgement(), *_HELD_OUT, judgement.RIVAL, title="held-out text", 
 
 
 def request(options: argparse.Namespace) -> Request | None:
-    """What shall be calibrated on; None where nothing was named."""
+    """What shall be calibrated on, and how it is read; None where nothing was said of either."""
+    from ggufreap.saliency import RANDOM
     from ggufreap.verbs.data import offline_default
 
-    if options.offline_default:
-        return offline_default()
-    asked = value(options, Request)
-    if not (asked.file or asked.dataset or asked.domain or asked.tokens):
-        return None
+    asked, target = replace(value(options, Request), reading=value(options, Reading)), None
     if hasattr(options, Target.__name__):  # one flag draws samples and experts
-        asked = replace(asked, seed=value(options, Target).seed)
-    return replace(asked, reading=value(options, Reading))
+        target = value(options, Target)
+        asked = replace(asked, seed=target.seed)
+    if options.offline_default:
+        return offline_default(asked)
+    draws_experts = target is not None and (target.from_imatrix is not None or target.method == RANDOM)
+    nothing = Request(seed=asked.seed if draws_experts else 0)
+    return None if asked == nothing else asked

@@ -110,7 +110,7 @@ VERBS: Verbs = {
         "measure pruned files, and write report.json, a page and a model card",
         (
             model,
-            argument("pruned", nargs="+", metavar="PRUNED", help="pruned files; the first is the one that is judged"),
+            argument("pruned", nargs="+", metavar="PRUNED", help="pruned files; the first is compared with its rival"),
             argument("--plan", required=True, metavar="P.json", help="the plan they were made with"),
             argument(
                 "--stats", metavar="S.npz", help="what calibrate saved: scores, coverage and the curve over ratios"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ggufreap.blending import scored
 from ggufreap.console.draw import Drawers, Plain, say, styled, table
 from ggufreap.container import OutputFile, type_name
 from ggufreap.coverage import Coverage
@@ -107,6 +108,8 @@ def draw_coverage(coverage: Coverage) -> None:
 
 def _plan(plan: PruningPlan) -> None:
     say(f"{plan.summary} ({plan.method}, ratio {plan.ratio})")
+    if what := scored(plan.method, plan.blend):
+        say(f"scored by {what}")
     draw_note(plan)
     rows = [(str(block), f"{why['retained']:.1%}") for block, why in plan.why.items() if "retained" in why]
     table("Share of the score that stays", ("block", "retained"), rows)

@@ -12,6 +12,7 @@ from ggufreap.engine.protocol import Keep
 from ggufreap.evaluation import Comparison, Outcome, compare_with, of_engine, threads
 from ggufreap.judging.exam import Exam, open_engine
 from ggufreap.model import Model
+from ggufreap.observation import Stored
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import lower
@@ -54,7 +55,7 @@ class Masking:
 
     def __enter__(self) -> Self:
         try:
-            self._domains = self._exam.tokenised(self._engine)
+            self._domains = self._exam.tokenised(self._engine, self._model.file)
         except BaseException:
             self._engine.close()
             raise
@@ -64,6 +65,10 @@ class Masking:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._engine.close()
+
+    def warn_of_source(self, stored: Stored) -> None:
+        """Say which of the texts was calibrated on."""
+        self._exam.warn_of_source(self._engine, stored.provenance)
 
     @property
     def n_chunks(self) -> Mapping[str, int]:

@@ -20,7 +20,9 @@ import numpy as np
 from ggufreap.activity import doing
 from ggufreap.container import GgufFile
 from ggufreap.corpus import Corpus
-from ggufreap.engine.protocol import Keep
+from ggufreap.corpus.held_out import tokenised
+from ggufreap.engine.protocol import Keep, Tokens
+from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import MismatchError
 from ggufreap.evaluation import Comparison, compare_with, ignore, of_engine, threads
 from ggufreap.evaluation.scores import Map, first_scored
@@ -62,7 +64,7 @@ def compare_files(
     with ExitStack() as stack:
         run = stack.enter_context(threads(exam.settings.cpu_threads))
         with open_engine(original, exam.settings) as engine, doing("judging by", original.path):
-            domains = exam.tokenised(engine)
+            domains = exam.tokenised(engine, original)
             spill = _spill(domains, engine.n_vocab, folder) if files else None
             keeps = [of_engine(engine, keep) for keep in masked]
             also = stack.enter_context(spill).add if spill else ignore
@@ -111,15 +113,21 @@ def check_tokens(original: GgufFile, files: Sequence[GgufFile], exam: Exam) -> N
     if not others:
         return
     with open_engine(original, exam.settings) as engine:
-        n_vocab, tokens = engine.n_vocab, {name: engine.tokenize(text) for name, text in exam.texts.items()}
+        n_vocab, tokens = engine.n_vocab, _tokens(engine, original, exam)
     for file in others:
         with open_engine(file, exam.settings) as engine:
-            for name, text in exam.texts.items():
-                if engine.n_vocab != n_vocab or not np.array_equal(engine.tokenize(text), tokens[name]):
+            for name, own in _tokens(engine, original, exam).items():
+                if engine.n_vocab != n_vocab or not np.array_equal(own, tokens[name]):
                     raise MismatchError(
                         f"{file.path} and {original.path} do not read {name} as the same tokens; "
                         "compare models of one vocabulary"
                     )
+
+
+def _tokens(engine: LlamaSession, original: GgufFile, exam: Exam) -> dict[str, Tokens]:
+    """Domain -> chunks `[n_chunks, n_ctx]`, conversations as `original` writes them."""
+    found, _ = tokenised(engine, original, exam.texts, exam.settings.n_ctx, exam.chunks)
+    return {name: corpus.chunks for name, corpus in found.items()}
 
 
 def _tokenizer(file: GgufFile) -> dict[str, bytes]:

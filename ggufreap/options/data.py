@@ -107,6 +107,11 @@ class Request:
         check(self)
 
     @property
+    def names_data(self) -> bool:
+        """Whether it names any; if not, there is only a way of reading in it."""
+        return bool(self.file or self.dataset or self.domain or self.tokens or self.text)
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """The files that it names as they are: outputs must be none of them."""
         return (*(name for name in self.file if name != STANDARD_INPUT), *([str(self.tokens)] if self.tokens else []))

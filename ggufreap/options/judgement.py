@@ -7,12 +7,15 @@ from ggufreap.options.flag import Flag, check, flagged, whole
 
 LEAST_CTX = 4  # of fewer tokens, none is scored
 
-HELD_OUT, LENGTH, GATES, RIVAL, REPORT = "held-out text", "length", "gates", "rival", "report"
+HELD_OUT, SPLIT, LENGTH = "held-out text", "split", "length"
+GATES, RIVAL, REPORT = "gates", "rival", "report"
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Texts that calibration has not seen: `files`, `NAME=FILE` or `FILE`, each a domain.
+    """Text that calibration has not seen: `files`, `NAME=FILE` or `FILE`, each a domain.
+
+    A FILE is a text, or whatever else calibration can read: rows, packed files, folders, data sets.
 
     Of each at most `chunks` chunks of `ctx_size` tokens are run (None: as many tokens as the engine's settings say).
     `fail_if`: gates on what is found, such as `worst_domain.kld>0.2`.
@@ -68,10 +71,22 @@ class HeldOut:
 class Judgement(HeldOut):
     """Held-out text, and what else to do with it.
 
+    `split`: hold out such a share of the documents of the calibration data too, 5% or 0.05, for `prune`;
     `compare`: also quantise the unpruned model to the size of the first file and measure that; `report`: a folder for
     report.json, a page and a model card.
     """
 
+    split: str | None = flagged(
+        None,
+        Flag(
+            ("--eval-split",),
+            SPLIT,
+            "hold out this share of the documents, such as 5%%, and never calibrate on them",
+            str,
+            "SHARE",
+            recipe=None,
+        ),
+    )
     compare: bool = flagged(
         False, Flag(("--compare",), RIVAL, "also measure the unpruned model, quantised to the same size")
     )
@@ -83,7 +98,11 @@ class Judgement(HeldOut):
 
 def split_name(text: str) -> tuple[str, str]:
     """(name, path) of `NAME=FILE` or `FILE`; a file that is there is one, whatever it is called."""
-    name, equals, path = text.partition("=")
-    if not equals or Path(text).exists():
-        name, path = "", text
+    name, path = given_name(text)
     return name or ("stdin" if path == "-" else Path(path).stem), path
+
+
+def given_name(text: str) -> tuple[str, str]:
+    """The same with an empty name where none was given."""
+    name, equals, path = text.partition("=")
+    return (name, path) if equals and not Path(text).exists() else ("", text)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggufreap.limits import SMALL
 from ggufreap.options.flag import MOST, Flag, check, flagged, number, one_of, whole
 
 REAP, MIRROR, DROP = "reap", "mirror", "drop"
 MTP_MODES = (MIRROR, DROP)
 AUTO_RATIO = "auto"
-MAX_KLD = 0.1  # nats, of the worst domain
 
 SIZE, SEARCH, CHOICE, WEIGHING, MTP, SEED = "size", "search", "choice", "weighing", "mtp", "seed"
 
@@ -38,7 +38,7 @@ class Target:
     )
     keep: int | None = flagged(None, Flag(("--keep",), SIZE, "experts to keep in every block", whole(-MOST), "N", int))
     max_kld: float = flagged(
-        MAX_KLD,
+        SMALL,
         Flag(("--max-kld",), SEARCH, "with --ratio auto: mean KLD of the worst domain ({})", number, "X", recipe=None),
     )
     method: str = flagged(

@@ -12,6 +12,7 @@ import numpy as np
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
+from ggufreap.evidence import require_scores
 from ggufreap.observation import Floats
 from ggufreap.saliency import IMATRIX
 from ggufreap.showing import EXCERPT, excerpt, shown
@@ -177,9 +178,11 @@ def make_plan(
     """Plan from scores `[n_trunk_blocks, n_expert]`, row by row of `layout.trunk`.
 
     MTP blocks are never run by ordinary decoding, so they have no scores: `mirror` gives them the keep-set of the
-    last trunk block, `drop` takes them out of the file.
+    last trunk block, `drop` takes them out of the file. Raises InputError or NumericFailure for scores that decide
+    nothing in some block.
     """
     n_keep = count_to_keep(layout, ratio, keep)
+    require_scores(scores, [block.index for block in layout.trunk], n_keep, method)
     chosen = select(scores, n_keep, layout.n_group)
     kept = {block.index: ids for block, ids in zip(layout.trunk, chosen, strict=True)}
     if mtp == "mirror":
@@ -207,7 +210,7 @@ def make_plan(
 
 def _share(scores: Floats, kept: tuple[int, ...]) -> float:
     mass = np.where(np.isfinite(scores), scores, 0.0)
-    return float(mass[list(kept)].sum() / mass.sum()) if mass.sum() > 0 else 1.0
+    return float(mass[list(kept)].sum() / mass.sum()) if len(kept) < len(mass) else 1.0
 
 
 def check_plan(plan: PruningPlan, model: ModelIdentity, layout: MoeLayout) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ggufreap.errors import EngineError, GgufReapError, InputError, OutputError
 from ggufreap.files import PARTIAL, check_output, check_space, sync
 from ggufreap.interrupts import held
 from ggufreap.progress import Progress, silent
-from ggufreap.quantization.checks import check_importance, check_requantizing, check_rows, other_warnings
+from ggufreap.quantization.checks import check_importance, check_reach, check_requantizing, check_rows, other_warnings
 from ggufreap.quantization.forecast import ALIGNMENT, TENSOR_LINE, DryRun, Fallback, Forecast, file_sizes, forecast
 from ggufreap.quantization.request import FILE_TYPES, QuantRequest, file_type_name, tensor_type
 
@@ -44,15 +44,15 @@ def quantize_file(
     request: QuantRequest,
     *,
     imatrix: Importance | None = None,
-    imatrix_later: bool = False,
+    imatrix_later: Collection[str] | None = None,
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> Quantized:
     """Quantise `source` to `out`, or with `dry_run` only tell exactly what it would be.
 
     `imatrix`: tensor -> mean squares of its inputs `[n_mat * n_in]`, per expert, as llama-quantize hands them over;
-    `imatrix_later`: a dry run for one that is yet to be collected. A dry run reads headers alone, never tensor data
-    (src/llama-quant.cpp: its loop goes on before load_range), so `source` may be a file without any.
+    `imatrix_later`: a dry run for one that is yet to be collected, of these tensors. A dry run reads headers alone,
+    never tensor data (src/llama-quant.cpp: its loop goes on before load_range), so `source` may be a file without any.
 
     With `keep_split` a split set becomes a split set named after `out`, anything else one file.
     """
@@ -73,7 +73,7 @@ def foretell(
     dry_run: DryRun,
     *,
     imatrix: Importance | None = None,
-    imatrix_later: bool = False,
+    imatrix_later: Collection[str] | None = None,
 ) -> Quantized:
     """What `quantize_file` tells of a dry run, from llama.cpp as `dry_run` asks it."""
     return _prepare(source, out, request, dry_run, imatrix, imatrix_later).result()
@@ -126,15 +126,17 @@ def _prepare(
     request: QuantRequest,
     dry_run: DryRun,
     imatrix: Importance | None,
-    imatrix_later: bool,
+    imatrix_later: Collection[str] | None,
 ) -> _Job:
     """Let llama.cpp choose the types, and raise whatever stands against them."""
     targets = _targets(source, out, request)
-    call = _call(source, request, weighted=imatrix is not None or imatrix_later)
+    call = _call(source, request, weighted=imatrix is not None or imatrix_later is not None)
     expected = forecast(source, call, request.n_expert_before, dry_run)
     check_rows(source, expected.types)
     warnings = check_requantizing(source, expected.types, request)
-    if not imatrix_later:
+    if imatrix_later is not None:
+        check_reach(source, expected.types, file_type_name(request.type), imatrix_later)
+    else:
         warnings += check_importance(source, expected.types, file_type_name(request.type), imatrix)
     warnings += other_warnings(source, request)
     sizes = file_sizes(source, expected.types, call.metadata or {}, call.keep_split)

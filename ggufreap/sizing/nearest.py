@@ -1,6 +1,6 @@
 """The type in which a whole model comes nearest to a size."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -38,7 +38,7 @@ def nearest_type(
     nbytes: int,
     *,
     imatrix: Importance | None = None,
-    imatrix_later: bool = False,
+    imatrix_later: Collection[str] | None = None,
     metadata: Mapping[str, str | int] | None = None,
 ) -> tuple[str, int]:
     """The type in which the whole model comes nearest to `nbytes`, and its exact size then.

@@ -3,7 +3,7 @@ llama.cpp's own dry run."""
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -92,7 +92,7 @@ class Sizer:
         out: Path = Path("model.gguf"),
         *,
         imatrix: Importance | None = None,
-        imatrix_later: bool = False,
+        imatrix_later: Collection[str] | None = None,
     ) -> Quantized:
         """What `quantize_file` would make at `out` of the model with `n_keep` experts per block, or of the whole one.
 

@@ -1,5 +1,6 @@
 """Writing the file that a plan asks for."""
 
+import logging
 from pathlib import Path
 
 from ggufreap.container import check_target
@@ -10,6 +11,8 @@ from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import RewriteScript, execute, parse_size
 from ggufreap.sizing import Rewriter, rewriter
 from ggufreap.verbs import trust
+
+_LOG = logging.getLogger(__name__)
 
 
 def apply(
@@ -26,9 +29,12 @@ def apply(
     asked = output if isinstance(output, Output) else Output(output)
     script = script_of(model, chosen, Path(asked.out or model.path), asked)
     if not asked.dry_run:
+        model.check_weights()
         trust.require_trust(model)
         check_target(script.files, *model.file.paths, None if isinstance(plan, PruningPlan) else plan)
         execute(script, progress)
+        ran = "" if chosen.corpus else f", and llama.cpp has not run {model.path.name} for this plan"
+        _LOG.info("nothing proves %s yet%s; that is for ggufreap verify", script.files[0].path, ran)
     return script
 
 

@@ -13,7 +13,7 @@ from ggufreap.engine.importance import OUTPUT
 from ggufreap.engine.session import LlamaSession
 from ggufreap.files import check_output
 from ggufreap.imatrix import Imatrix
-from ggufreap.model import AnyModel, Model
+from ggufreap.model import AnyModel, Model, warn_of_context
 from ggufreap.observation import DomainStatistics, Importance, Provenance, Stored, checkpoint_path, finished, observe
 from ggufreap.options.engine import ALL_BLOCKS, CALIBRATING, EngineSettings
 from ggufreap.progress import Progress, silent
@@ -99,6 +99,8 @@ def observed_of(
     blockwise = goes_blockwise(model.file, settings, out)
     stored = finished(out, model.layout.nodes, provenance, importance, blockwise)
     if stored is None:
+        model.check_weights()
+        warn_of_context(model.file, settings.n_ctx)
         run = calibrate_blockwise if blockwise else _run
         run(model, out, data, provenance, importance, settings, progress)
         stored = Stored.open(out)

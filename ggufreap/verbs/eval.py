@@ -103,7 +103,7 @@ def _alone(source: GgufFile, exam: Exam, base: str | Path | None, progress: Prog
         check_output(Path(base), *source.paths)
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(source, exam.settings))
-        domains = exam.tokenised(engine)
+        domains = exam.tokenised(engine, source)
         run = stack.enter_context(threads(exam.settings.cpu_threads))
         found = {}
         for name, corpus in domains.items():

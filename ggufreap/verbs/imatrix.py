@@ -45,6 +45,7 @@ def imatrix(
     filled: tuple[Filled, ...] = ()
     if model is not None:
         model = Model.open(model)
+        matrix = matrices.adapted(matrix, model.file)
         coverage = matrices.check(matrix, model.file, model.layout)
         if plan is not None:
             chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))

@@ -15,16 +15,16 @@ from ggufreap.imatrix import Imatrix
 from ggufreap.judging import Exam
 from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
-from ggufreap.options.judgement import Judgement, split_name
+from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
 from ggufreap.options.quantisation import Quantisation
 from ggufreap.options.target import AUTO_RATIO, Target
 from ggufreap.progress import Progress
 from ggufreap.reporting import check_report
 from ggufreap.verbs.calibrate import Observed, observed_of
-from ggufreap.verbs.data import Data, open_data
+from ggufreap.verbs.data import Data, open_data, split_off
 from ggufreap.verbs.laws import require_laws
-from ggufreap.verbs.plan import chosen_method
+from ggufreap.verbs.plan import check_data, chosen_method
 from ggufreap.verbs.ratio import limit_of, search
 from ggufreap.verbs.variants import Wanted, resolved
 
@@ -105,9 +105,10 @@ def settle(
 ) -> Job:
     """Open and check all of it; raises InputError or OutputError for what would else stop the work later."""
     method = chosen_method(target)
-    if target.from_imatrix is not None and data is not None:
-        raise InputError("both an importance matrix to choose from and a text were given; give one of them")
-    if not judgement.files and (target.ratio == AUTO_RATIO or judgement.compare or judgement.fail_if):
+    check_data(method, data is not None)
+    data, split = split_off(data, judgement.split, target.seed)
+    judges = bool(judgement.files or split)
+    if not judges and (target.ratio == AUTO_RATIO or judgement.compare or judgement.fail_if):
         raise InputError("auto ratios, --compare and --fail-if judge by held-out text; give some with --eval-file")
     if target.ratio == AUTO_RATIO:
         limit_of(target)
@@ -116,16 +117,17 @@ def settle(
     if judgement.report is not None:
         check_report(Path(judgement.report))
     length = judgement.ctx_size or (settings and settings.n_ctx) or TEXT_CTX
-    exam = Exam.of(replace(judgement, ctx_size=length), settings) if judgement.files else None
+    exam = Exam.of(replace(judgement, ctx_size=length), settings, more=split) if judges else None
     wanted = resolved(quantisation.quant, model.file)
     # Sizes can be told without any data but their names, which stand in the header.
     reads = method in saliency.METHODS and not (output.dry_run and data is None)
-    opened = open_data(data) if reads else None
+    opened = open_data(data, target.blend) if reads else None
     guide = quantisation.imatrix if quantisation.imatrix is not None else target.from_imatrix
-    given = matrices.load(guide) if guide is not None else None
+    given = matrices.load_for(guide, model.file) if guide is not None else None
     if given is not None:
         matrices.check(given, model.file, model.layout)
-    _warn_of_seen(judgement, opened)
+    if exam and opened:
+        exam.warn_of_seen(opened)
     if exam and not output.dry_run:
         checked_nbytes(model.path, settings or EngineSettings())
     target = replace(target, method=method)
@@ -137,15 +139,11 @@ def with_ratio_found(job: Job) -> tuple[Job, Observed | None]:
     assert job.exam  # the ratio auto takes one
     make_folder(job.folder)
     observed = job.observe()
-    exam = replace(job.exam, gates=(parse_gate(limit_of(job.target)),))
-    found = search(job.model, job.target, exam, observed.stored if observed else None, job.progress)
+    limit = parse_gate(limit_of(job.target))
+    alone = replace(job.exam, gates=(limit,))
+    found = search(job.model, job.target, alone, observed.stored if observed else None, job.progress)
     assert found.recommended  # else it raises
     _LOG.info("%s", found.reason)
-    return replace(job, target=replace(job.target, ratio=None, keep=found.recommended.plan.n_keep)), observed
-
-
-def _warn_of_seen(judgement: Judgement, opened: Opened | None) -> None:
-    seen = {Path(record.name).resolve() for record in opened.records if not record.is_hub} if opened else set()
-    for text in judgement.files:
-        if Path(split_name(text)[1]).resolve() in seen:
-            _LOG.warning("%s was calibrated on too: what it tells of the loss is too good", text)
+    target = replace(job.target, ratio=None, keep=found.recommended.plan.n_keep)
+    # It was found on the model as it is; what is delivered has to keep to it too.
+    return replace(job, target=target, exam=replace(job.exam, gates=(*job.exam.gates, limit))), observed

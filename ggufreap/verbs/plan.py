@@ -28,10 +28,12 @@ def plan(
     model = Model.open(model)
     trust.warn(model)
     count_to_keep(model.layout, target.ratio, target.keep)
+    model.check_weights()
+    if stats is not None and method not in saliency.METHODS:
+        what = "an importance matrix" if method == saliency.IMATRIX else f"method {method}, which needs none,"
+        raise InputError(f"both statistics and {what} were given to choose by; give one of them")
     stored, how = None, ""
     if method == saliency.IMATRIX:
-        if stats is not None:
-            raise InputError("both statistics and an importance matrix were given to choose by; give one of them")
         scores = _of_matrix(model, Path(str(target.from_imatrix)), progress)
     elif method == saliency.RANDOM:
         scores = saliency.random_scores(len(model.layout.trunk), model.layout.n_expert, target.seed)
@@ -59,7 +61,7 @@ def plan(
 
 
 def _of_matrix(model: Model, path: Path, progress: Progress) -> Floats:
-    matrix = matrices.load(path)
+    matrix = matrices.load_for(path, model.file)
     matrices.check(matrix, model.file, model.layout)
     _LOG.warning("the experts that stay are %s. Calibrate where you can.", NOTES[saliency.IMATRIX])
     return saliency.imatrix_scores(matrix, model.file, model.layout, progress)
@@ -80,6 +82,13 @@ def chosen_method(target: Target) -> str:
         known = ", ".join((*saliency.METHOD_NAMES, saliency.IMATRIX))
         raise InputError(f"method {method!r} is not known; choose one of {known}")
     return method
+
+
+def check_data(method: str, is_given: bool) -> None:
+    """Raise InputError where text was given to a method that runs none."""
+    if is_given and method not in saliency.METHODS:
+        what = "an importance matrix to choose from" if method == saliency.IMATRIX else f"method {method}"
+        raise InputError(f"both {what} and a text were given, which is not run for it; give one of them")
 
 
 def default_blend(domains: Collection[str]) -> str:
@@ -103,4 +112,11 @@ def _statistics_of(stored: Stored, model: Model) -> DomainStatistics:
         )
     statistics = stored.domain_statistics()
     statistics.check()
+    if mute := statistics.total.mute:
+        _LOG.warning(
+            "%d experts gave exactly nothing for all of their tokens, first expert %d of block %d: they have zero "
+            "weights, or never act. If that is not meant so, the model file is not whole",
+            len(mute),
+            *mute[0][::-1],
+        )
     return statistics

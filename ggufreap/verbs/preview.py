@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from ggufreap.errors import InfeasiblePlan
 from ggufreap.judging import Candidate, Exam, Masking
+from ggufreap.limits import SMALL
 from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, Stored
 from ggufreap.options.engine import EngineSettings
@@ -12,11 +13,11 @@ from ggufreap.options.judgement import HeldOut
 from ggufreap.options.target import REAP, Target
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
+from ggufreap.saliency import CONTROLS, METHODS
 from ggufreap.verbs.plan import chosen_method, plan
 
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")
-# Where nobody says what is too much: a rule of thumb. A 4-bit quantisation costs less than a tenth of it.
-DEFAULT_GATE = "worst_domain.kld>0.2"
+DEFAULT_GATE = f"worst_domain.kld>{SMALL:g}"  # where nobody says what is too much
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Preview:
     @property
     def ok(self) -> bool:
         """Whether some candidate passes all gates."""
-        return self.recommended is not None
+        return any(candidate.ok for candidate in self.candidates)
 
 
 def preview(
@@ -61,11 +62,13 @@ def preview(
     for each in targets:
         chosen_method(each)
     exam = Exam.of(held_out, settings, gates=(DEFAULT_GATE,))
-    model = Model.open(model)
+    model, stats = Model.open(model), None if stats is None else Stored.of(stats)
     plans, refused = plans_of(model, targets, ratios, stats, progress)
     if not plans:
         raise InfeasiblePlan(next(iter(refused.values()), "no ratio was given; give some with --ratios"))
     with Masking(model, exam, progress) as masking:
+        if stats is not None:
+            masking.warn_of_source(stats)
         candidates = masking.measure(plans)
         return previewed(model, exam, masking.n_chunks, candidates, refused, *recommend(candidates))
 
@@ -74,16 +77,16 @@ def plans_of(
     model: Model,
     targets: Sequence[Target],
     ratios: Sequence[str | float],
-    stats: AnyStatistics | None,
+    stats: Stored | None,
     progress: Progress = silent,
 ) -> tuple[list[PruningPlan], dict[str, str]]:
     """A plan for every target and ratio, and why those ratios were refused that the router could not work with."""
-    stats = None if stats is None else Stored.of(stats)
     plans, refused = [], {}
     for target in targets:
+        known = stats if target.method in METHODS else None
         for ratio in sorted(map(str, ratios), key=as_fraction):
             try:
-                plans.append(plan(model, replace(target, ratio=ratio), stats=stats, progress=progress))
+                plans.append(plan(model, replace(target, ratio=ratio), stats=known, progress=progress))
             except InfeasiblePlan as error:
                 refused[ratio] = str(error)
     return plans, refused
@@ -107,12 +110,16 @@ def recommend(candidates: Sequence[Candidate]) -> tuple[Candidate | None, str]:
     """The candidate to take and why, by the rule of `preview`; they come sorted by method and ratio."""
     best: list[tuple[Candidate, Candidate | None]] = []
     for method in dict.fromkeys(candidate.plan.method for candidate in candidates):
+        if method in CONTROLS:  # to be beaten, not to be taken
+            continue
         own = [candidate for candidate in candidates if candidate.plan.method == method]
         count = next((place for place, candidate in enumerate(own) if not candidate.ok), len(own))
         if count:
             best.append((own[count - 1], own[count] if count < len(own) else None))
+    if all(candidate.plan.method in CONTROLS for candidate in candidates):
+        return None, f"{candidates[0].plan.method} is a control, which is never recommended; add a method, such as reap"
     if not best:
-        first = candidates[0]
+        first = next(candidate for candidate in candidates if candidate.plan.method not in CONTROLS)
         return None, f"already of {first.plan.label} {told_of(first)}; try smaller ratios or another method"
     chosen, following = min(best, key=lambda pair: (pair[0].nbytes, pair[0].comparison.worst.kld))
     told = f"{chosen.plan.label}: {told_of(chosen)}"

@@ -1,6 +1,6 @@
 """Requantising with llama.cpp's own quantiser, guided by an importance matrix."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,13 +38,14 @@ class Variants:
 class Guide:
     """An importance matrix as the quantiser takes it: mean squares by tensor, what the file says of it, and notes.
 
-    `later`: it is yet to be collected, so that only a dry run can be made. The default is to have none.
+    `later`: the tensors of which it is yet to be collected, so that only a dry run can be made. The default is to have
+    none.
     """
 
     values: Importance | None = None
     metadata: Mapping[str, str | int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    later: bool = False
+    later: Collection[str] | None = None
 
     @classmethod
     def of(cls, matrix: Imatrix, name: str, source: GgufFile) -> Self:
@@ -58,9 +59,9 @@ class Guide:
         return cls(values, metadata, tuple(map(gap_note, gaps)))
 
     @classmethod
-    def promised(cls, name: str, dataset: str) -> Self:
-        """A matrix yet to be collected from `dataset`; its numbers of entries and chunks take as much room as any."""
-        return cls(metadata=imatrix_metadata(name, 1, 1, dataset), later=True)
+    def promised(cls, name: str, dataset: str, tensors: Collection[str]) -> Self:
+        """A matrix yet to be collected of `tensors` from `dataset`; its numbers take as much room as any."""
+        return cls(metadata=imatrix_metadata(name, 1, 1, dataset), later=tensors)
 
 
 def quantize(
@@ -164,14 +165,21 @@ def make(source: GgufFile, out: Path, request: QuantRequest, guide: Guide, progr
 
 
 def gap_note(gap: Filled) -> str:
-    """What was done for experts without data, in one line."""
-    rule = f"took the mean of the other {gap.n_sources}" if gap.n_sources else "are weighted evenly"
-    return f"{gap.weight}: experts without data in the importance matrix: {len(gap.experts)}; they {rule}"
+    """What was done for experts and inputs without data, in one line."""
+    said = []
+    if gap.experts:
+        rule = f"took the mean of the other {gap.n_sources}" if gap.n_sources else "are weighted evenly"
+        said.append(f"experts without data in the importance matrix: {len(gap.experts)}; they {rule}")
+    if gap.n_columns:
+        said.append(
+            f"inputs that were zero for the whole text: {gap.n_columns:,}; they got the least importance of the others"
+        )
+    return f"{gap.weight}: {'. '.join(said)}"
 
 
 def guide_of(imatrix: str | Path | None, source: GgufFile) -> Guide:
     """The guide that a file holds, if there is one."""
-    return Guide() if imatrix is None else Guide.of(matrices.load(imatrix), Path(imatrix).name, source)
+    return Guide() if imatrix is None else Guide.of(matrices.load_for(imatrix, source), Path(imatrix).name, source)
 
 
 def _n_block(source: GgufFile) -> int:

@@ -36,7 +36,7 @@ from ggufreap.verification import Verification
 
 @dataclass(frozen=True)
 class Account:
-    """All pruned files, their rival, the gates as they stand for the first file, and the report's files."""
+    """All pruned files, each with its gates, their rival, and the report's files; `gates` are those of the first."""
 
     files: tuple[Judged, ...]
     equal_size: EqualSize | None
@@ -46,7 +46,7 @@ class Account:
     @property
     def ok(self) -> bool:
         """Whether no gate fails."""
-        return not any(outcome.failed for outcome in self.gates)
+        return not any(outcome.failed for each in self.files for outcome in each.gates)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def report(
     scores, coverage and what the `ratios` would have cost.
 
     To compare, the unpruned model is quantised to the size of the first file, with `imatrix` where it is given; the
-    gates are on the first file. The original is loaded once, and reads the text once, for all files, the rival and the
+    gates are on every file. The original is loaded once, and reads the text once, for all files, the rival and the
     ratios (ggufreap.judging.passes); what is written, answered and timed loads it once more each.
     """
     judgement, settings = judgement or Judgement(), settings or EngineSettings()
@@ -90,7 +90,11 @@ def report(
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     if not pruned:
         raise InputError("no pruned file was given; name one or more")
-    if (judgement.compare or judgement.fail_if) and not judgement.files:
+    if judgement.split is not None and exam is None:
+        raise InputError(
+            "--eval-split holds out a part of what is calibrated on; these files are made already: give -f FILE"
+        )
+    if (judgement.compare or judgement.fail_if) and not (judgement.files or exam):
         raise InputError("--compare and --fail-if judge by held-out text; give some, such as --eval-file FILE")
     if exam is None and judgement.files:
         exam = Exam.of(judgement, settings)

@@ -33,10 +33,10 @@ def run(
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     calibration, quantization, output = chosen.calibration, chosen.quantization, output or Output()
-    if data is None and calibration.datasets:
-        data = Request(dataset=calibration.datasets, seed=calibration.seed)
-    if data is not None:
-        request = as_request(data)
+    if data is not None or calibration.datasets:
+        request = Request() if data is None else as_request(data)
+        if not request.names_data and calibration.datasets:
+            request = replace(request, dataset=calibration.datasets, seed=calibration.seed)
         n_chunks = request.reading.n_chunks or calibration.chunks
         data = replace(request, reading=replace(request.reading, n_chunks=n_chunks))
     judgement: Judgement = Judgement(report=report) if output.dry_run else replace(chosen.evaluation, report=report)

@@ -123,8 +123,9 @@ class VariantJobs:
             complete, _ = matrices.filled(matrix)
             part = matrices.sliced(complete, self.layout, plan.keep)
             guide = Guide.of(part, self.imatrix_path.name, sizer.opened(plan.n_keep))
-        elif dataset is not None:
-            guide = Guide.promised(self.imatrix_path.name, dataset)
+        elif self.variants and dataset is not None:
+            tensors = matrices.reached(sizer.opened(plan.n_keep), self.layout)
+            guide = Guide.promised(self.imatrix_path.name, dataset, tensors)
         return tuple(
             foresee(sizer, plan.n_keep, self.path(variant), self._request(variant), guide) for variant in self.variants
         )
