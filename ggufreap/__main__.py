@@ -14,7 +14,8 @@ def main(program: str = "ggufreap") -> int:
     if options.verb not in cli.WITH_ENGINE or not can_supervise():
         return cli.main()
     try:
-        return supervise(sys.argv[1:], getattr(options, "offered", ()), program)
+        patient = options.verb != "bench"  # which is to measure what llama-bench does
+        return supervise(sys.argv[1:], getattr(options, "offered", ()), program, patient)
     except OSError as error:  # no child, or no temporary folder for it
         return cli.fail(str(error), 1)
 

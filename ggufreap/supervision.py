@@ -22,6 +22,9 @@ INTERRUPTED = 130
 _CLEAR_LINE = "\r\x1b[K"  # a progress bar of the dead
 # What to try, where the verb has that flag.
 _OTHER_WAYS = {"repack": "--no-repack", "n_gpu_layers": "-ngl 0", "n_ubatch": "a smaller -ub"}
+# Threads of libgomp wait for each other by spinning, 300,000 times where there is a core for each (its manual): beside
+# another program that has the core, that is most of what they do (tests/benchmarks/busy_cores.py).
+_SPINNING, _SPINS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"), "1000"
 _LESS_MEMORY = {"n_ubatch": "a smaller -ub", "n_ctx": "a smaller -c"}
 
 
@@ -30,17 +33,19 @@ def can_supervise() -> bool:
     return os.name == "posix"
 
 
-def supervise(arguments: Sequence[str], flags: Collection[str], program: str = "ggufreap") -> int:
+def supervise(arguments: Sequence[str], flags: Collection[str], program: str = "ggufreap", patient: bool = True) -> int:
     """Run the command line with `arguments` in a child; returns its exit code, 1 with one line where it died.
 
     `flags`: the fields of EngineSettings that the verb has flags for; `program`: the module, or the path of a script,
-    to run.
+    to run; `patient`: its threads sleep where they would spin, unless the environment says how they wait.
     """
     folder = Path(tempfile.mkdtemp(prefix="ggufreap-"))
     try:
         notes = folder / "activity.json"
         # What the child leaves in its temporary folder goes with the folder.
         variables = {activity.VARIABLE: str(notes), "TMPDIR": str(folder)}
+        if patient and not any(name in os.environ for name in _SPINNING):
+            variables[_SPINNING[0]] = _SPINS
         ending, stopped = _run(program, arguments, variables)
         found = activity.read(notes)
     finally:

@@ -447,3 +447,25 @@ def test_a_handler_of_somebody_else_s_is_left_alone() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert heard.is_set()
+
+
+@pytest.mark.parametrize(
+    ("patient", "own", "expected"),
+    [(True, {}, "1000"), (False, {}, None), (True, {"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_sleep_where_they_would_spin_unless_the_user_says_how_they_wait(
+    monkeypatch: pytest.MonkeyPatch, patient: bool, own: dict[str, str], expected: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    given: dict[str, str] = {}
+
+    def run(_program: str, _arguments: object, variables: dict[str, str]) -> tuple[Ending, bool]:
+        given.update(variables)
+        return Ending(0), False
+
+    monkeypatch.setattr(supervision, "_run", run)
+    assert supervision.supervise([], (), patient=patient) == 0
+    assert given.get("GOMP_SPINCOUNT") == expected
