@@ -3,6 +3,7 @@
 import sys
 
 from ggufreap import activity, cli
+from ggufreap.errors import OutputError
 from ggufreap.supervision import can_supervise, supervise
 
 
@@ -15,7 +16,7 @@ def main(program: str = "ggufreap") -> int:
         return cli.main()
     try:
         return supervise(sys.argv[1:], vars(options), program)
-    except OSError as error:  # no child, or no temporary folder for it
+    except (OSError, OutputError) as error:  # no child, or no temporary folder for it
         return cli.fail(str(error), 1)
 
 

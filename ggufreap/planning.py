@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,11 @@ class PruningPlan:
         } | ({"note": self.note} if self.note else {})
         lines = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
         return f'{{\n{lines}  "layers": {{\n    {layers}\n  }}\n}}\n'
+
+    def same_request(self, other: "PruningPlan") -> bool:
+        """Whether both answer the same request: all is the same but what the calibration told."""
+        told: dict[str, Any] = {"keep": {}, "why": {}, "datasets": ()}
+        return replace(self, **told) == replace(other, **told)
 
     @property
     def sha256(self) -> str:

@@ -31,7 +31,7 @@ DYING = """
 import ctypes, os, sys, time
 from functools import partial
 from itertools import count
-from ggufreap import calibration
+from ggufreap import observation
 from ggufreap.__main__ import main
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.quantizer import Quantizer
@@ -53,19 +53,19 @@ def decode(self, *arguments, before=LlamaSession.decode, **named):
         die()
     return before(self, *arguments, **named)
 
-def quantise(self, call, on_line, importance=None, before=Quantizer.run):
+def quantise(self, call, on_line, importance=None, folder=None, before=Quantizer.run):
     def dying(line):
         on_line(line)
         if not call.dry_run and "blk.1." in line:
             die()
-    return before(self, call, dying, importance)
+    return before(self, call, dying, importance, folder)
 
-def probed(*arguments, before=subprocess_probe.logits):
+def probed(*arguments, before=subprocess_probe.run):
     die()
     return before(*arguments)
 
-LlamaSession.decode, Quantizer.run, subprocess_probe.logits = decode, quantise, probed
-stages.observe = partial(calibration.observe, checkpoint_seconds=0)
+LlamaSession.decode, Quantizer.run, subprocess_probe.run = decode, quantise, probed
+stages.observe = partial(observation.observe, checkpoint_seconds=0)
 sys.exit(main())
 """
 FLAGS = ("-c", "64", "-ub", "64", "-t", "1")

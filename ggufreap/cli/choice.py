@@ -4,19 +4,21 @@ import argparse
 from pathlib import Path
 
 from ggufreap.cli.common import Result, Verbs, choice, progress
-from ggufreap.cli.flags import argument, model, out, seed, target
+from ggufreap.cli.flags import argument, force, model, out, seed, target
 
 
 def _run_plan(options: argparse.Namespace) -> Result:
     from ggufreap import console, verbs
-    from ggufreap.files import check_output
+    from ggufreap.container import open_gguf
+    from ggufreap.files import claim, writing
     from ggufreap.planning import save_plan
     from ggufreap.saliency import METHODS
 
     path = Path(options.output)
-    check_output(path, options.model, options.stats, options.from_imatrix)
-    plan = verbs.plan(options.model, stats=options.stats, **choice(options), progress=progress())
-    save_plan(path, plan)
+    with writing(options.force):
+        claim(path, inputs=(*open_gguf(options.model).paths, options.stats, options.from_imatrix))
+        plan = verbs.plan(options.model, stats=options.stats, **choice(options), progress=progress())
+        save_plan(path, plan)
     covered = verbs.coverage(options.stats, plan) if plan.method in METHODS else None
     return console.Choice(plan, covered), 0
 
@@ -30,7 +32,7 @@ def _run_coverage(options: argparse.Namespace) -> Result:
 def _run_merge(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
-    return verbs.merge(options.stats, options.output), 0
+    return verbs.merge(options.stats, options.output, force=options.force), 0
 
 
 _PLAN = argument("--plan", required=True, metavar="P.json", help="what plan saved")
@@ -38,7 +40,11 @@ VERBS: Verbs = {
     "merge": (
         _run_merge,
         "add statistics that were calibrated apart, such as shards",
-        (argument("stats", nargs="+", metavar="S.npz", help="what calibrate saved"), out("statistics file, S.npz")),
+        (
+            argument("stats", nargs="+", metavar="S.npz", help="what calibrate saved"),
+            out("statistics file, S.npz"),
+            force,
+        ),
     ),
     "plan": (
         _run_plan,
@@ -47,6 +53,7 @@ VERBS: Verbs = {
             model,
             argument("--stats", metavar="S.npz", help="what calibrate saved"),
             out("plan file, P.json"),
+            force,
             target,
             seed,
         ),

@@ -6,7 +6,7 @@ import sys
 
 from ggufreap.cli.common import Result, Verbs, progress
 from ggufreap.cli.engine import engine_of_text, settings
-from ggufreap.cli.flags import argument, at_least, model, out
+from ggufreap.cli.flags import argument, at_least, force, model, out
 
 FAILED = 4
 
@@ -22,6 +22,7 @@ def _run_eval(options: argparse.Namespace) -> Result:
         kl_divergence=options.kl_divergence,
         chunks=options.chunks,
         fail_if=options.fail_if,
+        force=options.force,
         settings=settings(options),
         progress=progress(),
     )
@@ -66,6 +67,7 @@ def _run_report(options: argparse.Namespace) -> Result:
         with_speed=options.bench,
         questions=questions,
         fail_if=options.fail_if,
+        force=options.force,
         command=shlex.join(["ggufreap", *sys.argv[1:]]),
         settings=settings(options),
         progress=progress(),
@@ -130,6 +132,7 @@ VERBS: Verbs = {
             argument(
                 "--kl-divergence", action="store_true", help="compare with --kl-divergence-base, which holds the text"
             ),
+            force,
             engine_of_text,
         ),
     ),
@@ -144,6 +147,7 @@ VERBS: Verbs = {
                 "--stats", metavar="S.npz", help="what calibrate saved: scores, coverage and the curve over ratios"
             ),
             out("folder"),
+            force,
             held_out,
             _tasks,
             engine_of_text,

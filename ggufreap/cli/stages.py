@@ -7,6 +7,7 @@ from ggufreap.cli.engine import engine_of_data, engine_that_is_exact, settings
 from ggufreap.cli.flags import (
     argument,
     files,
+    force,
     imatrix,
     model,
     out,
@@ -35,6 +36,7 @@ def _run_calibrate(options: argparse.Namespace) -> Result:
         shard=options.shard,
         imatrix_out=None if options.no_imatrix else options.imatrix_out or beside,
         process_output=options.process_output,
+        force=options.force,
         settings=settings(options),
         progress=progress(),
     )
@@ -44,7 +46,8 @@ def _run_calibrate(options: argparse.Namespace) -> Result:
 def _run_apply(options: argparse.Namespace) -> Result:
     from ggufreap import console, verbs
 
-    script = verbs.apply(options.model, options.plan, options.output, **splitting(options), progress=progress())
+    more = {**splitting(options), "force": options.force}
+    script = verbs.apply(options.model, options.plan, options.output, **more, progress=progress())
     return console.DryRun(script) if options.dry_run else script, 0
 
 
@@ -53,7 +56,9 @@ def _run_quantize(options: argparse.Namespace) -> Result:
     from ggufreap.errors import InputError
     from ggufreap.quantization import parse_tensor_type
 
-    common = {name: getattr(options, name) for name in ("imatrix", "keep_split", "allow_requantize", "threads")}
+    common = {
+        name: getattr(options, name) for name in ("imatrix", "keep_split", "allow_requantize", "threads", "force")
+    }
     common |= {"dry_run": options.dry_run, "progress": progress()}
     own = {name: getattr(options, name) for name in ("token_embedding_type", "output_tensor_type", "pure")}
     if options.recipe is None:
@@ -67,7 +72,8 @@ def _run_quantize(options: argparse.Namespace) -> Result:
 def _run_imatrix(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
-    return verbs.imatrix(options.files, out=options.output, model=options.model, plan=options.plan), 0
+    named = {name: getattr(options, name) for name in ("model", "plan", "force")}
+    return verbs.imatrix(options.files, out=options.output, **named), 0
 
 
 def _run_verify(options: argparse.Namespace) -> Result:
@@ -82,7 +88,7 @@ VERBS: Verbs = {
     "calibrate": (
         _run_calibrate,
         "run text through the model and record what every expert does",
-        (model, out("statistics file, S.npz"), source, seed, shard, imatrix, output_head, engine_of_data),
+        (model, out("statistics file, S.npz"), force, source, seed, shard, imatrix, output_head, engine_of_data),
     ),
     "apply": (
         _run_apply,
@@ -91,6 +97,7 @@ VERBS: Verbs = {
             model,
             argument("--plan", required=True, metavar="P.json", help="what plan saved"),
             out("GGUF file"),
+            force,
             files,
         ),
     ),
@@ -107,7 +114,7 @@ VERBS: Verbs = {
     "quantize": (
         _run_quantize,
         "requantise a model with llama.cpp's own quantiser",
-        (model, out("GGUF file, or a folder for the variants of a recipe"), quantiser),
+        (model, out("GGUF file, or a folder for the variants of a recipe"), force, quantiser),
     ),
     "imatrix": (
         _run_imatrix,
@@ -115,6 +122,7 @@ VERBS: Verbs = {
         (
             argument("files", nargs="+", metavar="FILE", help="GGUF or .dat; several are added up"),
             out("where it goes; .dat for the legacy format", required=False),
+            force,
             argument("--model", metavar="MODEL", help="check that it fits this model"),
             argument("--plan", metavar="P.json", help="slice it to the experts that stay of MODEL, the unpruned one"),
         ),

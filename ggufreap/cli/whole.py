@@ -12,6 +12,7 @@ from ggufreap.cli.evaluate import FAILED
 from ggufreap.cli.flags import (
     argument,
     files,
+    force,
     judgement,
     model,
     out,
@@ -41,6 +42,7 @@ def _run_prune(options: argparse.Namespace) -> Result:
         allow_requantize=options.allow_requantize,
         **splitting(options),
         verification=not options.no_verify,
+        force=options.force,
         **_judgement(options),
         settings=settings(options),
         progress=progress(),
@@ -82,6 +84,7 @@ def _run_recipe(options: argparse.Namespace) -> Result:
         command=_command(),
         settings=replace(recipe.engine, **given(options)),
         dry_run=options.dry_run,
+        force=options.force,
         progress=progress(),
     )
     return (console.DryRun(pruned.script, pruned.quantized), 0) if options.dry_run else (pruned, _proven(pruned))
@@ -90,7 +93,8 @@ def _run_recipe(options: argparse.Namespace) -> Result:
 def _run_demo(options: argparse.Namespace) -> Result:
     from ggufreap.demonstration import demo
 
-    demonstration = demo(options.output, ratio=options.ratio, settings=settings(options), progress=progress())
+    more = {"settings": settings(options), "progress": progress()}
+    demonstration = demo(options.output, ratio=options.ratio, force=options.force, **more)
     return demonstration, _proven(demonstration.pruned)
 
 
@@ -107,6 +111,7 @@ VERBS: Verbs = {
         (
             model,
             out("file or folder (beside the model)", required=False),
+            force,
             target,
             source,
             output_head,
@@ -125,6 +130,7 @@ VERBS: Verbs = {
             argument("recipe", metavar="RECIPE", help="a name such as q4_k_m (see README), or a .toml file"),
             model,
             out("file or folder (beside the model)", required=False),
+            force,
             source,
             argument("--report", metavar="DIR", help="write report.json, report.html and README.md there"),
             engine_of_fixed_length,
@@ -138,6 +144,7 @@ VERBS: Verbs = {
             argument(
                 "-o", "--output", default="ggufreap-demo", metavar="DIR", help="folder for the files (ggufreap-demo)"
             ),
+            force,
             argument("--ratio", default="0.25", metavar="R", help="fraction of the experts to remove (0.25)"),
             engine_of_fixed_batch,
         ),

@@ -46,11 +46,6 @@ class Request:
     seed: int = 0
     reading: Reading = field(default_factory=Reading)
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The files that it names as they are: outputs must be none of them."""
-        return (*(name for name in self.file if name != STANDARD_INPUT), *([str(self.tokens)] if self.tokens else []))
-
 
 @dataclass(frozen=True)
 class Opened:
@@ -65,6 +60,12 @@ class Opened:
     def records(self) -> tuple[SourceRecord, ...]:
         """What is known of the sources before they are read."""
         return tuple(named.record for named in self.sources)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files on this machine that are read, those of folders, globs and domains included."""
+        found = [path for named in self.sources if isinstance(named.source, Source) for path in named.source.paths]
+        return (*found, *([Path(self.request.tokens)] if self.request.tokens else []))
 
     @property
     def names(self) -> str:

@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 
 from ggufreap.architecture.nodes import RoutingNodes
-from ggufreap.errors import MismatchError
+from ggufreap.errors import InputError, MismatchError
+from ggufreap.files import forced
 from ggufreap.observation.provenance import Provenance
 from ggufreap.observation.statistics import Importance
 from ggufreap.observation.store import Stored
@@ -20,8 +21,18 @@ def checkpoint_path(out: Path) -> Path:
 def finished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
     """The finished file at `out` where it holds all that is wanted, None where there is something to do.
 
-    Raises MismatchError when what is there, finished or not, belongs to other work.
+    Raises MismatchError when what is there, finished or not, belongs to other work; where the run may `force`, that
+    is None.
     """
+    try:
+        return _finished(out, nodes, provenance, importance)
+    except InputError:
+        if not forced():
+            raise
+        return None
+
+
+def _finished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
     if out.exists():
         stored = _of_same_work(out, nodes, provenance, "statistics")
         if not lacking(stored, importance):
@@ -34,25 +45,35 @@ def finished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance:
 def unfinished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
     """The checkpoint of `out` that can be gone on from, None where there is none.
 
-    Raises MismatchError when it belongs to other work, or was begun without what is wanted.
+    Raises MismatchError when it belongs to other work, or was begun without what is wanted; where the run
+    may `force`, that is None.
     """
+    try:
+        return _unfinished(out, nodes, provenance, importance)
+    except InputError:
+        if not forced():
+            raise
+        return None
+
+
+def _unfinished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
     path, what = checkpoint_path(out), "an unfinished calibration"
     if not path.exists():
         return None
     stored = _of_same_work(path, nodes, provenance, what)
     if stored.lacking:
         raise MismatchError(
-            f"{path} holds {what} without {', '.join(stored.lacking)}; delete the file, or choose another -o"
+            f"{path} holds {what} without {', '.join(stored.lacking)}; choose another -o, or --force to begin anew"
         )
     if importance and not stored.importance:
         raise MismatchError(
             f"{path} holds {what} without importance matrix; "
-            "finish it with --no-imatrix, delete the file, or choose another -o"
+            "finish it with --no-imatrix, choose another -o, or --force to begin anew"
         )
     if importance and stored.importance and stored.importance.output != importance.output:
         raise MismatchError(
             f"{path} holds {what} {'with' if stored.importance.output else 'without'} --process-output; "
-            "finish it so, delete the file, or choose another -o"
+            "finish it so, choose another -o, or --force to begin anew"
         )
     return stored
 
@@ -62,7 +83,7 @@ def _of_same_work(path: Path, nodes: RoutingNodes, provenance: Provenance, what:
     differing = provenance.differences(stored.provenance)
     if differing:
         raise MismatchError(
-            f"{path} holds {what} with another {', '.join(differing)}; delete the file or choose another -o"
+            f"{path} holds {what} with another {', '.join(differing)}; choose another -o, or --force to begin anew"
         )
     blocks = tuple(block.index for block in nodes.blocks)
     if stored.blocks != blocks:

@@ -137,9 +137,10 @@ def save(
     provenance: Provenance,
     sums: ImportanceSums | None = None,
     digest: str = "",
+    own: bool = False,
 ) -> None:
     """Write the file atomically and synced, so that a killed run leaves the last whole one; with a `digest` if it waits
-    for more.
+    for more. `own`: what lies there is known to be of the same work. Raises OutputError.
     """
     header = {
         "schema": SCHEMA,
@@ -162,7 +163,7 @@ def save(
         arrays[name] = np.array(rows).reshape(*frame, *STATISTICS[name].shape(statistics.n_expert))
     if sums is not None:
         arrays |= {f"{_PREFIX}{name}": array for name, array in sums.to_arrays().items()}
-    with replacing(path) as file:
+    with replacing(path, own) as file:
         np.savez(file, **arrays)
 
 

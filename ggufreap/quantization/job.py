@@ -2,17 +2,17 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggufreap.activity import doing, temporary
+from ggufreap.activity import doing
 from ggufreap.container import GgufFile, nbytes_of, open_gguf, type_name
 from ggufreap.container.gguf_file import split_path
+from ggufreap.container.header import read_header
 from ggufreap.engine.quantizer import Importance, Quantizer, QuantizerCall
 from ggufreap.errors import EngineError, GgufReapError, InputError, OutputError
-from ggufreap.files import PARTIAL, check_output, check_space, sync
-from ggufreap.interrupts import held
+from ggufreap.files import check_free, check_space, claim, private_folder, publish, sync, written_by
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization.checks import check_importance, check_requantizing, check_rows, other_warnings
 from ggufreap.quantization.forecast import ALIGNMENT, TENSOR_LINE, Fallback, Forecast, file_sizes, forecast
@@ -37,6 +37,7 @@ class Quantized:
     warnings: tuple[str, ...]
 
 
+@written_by
 def quantize_file(
     source: GgufFile,
     out: Path,
@@ -58,8 +59,7 @@ def quantize_file(
     call = _call(source, request, weighted=imatrix is not None or imatrix_later)
     targets = _targets(source, out, call.keep_split)
     if not dry_run:
-        for target in targets:
-            check_output(target, *source.paths)
+        claim(*targets, inputs=source.paths)
     with Quantizer() as quantizer:
         expected = forecast(source, call, request.n_expert_before, quantizer)
         check_rows(source, expected.types)
@@ -69,6 +69,8 @@ def quantize_file(
         warnings += other_warnings(source, request)
         sizes = file_sizes(source, expected.types, call.metadata or {}, call.keep_split)
         if not dry_run:
+            for target, size in zip(targets, sizes, strict=True):
+                check_free(target, _may_be_same(target, size, expected))
             call = replace(call, tensor_types=call.tensor_types + expected.pins)
             _write(source, call, targets, sizes, expected, quantizer, imatrix, progress)
     return _result(source, targets, sum(sizes), expected, warnings)
@@ -116,37 +118,46 @@ def _write(
     imatrix: Importance | None,
     progress: Progress,
 ) -> None:
-    """Let llama.cpp write beside the targets; rename when all of it is there, as expected, and on disk."""
-    folder = targets[0].parent
-    if call.keep_split:  # llama.cpp numbers the shards itself
-        prefix = targets[0].with_name(targets[0].name.split("-00001-of-")[0] + PARTIAL)
-        partial = [split_path(prefix, index, len(targets)) for index in range(len(targets))]
-    else:
-        prefix = targets[0].with_name(targets[0].name + PARTIAL)
-        partial = [prefix]
-    with temporary(*partial), doing("quantising", source.path):
+    """Let llama.cpp write in a private folder; publish when all of it is there, as expected, and on disk."""
+    check_space(targets[0].parent, sum(sizes))
+    with private_folder(targets[0].parent) as folder, doing("quantising", source.path):
+        hidden = [folder / target.name for target in targets]
+        # llama.cpp numbers the shards itself.
+        out = folder / targets[0].name.split("-00001-of-")[0] if call.keep_split else hidden[0]
         try:
-            for path in partial:
-                path.unlink(missing_ok=True)  # of a run that was killed
-            check_space(folder, sum(sizes))
-            _run(source, replace(call, out=str(prefix)), quantizer, imatrix, progress)
-            _check_written(partial, sizes, expected)
-            for path in partial:
+            _run(source, replace(call, out=str(out)), quantizer, imatrix, folder, progress)
+            _check_written(hidden, sizes, expected)
+            for path in hidden:
                 sync(path)
-            with held():
-                for path, target in reversed(list(zip(partial, targets, strict=True))):  # the first shard opens the set
-                    path.replace(target)
-            sync(folder)
         except OSError as error:
             raise OutputError(f"cannot write {targets[0]}: {error.strerror}; nothing was left behind") from None
         finally:
             quantizer.stop()
-            for path in partial:
-                path.unlink(missing_ok=True)
+        publish(dict(zip(hidden, targets, strict=True)))
+
+
+def _may_be_same(target: Path, size: int, expected: Forecast) -> bool:
+    """Whether what is there looks like what is wanted; whether it is that, its bytes will tell when they are known."""
+    types = {name: type_name(kind) for name, kind in expected.types.items()}
+    return has_types(target, types) and target.stat().st_size == size
+
+
+def has_types(path: Path, types: Mapping[str, str]) -> bool:
+    """Whether the file at `path` is a GGUF whose tensors are all among `types`, and of these types."""
+    try:
+        found = read_header(path).tensors
+    except GgufReapError:
+        return False
+    return all(types.get(each.name) == type_name(each.type) for each in found)
 
 
 def _run(
-    source: GgufFile, call: QuantizerCall, quantizer: Quantizer, imatrix: Importance | None, progress: Progress
+    source: GgufFile,
+    call: QuantizerCall,
+    quantizer: Quantizer,
+    imatrix: Importance | None,
+    folder: Path,
+    progress: Progress,
 ) -> None:
     with progress("quantize", sum(record.nbytes for record in source.tensors), "B") as bar:
 
@@ -155,7 +166,7 @@ def _run(
                 bar.update(source.by_name[match["name"]].nbytes)
 
         try:
-            quantizer.run(call, on_line, imatrix)
+            quantizer.run(call, on_line, imatrix, folder)
         except EngineError as error:
             raise _explained(error, call) from None
 

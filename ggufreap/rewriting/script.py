@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout
-from ggufreap.container import GgufFile, OutputFile, OutputTensor, Piece, TensorRecord, check_target, lay_out, write
+from ggufreap.container import GgufFile, OutputFile, OutputTensor, Piece, TensorRecord, lay_out, write
 from ggufreap.errors import InputError, OutputError, UnsupportedModel
+from ggufreap.files import publish
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting.metadata import pruned_metadata
@@ -18,11 +19,14 @@ _UNITS = {"M": 1000**2, "G": 1000**3}
 
 @dataclass(frozen=True)
 class RewriteScript:
-    """The files to be written; what `--dry-run` shows. `n_parameters` are the weights that stay."""
+    """The files to be written; what `--dry-run` shows. `n_parameters` are the weights that stay; shards are named after
+    `target`.
+    """
 
     files: tuple[OutputFile, ...]
     source_nbytes: int
     n_parameters: int
+    target: Path
 
     @property
     def nbytes(self) -> int:
@@ -49,14 +53,22 @@ def lower(
     n_parameters = sum(tensor.n_elements for tensor in tensors.values())
     metadata = pruned_metadata(file, layout, plan, n_block, n_parameters, __version__)
     groups = _groups(file, records, tensors, split_max_size, keep_split)
-    return RewriteScript(lay_out(out, metadata, groups, file.alignment), file.nbytes, n_parameters)
+    return RewriteScript(lay_out(out, metadata, groups, file.alignment), file.nbytes, n_parameters, out)
 
 
 def execute(script: RewriteScript, progress: Progress = silent) -> None:
     """Write the script's files, all or none; raises OutputError."""
-    check_target(script.files)
     with progress("write", script.nbytes, "B") as bar:
         write(script.files, bar)
+
+
+def release(hidden: RewriteScript, final: RewriteScript) -> None:
+    """Give the files that were written as `hidden` the names that they have in `final`, all or none; raises
+    OutputError.
+    """
+    places = {file.path: file for file in final.files}
+    names = dict(zip((file.path for file in hidden.files), places, strict=True))
+    publish(names, lambda path: places[path].is_at(path))
 
 
 def write_skeleton(script: RewriteScript, folder: Path) -> Path:

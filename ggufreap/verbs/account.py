@@ -1,7 +1,6 @@
 """What pruned files are worth: measured against the original on held-out text, compared with their rival, reported."""
 
 import datetime
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,17 +11,20 @@ from ggufreap.container import GgufFile, open_gguf
 from ggufreap.coverage import Coverage
 from ggufreap.errors import InputError
 from ggufreap.evaluation import Outcome
+from ggufreap.files import check_space, claim, private_folder, written_by
 from ggufreap.observation import DomainStatistics, Floats, Provenance, load
 from ggufreap.options.engine import EngineSettings
-from ggufreap.planning import PruningPlan, load_plan
+from ggufreap.planning import PruningPlan, check_plan, load_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.reporting import Report, check_report, facts, write_report
 from ggufreap.reporting import describe as described
 from ggufreap.reporting import measured as facts_of
 from ggufreap.rewriting import lower, write_skeleton
+from ggufreap.rewriting.metadata import check_made_by
 from ggufreap.verbs.candidates import RATIOS, Preview, preview
 from ggufreap.verbs.choice import coverage
 from ggufreap.verbs.data import TRYING_OUT
+from ggufreap.verbs.evaluation import path_of
 from ggufreap.verbs.judging import EqualSize, Judged, Measures, judge, judge_rival, kind_of
 from ggufreap.verbs.stages import open_model
 from ggufreap.verification import Verification
@@ -44,6 +46,7 @@ class Account:
         return not any(outcome.failed for outcome in self.gates)
 
 
+@written_by
 def report(
     model: str | Path,
     pruned: Sequence[str | Path],
@@ -62,6 +65,7 @@ def report(
     fail_if: Sequence[str] = (),
     command: str = "",
     recipe: str = "",
+    force: bool = False,
     verification: Verification | None = None,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
@@ -71,17 +75,16 @@ def report(
     `files`: held-out texts as for `eval`, without them nothing is measured on text. With `stats` the report shows
     scores, coverage and what the `ratios` would have cost. `compare`: also quantise the unpruned model to the size of
     the first file, with `imatrix` where it is given, and measure that. `questions`: (format, file) as for `tasks`.
-    `fail_if`: gates on the first file.
+    `fail_if`: gates on the first file. Files but of a report on the same are replaced with `force` alone. Raises
+    MismatchError where model, plan and files do not belong together.
     """
-    if out is not None:
-        check_report(Path(out))
-    source, layout, _ = open_model(model)
-    chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
-    settings = settings or EngineSettings()
-    if not pruned:
-        raise InputError("no pruned file was given; name one or more")
     if (compare or fail_if) and not files:
         raise InputError("--compare and --fail-if judge by held-out text; give some, such as --eval-file FILE")
+    claim(inputs=(stats, imatrix, *map(path_of, files), *(file for _, file in questions)))
+    source, layout, chosen = _belonging(model, pruned, plan, compare)
+    if out is not None:
+        check_report(Path(out), source.fingerprint, chosen.sha256)
+    settings = settings or EngineSettings()
     measures = Measures(tuple(files), chunks, with_probes, with_speed, tuple(questions), tuple(fail_if), settings)
     judged = tuple(judge(source, Path(path), measures, progress) for path in pruned)
     rival = judge_rival(source, judged[0], measures, imatrix, progress) if compare else None
@@ -107,6 +110,25 @@ def report(
             replace(facts_found, reproduction=reproduction, verification=_proof(verification)), Path(out)
         )
     return Account(judged, rival, judged[0].gates, paths)
+
+
+def _belonging(
+    model: str | Path, pruned: Sequence[str | Path], plan: PruningPlan | str | Path, compare: bool
+) -> tuple[GgufFile, MoeLayout, PruningPlan]:
+    """The model and the plan, once they and the pruned files belong together, and there is room for the rival."""
+    if not pruned:
+        raise InputError("no pruned file was given; name one or more")
+    source, layout, identity = open_model(model)
+    chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
+    check_plan(chosen, identity, layout)
+    opened = [open_gguf(path) for path in pruned]
+    for file in opened:
+        check_made_by(file, chosen)
+    claim(inputs=(path for file in (source, *opened) for path in file.paths))
+    claim(inputs=(None if isinstance(plan, PruningPlan) else plan,))
+    if compare:
+        check_space(opened[0].path.parent, opened[0].nbytes)  # the rival is about as large
+    return source, layout, chosen
 
 
 @dataclass(frozen=True)
@@ -136,8 +158,8 @@ def _facts(
     known: _Known | None,
 ) -> Report:
     first = judged[0]
-    with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:  # the byte-exact file may be gone by now
-        exact = open_gguf(write_skeleton(lower(source, layout, plan, Path(folder) / "exact.gguf"), Path(folder)))
+    with private_folder() as folder:  # the byte-exact file may be gone by now
+        exact = open_gguf(write_skeleton(lower(source, layout, plan, folder / "exact.gguf"), folder))
         model = described.describe_model(source, layout, plan, exact)
     variants, before = [], None
     for each in judged:

@@ -9,7 +9,7 @@ from ggufreap import imatrix as matrices
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.coverage import Coverage, measure
 from ggufreap.errors import InputError, MismatchError
-from ggufreap.files import check_output
+from ggufreap.files import claim, written_by
 from ggufreap.observation import DomainStatistics, Provenance, load, save
 from ggufreap.observation import merge as merged
 from ggufreap.planning import (
@@ -135,16 +135,16 @@ def coverage(stats: str | Path, plan: PruningPlan | str | Path) -> Coverage:
     return measure(statistics, chosen.keep, method, chosen.blend or blending.TOKENS, chosen.n_group)
 
 
-def merge(stats: Sequence[str | Path], out: str | Path) -> DomainStatistics:
+@written_by
+def merge(stats: Sequence[str | Path], out: str | Path, *, force: bool = False) -> DomainStatistics:
     """Add statistics that were observed apart, and their importance matrices where all have one.
 
-    The matrix is also written beside `out`, as llama-imatrix would have.
+    The matrix is also written beside `out`, as llama-imatrix would have. Other files are replaced with `force` alone.
     """
     paths = [Path(path) for path in stats]
     target = Path(out)
     matrix = matrix_beside(target)
-    for path in (target, matrix):
-        check_output(path, *paths)
+    claim(target, matrix, inputs=paths)
     found = merged(paths)
     save(target, *found)
     if found.sums is not None:

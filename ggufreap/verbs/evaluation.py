@@ -27,6 +27,7 @@ from ggufreap.evaluation import (
     compare_with_base,
     geometric_mean,
     ignore,
+    is_base_of,
     of_engine,
     open_base,
     parse_gate,
@@ -34,7 +35,7 @@ from ggufreap.evaluation import (
     threads,
     writing_base,
 )
-from ggufreap.files import check_output
+from ggufreap.files import check_free, claim, written_by
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 
@@ -59,6 +60,7 @@ class Evaluation:
         return not any(outcome.failed for outcome in self.gates)
 
 
+@written_by
 def eval(
     model: str | Path,
     *,
@@ -68,6 +70,7 @@ def eval(
     kl_divergence: bool = False,
     chunks: int | None = None,
     fail_if: Sequence[str] = (),
+    force: bool = False,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -76,7 +79,8 @@ def eval(
     `files`: held-out texts, `NAME=FILE` or `FILE`, each a domain, of at most `chunks` chunks. The original is the model
     `reference`, loaded beside it so that the comparison is exact, or with `kl_divergence` the file
     `kl_divergence_base`, which holds the text too; without `kl_divergence` that file is written. As in
-    llama-perplexity, whose figures these are. `fail_if`: gates such as `worst_domain.kld>0.2`.
+    llama-perplexity, whose figures these are; a file of other work gives way to it with `force` alone.
+    `fail_if`: gates such as `worst_domain.kld>0.2`.
     """
     gates = [parse_gate(text) for text in fail_if]
     settings = settings or EngineSettings()
@@ -88,18 +92,11 @@ def eval(
                 "--kl-divergence reads text and log-probabilities from --kl-divergence-base FILE; "
                 "leave out -f and --reference"
             )
-        base = open_base(Path(kl_divergence_base))
-        name = Path(kl_divergence_base).stem
-        _require(gates, [name], METRICS)
-        comparison = _against_base(source, base, name, chunks, settings, progress)
-        n_chunks = min(len(base.chunks), chunks or len(base.chunks))
-        found = Evaluation(
-            str(model), str(kl_divergence_base), base.chunks.shape[1], n_chunks, _perplexities(comparison), comparison
-        )
-        return replace(found, gates=check_gates(gates, comparison))
+        return _against_base(source, open_base(Path(kl_divergence_base)), chunks, gates, settings, progress)
     texts = named_texts(files)
     _require(gates, texts, METRICS if reference is not None else ("ppl",))
     if reference is None:
+        claim(inputs=map(path_of, files))
         return _alone(source, texts, kl_divergence_base, chunks, gates, settings, progress)
     if kl_divergence_base is not None:
         raise InputError("--kl-divergence-base is written for one model alone; leave out --reference")
@@ -136,10 +133,10 @@ def _alone(
     progress: Progress,
 ) -> Evaluation:
     """Perplexity, and the base file where one is wanted."""
+    if base is not None and len(texts) > 1:
+        raise InputError(f"--kl-divergence-base holds one text, {len(texts)} were given; write one file for each")
     if base is not None:
-        if len(texts) > 1:
-            raise InputError(f"--kl-divergence-base holds one text, {len(texts)} were given; write one file for each")
-        check_output(Path(base), *source.paths)
+        claim(Path(base), inputs=source.paths)
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(source, settings))
         domains = tokenised(engine, texts, settings.n_ctx, chunks)
@@ -148,6 +145,7 @@ def _alone(
         for name, corpus in domains.items():
             also: Callable[[Logits], object] = ignore
             if base is not None:
+                check_free(Path(base), is_base_of(Path(base), corpus.chunks, engine.n_vocab))
                 also = stack.enter_context(writing_base(Path(base), corpus.chunks, engine.n_vocab)).add
             found[name] = perplexity(engine, corpus, progress, f"perplexity, {name}", run, also)
     figures = {name: each.figures for name, each in found.items()}
@@ -157,9 +155,16 @@ def _alone(
 
 
 def _against_base(
-    source: GgufFile, base: BaseFile, name: str, chunks: int | None, settings: EngineSettings, progress: Progress
-) -> Comparison:
-    n_ctx = base.chunks.shape[1]
+    source: GgufFile,
+    base: BaseFile,
+    chunks: int | None,
+    gates: Sequence[Gate],
+    settings: EngineSettings,
+    progress: Progress,
+) -> Evaluation:
+    """The comparison with the model that the base file is of."""
+    n_ctx, name = base.chunks.shape[1], base.path.stem
+    _require(gates, [name], METRICS)
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(source, replace(settings, n_ctx=n_ctx)))
         if engine.n_vocab != base.n_vocab:
@@ -168,7 +173,10 @@ def _against_base(
                 "compare models of one vocabulary"
             )
         run = stack.enter_context(threads(settings.cpu_threads))
-        return compare_with_base(base, engine, name, chunks, run, progress)
+        comparison = compare_with_base(base, engine, name, chunks, run, progress)
+    n_chunks, outcomes = min(len(base.chunks), chunks or len(base.chunks)), check_gates(gates, comparison)
+    perplexities = _perplexities(comparison)
+    return Evaluation(str(source.path), str(base.path), n_ctx, n_chunks, perplexities, comparison, outcomes)
 
 
 def open_engine(source: GgufFile, settings: EngineSettings) -> LlamaSession:
@@ -194,9 +202,8 @@ def named_texts(files: Sequence[str]) -> dict[str, str]:
     """Domain -> text, of `NAME=FILE` or `FILE`; the name is else the file's, without extension."""
     texts: dict[str, str] = {}
     for file in files:
-        name, path = "", file
-        if "=" in file and not Path(file).exists():
-            name, path = file.split("=", 1)
+        path = path_of(file)
+        name = file.removesuffix(path).removesuffix("=")
         name = name or ("stdin" if path == "-" else Path(path).stem)
         if name in texts:
             raise InputError(f"two texts are called {name!r}; name them with -f NAME=FILE")
@@ -204,6 +211,11 @@ def named_texts(files: Sequence[str]) -> dict[str, str]:
     if not texts:
         raise InputError("no held-out text was given; give some with -f, text that calibration has not seen")
     return texts
+
+
+def path_of(file: str) -> str:
+    """The file that `NAME=FILE` or `FILE` names."""
+    return file.split("=", 1)[1] if "=" in file and not Path(file).exists() else file
 
 
 def tokenised(engine: LlamaSession, texts: Mapping[str, str], n_ctx: int, chunks: int | None) -> dict[str, Corpus]:

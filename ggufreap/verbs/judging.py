@@ -1,17 +1,16 @@
 """One pruned file against the original, by all the means there are."""
 
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggufreap import naming
-from ggufreap.activity import temporary
 from ggufreap.container import GgufFile, open_gguf, type_name
 from ggufreap.evaluation import Comparison, Outcome
 from ggufreap.evaluation.probes import Probes
 from ggufreap.evaluation.speed import SpeedReport
 from ggufreap.evaluation.tasks import TaskReport
+from ggufreap.files import private_folder
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization.request import FILE_TYPES
@@ -102,14 +101,11 @@ def judge_rival(
     source: GgufFile, pruned: Judged, measures: Measures, imatrix: str | Path | None, progress: Progress = silent
 ) -> EqualSize:
     """Quantise the unpruned model to the size of a pruned file, for as long as it takes to measure it."""
-    with (
-        tempfile.TemporaryDirectory(prefix="ggufreap-", dir=pruned.path.parent) as folder,
-        temporary(folder),
-    ):
+    with private_folder(pruned.path.parent) as folder:
         made = make_rival(
             source.path,
             pruned.nbytes,
-            Path(folder),
+            folder,
             imatrix=imatrix,
             threads=measures.settings.n_threads,
             progress=progress,

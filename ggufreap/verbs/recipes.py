@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggufreap.corpus.request import Request
+from ggufreap.files import claim, discard, written_by
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.recipe import Recipe, load_recipe
@@ -12,6 +13,7 @@ from ggufreap.verbs.variants import KEEP
 from ggufreap.verbs.whole import Pruned, prune
 
 
+@written_by
 def run(
     recipe: Recipe | str | Path,
     model: str | Path,
@@ -22,14 +24,17 @@ def run(
     command: str = "",
     settings: EngineSettings | None = None,
     dry_run: bool = False,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Pruned:
     """Do what `recipe` says, a name that comes with ggufreap or a TOML file, and verify the byte-exact file.
 
     `data` takes the place of the recipe's data sets; `out` and `report_out` as for `prune`. The recipe decides on the
-    tokens per chunk; `settings` takes the place of its other engine options.
+    tokens per chunk; `settings` takes the place of its other engine options. Files of other work are replaced with
+    `force` alone.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    claim(inputs=() if isinstance(recipe, Recipe) else (recipe,))
     calibration, target, quantization = chosen.calibration, chosen.target, chosen.quantization
     evaluation = chosen.evaluation
     if data is None and calibration.datasets:
@@ -61,6 +66,6 @@ def run(
         progress=progress,
     )
     if pruned.imatrix_path is not None and not quantization.keep_imatrix:
-        pruned.imatrix_path.unlink()
+        discard(pruned.imatrix_path)
         pruned = replace(pruned, imatrix_path=None)
     return pruned

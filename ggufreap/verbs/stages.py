@@ -1,8 +1,8 @@
 """One verb per stage, each a short composition; the only place that chooses llama.cpp as the engine."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from ggufreap.engine.placement import warn_unused
 from ggufreap.engine.protocol import Tokens
 from ggufreap.engine.session import LlamaSession
 from ggufreap.engine.subprocess_probe import Pass, Ran
-from ggufreap.files import check_output
+from ggufreap.errors import GgufReapError
+from ggufreap.files import check_free, claim, discard, private_folder, same_bytes, written_by
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.observation import DomainStatistics, Importance, Provenance, checkpoint_path, finished, observe
 from ggufreap.options.engine import CALIBRATING, EngineSettings
@@ -50,6 +51,7 @@ def inspect(model: str | Path) -> Inspection:
     return inspect_file(file, layout)
 
 
+@written_by
 def calibrate(
     model: str | Path,
     out: str | Path,
@@ -58,6 +60,7 @@ def calibrate(
     shard: str = "1/1",
     imatrix_out: str | Path | None = None,
     process_output: bool = False,
+    force: bool = False,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> DomainStatistics:
@@ -68,13 +71,12 @@ def calibrate(
     `process_output` also of the output head, where it is a weight of its own. `shard` 2/3 is the second third of the
     chunks, to be merged with the others. An interrupted run goes on where it was when it is called again with the same
     arguments. A finished one is used again, without loading the model, where `out` holds all that is wanted; else it
-    is said what is missing, and calibration runs again. The matrix is always written from what `out` holds.
+    is said what is missing, and calibration runs again. Files of other work are replaced with `force` alone.
     """
     source, layout, identity = open_model(model)
     opened = open_data(data)
-    for path in (out, imatrix_out):
-        if path is not None:
-            check_output(Path(path), *source.paths, *opened.request.paths)
+    beside = [Path(imatrix_out)] if imatrix_out is not None else []
+    claim(Path(out), checkpoint_path(Path(out)), *beside, inputs=(*source.paths, *opened.paths))
     settings = settings or CALIBRATING
     settings = replace(settings, n_ctx=opened.chunk_length(settings.n_ctx))
     provenance = Provenance(
@@ -91,9 +93,12 @@ def calibrate(
     process_output = process_output and OUTPUT in source.by_name
     importance = Importance(process_output) if imatrix_out is not None else None
     ready = finished(Path(out), layout.nodes, provenance, importance)
+    older = imatrix_out is not None and is_matrix_of(Path(out), Path(imatrix_out))
     if ready:
         statistics = ready.domain_statistics()
     else:
+        for path in beside:
+            check_free(path, older)
         with (
             LlamaSession(source.path, layout.nodes, settings) as engine,
             opened.chunks(engine, source, settings.n_ctx) as chunks,
@@ -105,25 +110,29 @@ def calibrate(
                 engine, layout.nodes, chunks, provenance, Path(out), importance=importance, progress=progress
             )
     if imatrix_out is not None:
-        export_matrix(Path(out), Path(imatrix_out), process_output)
+        export_matrix(Path(out), Path(imatrix_out), process_output, own=older)
     return statistics
 
 
-def export_matrix(stats: Path, path: Path, process_output: bool) -> None:
-    """Write the importance matrix that `stats` holds, as llama-imatrix would have; whatever lay at `path` gives way."""
-    before = _digest(path)
-    matrices.save(path, matrices.collected(stats, process_output), legacy=path.suffix == ".dat")
-    if before not in (None, _digest(path)):
-        _LOG.warning("%s was another importance matrix than %s holds; it was replaced", path, stats)
+def export_matrix(stats: Path, path: Path, process_output: bool, own: bool = False) -> None:
+    """Write the importance matrix that `stats` holds, as llama-imatrix would have; `own` as for files.replacing."""
+    matrices.save(path, matrices.collected(stats, process_output), legacy=path.suffix == ".dat", own=own)
 
 
-def _digest(path: Path) -> bytes | None:
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def is_matrix_of(stats: Path, path: Path) -> bool:
+    """Whether the file `path` is what `stats` gives as a matrix, with the output head or without."""
+    if not (stats.exists() and path.exists()):
+        return False
+    with private_folder() as folder, suppress(GgufReapError):
+        for output in (True, False):
+            export_matrix(stats, folder / path.name, output)
+            if same_bytes(folder / path.name, path):
+                return True
+            discard(folder / path.name)
+    return False
 
 
+@written_by
 def apply(
     model: str | Path,
     plan: PruningPlan | str | Path,
@@ -132,9 +141,12 @@ def apply(
     dry_run: bool = False,
     split_max_size: int | None = None,
     keep_split: bool = False,
+    force: bool = False,
     progress: Progress = silent,
 ) -> RewriteScript:
     """Write the file that `plan` asks for; with `dry_run` only tell exactly what it would be.
+
+    Nothing is proven of it until `verify` has run. Files of other work are replaced with `force` alone.
 
     Raises UnsupportedModel for a model of an unknown architecture that `doctor` has not tried out.
     """
@@ -146,6 +158,10 @@ def apply(
         trust.require_trust(source, layout)
         check_target(script.files, *source.paths, None if isinstance(plan, PruningPlan) else plan)
         execute(script, progress)
+        _LOG.warning(
+            "%s is unproven: ggufreap verify %s %s --plan P.json shows whether it is what the plan promised",
+            *(script.files[0].path, source.path, script.files[0].path),
+        )
     return script
 
 

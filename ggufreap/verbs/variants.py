@@ -1,7 +1,6 @@
 """What `prune` makes of the pruned file: which variants, how large they will be, and making them."""
 
 import logging
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, bits_per_weight, open_gguf, type_name
 from ggufreap.container.header import is_quantized
 from ggufreap.errors import InputError
+from ggufreap.files import private_folder
 from ggufreap.imatrix import Imatrix
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
@@ -121,8 +121,8 @@ class VariantJobs:
         """
         if not self.variants:
             return ()
-        with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
-            source = open_gguf(write_skeleton(script, Path(folder)))
+        with private_folder() as folder:
+            source = open_gguf(write_skeleton(script, folder))
             guide = Guide()
             if matrix is not None:
                 complete, _ = matrices.filled(matrix)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from ggufreap import imatrix as matrices
 from ggufreap import naming, saliency
-from ggufreap.container import check_target
 from ggufreap.corpus.request import TEXT_CTX, Opened
 from ggufreap.coverage import Coverage
 from ggufreap.errors import InputError
 from ggufreap.evaluation import METRICS, parse_gate
-from ggufreap.files import check_space, make_folder
+from ggufreap.files import check_space, claim, make_folder, written_by
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import (
     PruningPlan,
@@ -24,12 +23,13 @@ from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized
 from ggufreap.recipe import Variant
 from ggufreap.reporting import check_report
-from ggufreap.rewriting import RewriteScript, execute, lower
+from ggufreap.rewriting import RewriteScript, lower
 from ggufreap.verbs.account import Account, report
 from ggufreap.verbs.candidates import choose_ratio
 from ggufreap.verbs.choice import DEFAULT_METHOD, chosen_method, coverage, default_blend, plan
 from ggufreap.verbs.data import Data, open_data
-from ggufreap.verbs.evaluation import named_texts
+from ggufreap.verbs.evaluation import named_texts, path_of
+from ggufreap.verbs.exact import Planned, exact_file
 from ggufreap.verbs.laws import require_laws
 from ggufreap.verbs.stages import calibrate, open_model, verify
 from ggufreap.verbs.variants import AUTO, VariantJobs, resolved
@@ -59,6 +59,7 @@ class Pruned:
     imatrix_path: Path | None = None
 
 
+@written_by
 def prune(
     model: str | Path,
     data: Data = None,
@@ -88,6 +89,7 @@ def prune(
     fail_if: Sequence[str] = (),
     report_out: str | Path | None = None,
     command: str = "",
+    force: bool = False,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Pruned:
@@ -107,9 +109,9 @@ def prune(
     the experts, and it guides the quantiser. That is a weaker choice, and said to be one wherever it shows.
 
     A model of an unknown architecture is first tried out as by `doctor`, beside the output.
-
     Whatever could fail for want of space, of experts or of leave to quantise twice fails before the calibration.
-    Statistics that are already there for the same model, text and settings are used again.
+    Statistics that are already there for the same model, text and settings are used again; files of other work are
+    replaced with `force` alone. The byte-exact file gets its name when it is proven.
     """
     method = chosen_method(method, mtp, from_imatrix, blend)
     if from_imatrix is not None and data is not None:
@@ -117,12 +119,12 @@ def prune(
     if not eval_file and (ratio == AUTO or compare or fail_if):
         raise InputError("auto ratios, --compare and --fail-if judge by held-out text; give some with --eval-file")
     # What would stop the judging is better known before hours of work.
-    if report_out is not None:
-        check_report(Path(report_out))
     texts = named_texts(eval_file) if eval_file else {}
     for gate in map(parse_gate, fail_if):
         gate.require(texts, METRICS)
     source, layout, identity = open_model(model)
+    if report_out is not None:
+        check_report(Path(report_out), source.fingerprint)
     wanted = resolved(quant, source)
     rewrite = partial(lower, split_max_size=split_max_size, keep_split=keep_split)
     # Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
@@ -137,6 +139,8 @@ def prune(
     stats_path = folder / f"{naming.stem_of(source.path)}.stats.npz" if opened else None
     collects = opened and wanted.variants and given is None
     collected = folder / f"{naming.stem_of(source.path)}.imatrix.gguf" if collects else None
+
+    claim(inputs=(*source.paths, *(opened.paths if opened else ()), imatrix, from_imatrix, *map(path_of, eval_file)))
 
     def observe() -> None:
         # Last of what could stop the job, since it runs the model.
@@ -189,13 +193,16 @@ def prune(
     )
     result = naming.target(source.path, Path(out) if out is not None else None, preview.label)
     script = rewrite(source, layout, preview, result)
+    stays = not wanted.variants or wanted.keep or keep_intermediate or result == Path(out or "")
     jobs = VariantJobs(wanted.variants, layout, result, allow_requantize, settings.n_threads if settings else 0)
     jobs.check_names(script)
     foreseen = jobs.foresee(script, preview, given, opened.names if opened else None)
     plan_path = result.with_name(f"{naming.stem_of(result)}.plan.json")
     if not dry_run:
         make_folder(result.parent)
-        check_target(script.files, *source.paths, *(opened.request.paths if opened else ()))
+        sliced = jobs.imatrix_path if wanted.variants and (given or collected) else None
+        places = Planned(plan_path, script.files if stays else (), foreseen, sliced)
+        places.claim(source, preview, stats_path, collected)
         # The importance sums lie there with the statistics, as a matrix, and sliced.
         more = 3 * matrices.full_nbytes(source) if wanted.variants else 0
         check_space(result.parent, script.nbytes + more + sum(made.nbytes for made in foreseen))
@@ -221,29 +228,23 @@ def prune(
     )
     covered = coverage(stats_path, chosen) if stats_path else None
     save_plan(plan_path, chosen)
-    script = rewrite(source, layout, chosen, result)
-    execute(script, progress)
-    proof = (
-        verify(source.path, script.files[0].path, chosen, settings=settings, progress=progress)
-        if verification
-        else None
-    )
-    pruned = Pruned(script, chosen, plan_path, stats_path, proof, covered)
-    if proof and not proof.ok:
-        return pruned
-    if wanted.variants:
-        matrix = given or (matrices.collected(stats_path, process_output) if stats_path and collected else None)
-        quantized, sliced = jobs.make(script.files[0].path, chosen, matrix, progress)
-        pruned = replace(pruned, quantized=quantized, imatrix_path=sliced)
-        if not (wanted.keep or keep_intermediate or result == Path(out or "")):
-            for written in script.files:
-                written.path.unlink()
+    lowered = partial(rewrite, source, layout, chosen)
+    script = lowered(result)
+    prove = partial(verify, source.path, plan=chosen, settings=settings, progress=progress) if verification else None
+    with exact_file(script, lowered, prove, stays, progress) as (exact, proof):
+        pruned = Pruned(script, chosen, plan_path, stats_path, proof, covered)
+        if proof and not proof.ok:
+            return pruned
+        if wanted.variants:
+            matrix = given or (matrices.collected(stats_path, process_output) if stats_path and collected else None)
+            quantized, sliced = jobs.make(exact, chosen, matrix, progress)
+            pruned = replace(pruned, quantized=quantized, imatrix_path=sliced)
     if not eval_file and report_out is None:
         return pruned
-    left = [script.files[0].path, *(made.paths[0] for made in pruned.quantized)]
+    left = [*([script.files[0].path] if stays else []), *(made.paths[0] for made in pruned.quantized)]
     told = report(
         source.path,
-        [path for path in left if path.exists()],
+        left,
         chosen,
         report_out,
         files=eval_file,

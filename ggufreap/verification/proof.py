@@ -1,6 +1,5 @@
 """All checks in order, those without llama.cpp first, and what they say together."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from ggufreap.container import GgufFile
 from ggufreap.engine.protocol import Tokens
 from ggufreap.engine.subprocess_probe import Pass, Ran
 from ggufreap.errors import EngineError, VerificationFailed
+from ggufreap.files import private_folder
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.verification.blocks import compare_blocks, relative, tolerance
@@ -67,8 +67,8 @@ def _checks(
     assert pruned  # or the header does not hold
     yield check_metadata(source, pruned, layout, plan)
     yield check_bytes(source, pruned, layout, plan, progress)
-    with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
-        yield from _computing(source, layout, plan, pruned, run, Path(folder), progress)
+    with private_folder() as folder:
+        yield from _computing(source, layout, plan, pruned, run, folder, progress)
 
 
 def _computing(
