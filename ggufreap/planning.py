@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from ggufreap.files import replacing
 from ggufreap.observation import Floats
 from ggufreap.saliency import IMATRIX
 
+_LOG = logging.getLogger(__name__)
 SCHEMA = "ggufreap.plan/1"
 MTP_MODES = ("mirror", "drop")
 # What whoever meets a plan, or a file made by it, must know of the method.
@@ -29,11 +31,41 @@ NOTES = {
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which file a plan was made for; `fingerprint` decides, the rest is for the reader."""
+    """Which file a plan was made for.
+
+    `fingerprint` decides; `structure` and `types` (see ggufreap.container.identity) tell another conversion of what
+    looks like the same model, and are empty in plans of earlier versions. The rest is for the reader.
+    """
 
     fingerprint: str
     architecture: str
     name: str
+    structure: str = ""
+    types: str = ""
+
+    def require(self, whose: str, advice: str, fingerprint: str, structure: str, types: str) -> None:
+        """Whether what is known by these is of this model, or of another conversion of it, which is said aloud.
+
+        Raises MismatchError, naming `whose` it is and giving the `advice`.
+        """
+        if fingerprint == self.fingerprint:
+            return
+        if not structure:
+            raise MismatchError(
+                f"{whose} is for the model {fingerprint[:12]} as an earlier version of ggufreap identified models, by "
+                f"less of their weights, or for another one than {self.fingerprint[:12]}; {advice}"
+            )
+        if structure != self.structure or types == self.types:
+            why = "other weights in the same types" if structure == self.structure else "another model"
+            raise MismatchError(
+                f"{whose} is for {why}: {fingerprint[:12]}, this file is {self.name or self.architecture} "
+                f"({self.fingerprint[:12]}); {advice}"
+            )
+        _LOG.warning(
+            "%s was made from another file, in other types (%s; this one: %s): names, shapes and tokenizer agree, and "
+            "that the weights are of the same model is taken on trust",
+            *(whose, types, self.types),
+        )
 
 
 @dataclass(frozen=True)
@@ -209,11 +241,8 @@ def _share(scores: Floats, kept: tuple[int, ...]) -> float:
 
 def check_plan(plan: PruningPlan, model: ModelIdentity, layout: MoeLayout) -> None:
     """Raise MismatchError or InfeasiblePlan unless the plan can be applied to this model."""
-    if plan.model.fingerprint != model.fingerprint:
-        raise MismatchError(
-            f"the plan is for {plan.model.name or plan.model.architecture} ({plan.model.fingerprint[:12]}), "
-            f"the model is {model.name or model.architecture} ({model.fingerprint[:12]}); make a plan for this file"
-        )
+    known = plan.model.fingerprint, plan.model.structure, plan.model.types
+    model.require(f"the plan ({plan.model.name or plan.model.architecture})", "make a plan for this file", *known)
     layout.check_keep(plan.n_keep)
     expected = {block.index for block in (layout.trunk if plan.mtp == "drop" else layout.blocks)}
     if set(plan.keep) != expected:

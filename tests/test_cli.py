@@ -655,7 +655,7 @@ PLAN_EDITS: dict[str, tuple[str, Any, str]] = {
     "another layer": ("layers", {"7": {"keep": list(range(12))}}, "disagree on MoE block 0"),
     "experts as text": ("layers", {"0": {"keep": "abc"}, "1": {"keep": "abc"}}, NO_PLAN),
     "a model in one word": ("model", "qwen", NO_PLAN),
-    "a model by number": ("model", {"fingerprint": 3, "architecture": 4, "name": 5}, "the plan is for 5"),
+    "a model by number": ("model", {"fingerprint": 3, "architecture": 4, "name": 5}, "the plan (5) is for"),
     "a schema of tomorrow": ("schema", "ggufreap.plan/9", "this version reads 'ggufreap.plan/1'; plan again"),
 }
 

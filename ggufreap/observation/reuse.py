@@ -82,8 +82,10 @@ def _of_same_work(path: Path, nodes: RoutingNodes, provenance: Provenance, what:
     stored = Stored.open(path)
     differing = provenance.differences(stored.provenance)
     if differing:
+        earlier = "" if stored.provenance.structure else ", or of an earlier version that identified models otherwise"
         raise MismatchError(
-            f"{path} holds {what} with another {', '.join(differing)}; choose another -o, or --force to begin anew"
+            f"{path} holds {what} with another {', '.join(differing)}{earlier}; choose another -o, or --force to begin "
+            "anew"
         )
     blocks = tuple(block.index for block in nodes.blocks)
     if stored.blocks != blocks:

@@ -21,6 +21,7 @@ _LOG = logging.getLogger(__name__)
 PREFIX = "ggufreap."
 EXPERTS_BEFORE = f"{PREFIX}source.expert_count"
 PLAN = f"{PREFIX}plan.sha256"
+SOURCE = f"{PREFIX}source.fingerprint"
 # What the source says of its own past: the base model of its base model, and how it was pruned before.
 _OF_THE_SOURCE = ("general.base_model.", PREFIX)
 _TOLD_LATER = re.compile(r"ggufreap\.(plan\.sha256|dataset\.\d+\.(samples|tokens|sha256))")  # by the calibration

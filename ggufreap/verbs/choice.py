@@ -107,11 +107,7 @@ def default_blend(domains: Collection[str]) -> str:
 
 def _statistics_of(path: Path, identity: ModelIdentity, layout: MoeLayout) -> tuple[DomainStatistics, Provenance]:
     statistics, provenance = load(path)
-    if provenance.model != identity.fingerprint:
-        raise MismatchError(
-            f"{path} was calibrated on model {provenance.model[:12]}, this one is {identity.fingerprint[:12]}; "
-            "calibrate this file"
-        )
+    identity.require(str(path), "calibrate this file", provenance.model, provenance.structure, provenance.types)
     missing = [block.index for block in layout.nodes.blocks if block.index not in statistics.blocks]
     if missing:
         raise MismatchError(
@@ -126,11 +122,8 @@ def coverage(stats: str | Path, plan: PruningPlan | str | Path) -> Coverage:
     """What a plan leaves of each domain of the text, and whether there was enough of it to plan by."""
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     statistics, provenance = load(Path(stats))
-    if provenance.model != chosen.model.fingerprint:
-        raise MismatchError(
-            f"{stats} was calibrated on model {provenance.model[:12]}, the plan is for "
-            f"{chosen.model.fingerprint[:12]}; give what belongs together"
-        )
+    known = provenance.model, provenance.structure, provenance.types
+    chosen.model.require(str(stats), "give what belongs together", *known)
     method = chosen.method if chosen.method in saliency.METHODS else DEFAULT_METHOD
     return measure(statistics, chosen.keep, method, chosen.blend or blending.TOKENS, chosen.n_group)
 

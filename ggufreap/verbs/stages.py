@@ -10,6 +10,7 @@ from ggufreap import imatrix as matrices
 from ggufreap.activity import doing
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import GgufFile, check_target, open_gguf
+from ggufreap.corpus.request import Opened
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.importance import OUTPUT
 from ggufreap.engine.placement import warn_unused
@@ -42,7 +43,7 @@ def open_model(model: str | Path) -> tuple[GgufFile, MoeLayout, ModelIdentity]:
     file = open_gguf(model)
     layout = bind(file)
     name = str(file.get("general.name") or file.path.stem)
-    return file, layout, ModelIdentity(file.fingerprint, layout.architecture.name, name)
+    return file, layout, ModelIdentity(file.fingerprint, layout.architecture.name, name, file.structure, file.types)
 
 
 def inspect(model: str | Path) -> Inspection:
@@ -79,17 +80,7 @@ def calibrate(
     claim(Path(out), checkpoint_path(Path(out)), *beside, inputs=(*source.paths, *opened.paths))
     settings = settings or CALIBRATING
     settings = replace(settings, n_ctx=opened.chunk_length(settings.n_ctx))
-    provenance = Provenance(
-        identity.fingerprint,
-        opened.identity,
-        settings.n_ctx,
-        settings.graph_tokens,
-        opened.names,
-        __version__,
-        opened.records,
-        shard,
-        opened.request.reading.count,
-    )
+    provenance = _provenance(identity, opened, settings, shard)
     process_output = process_output and OUTPUT in source.by_name
     importance = Importance(process_output) if imatrix_out is not None else None
     ready = finished(Path(out), layout.nodes, provenance, importance)
@@ -112,6 +103,22 @@ def calibrate(
     if imatrix_out is not None:
         export_matrix(Path(out), Path(imatrix_out), process_output, own=older)
     return statistics
+
+
+def _provenance(identity: ModelIdentity, opened: Opened, settings: EngineSettings, shard: str) -> Provenance:
+    return Provenance(
+        identity.fingerprint,
+        opened.identity,
+        settings.n_ctx,
+        settings.graph_tokens,
+        opened.names,
+        __version__,
+        opened.records,
+        shard,
+        opened.request.reading.count,
+        identity.structure,
+        identity.types,
+    )
 
 
 def export_matrix(stats: Path, path: Path, process_output: bool, own: bool = False) -> None:
