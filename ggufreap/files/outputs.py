@@ -126,8 +126,6 @@ def _key(path: Path) -> _Key:
 
 
 def _check(path: Path, inputs: Iterable[Path]) -> None:
-    if path.is_dir():
-        raise OutputError(f"{path} is a directory; name a file with -o")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; make it or choose another -o")
     if not os.access(path.parent, os.W_OK):
@@ -138,6 +136,8 @@ def _check(path: Path, inputs: Iterable[Path]) -> None:
             f"the name {path.name} has {length} bytes, {longest} are possible in {path.parent}; choose a shorter one "
             "with -o"
         )
+    if path.is_dir():
+        raise OutputError(f"{path} is a directory; name a file with -o")
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} is no file on disk; name one with -o")
     if path.exists() and any(os.path.exists(source) and path.samefile(source) for source in inputs):

@@ -175,8 +175,9 @@ def _explained(error: EngineError, call: QuantizerCall) -> GgufReapError:
     """The failures of a running job that have nothing to do with llama.cpp."""
     if "iostream error" in str(error):  # all that the C++ library says of a failed write
         free = shutil.disk_usage(Path(call.out).parent).free
+        place = Path(call.out).parent.parent / Path(call.out).name
         return OutputError(
-            f"llama.cpp could not write {call.out} to the end, {free:,} bytes are free there; "
+            f"llama.cpp could not write {place} to the end, {free:,} bytes are free there; "
             "free some or choose another -o"
         )
     if "has invalid data" in str(error):  # src/llama-model-loader.cpp, load_data_range
