@@ -123,7 +123,8 @@ def test_a_strike_at_any_moment(made: Made, tmp_path: Path, verb: str, number: s
         else:
             process.send_signal(number)
         said = process.communicate(timeout=60)[1].decode()
-        assert process.returncode in (0, 130, -number), said
+        # Python dies of SIGINT itself where the stop comes while a dataclass is being made, however it is answered.
+        assert process.returncode in (0, 130, -number, -signal.SIGINT), said
         assert "Traceback" not in said or number == signal.SIGKILL
         check_after(made, verb, out, before)
 
