@@ -43,28 +43,25 @@ class ModelIdentity:
     structure: str = ""
     types: str = ""
 
-    def require(self, whose: str, advice: str, fingerprint: str, structure: str, types: str) -> None:
-        """Whether what is known by these is of this model, or of another conversion of it, which is said aloud.
+    def require(self, known: str, advice: str, fingerprint: str, structure: str, types: str) -> None:
+        """Whether what is `known` of a model, in words and by these, is of this one; or of another conversion of it,
+        which is said aloud.
 
-        Raises MismatchError, naming `whose` it is and giving the `advice`.
+        Raises MismatchError, with the `advice`.
         """
         if fingerprint == self.fingerprint:
             return
+        this = f"this one is {self.name or self.architecture} ({self.fingerprint[:12]})"
         if not structure:
-            raise MismatchError(
-                f"{whose} is for the model {fingerprint[:12]} as an earlier version of ggufreap identified models, by "
-                f"less of their weights, or for another one than {self.fingerprint[:12]}; {advice}"
-            )
-        if structure != self.structure or types == self.types:
-            why = "other weights in the same types" if structure == self.structure else "another model"
-            raise MismatchError(
-                f"{whose} is for {why}: {fingerprint[:12]}, this file is {self.name or self.architecture} "
-                f"({self.fingerprint[:12]}); {advice}"
-            )
+            raise MismatchError(f"{known}, by an earlier version of ggufreap or of another model; {this}; {advice}")
+        if structure != self.structure:
+            raise MismatchError(f"{known}, {this}: another model; {advice}")
+        if types == self.types:
+            raise MismatchError(f"{known}, {this}: other weights in the same types; {advice}")
         _LOG.warning(
-            "%s was made from another file, in other types (%s; this one: %s): names, shapes and tokenizer agree, and "
-            "that the weights are of the same model is taken on trust",
-            *(whose, types, self.types),
+            "%s, in other types (%s) than this file (%s): names, shapes and tokenizer agree, and that the weights are "
+            "those of the same model is taken on trust",
+            *(known, types, self.types),
         )
 
 
@@ -242,7 +239,8 @@ def _share(scores: Floats, kept: tuple[int, ...]) -> float:
 def check_plan(plan: PruningPlan, model: ModelIdentity, layout: MoeLayout) -> None:
     """Raise MismatchError or InfeasiblePlan unless the plan can be applied to this model."""
     known = plan.model.fingerprint, plan.model.structure, plan.model.types
-    model.require(f"the plan ({plan.model.name or plan.model.architecture})", "make a plan for this file", *known)
+    told = f"the plan is for {plan.model.name or plan.model.architecture} ({plan.model.fingerprint[:12]})"
+    model.require(told, "make a plan for this file", *known)
     layout.check_keep(plan.n_keep)
     expected = {block.index for block in (layout.trunk if plan.mtp == "drop" else layout.blocks)}
     if set(plan.keep) != expected:

@@ -1,6 +1,6 @@
 """Files that are written: whole or not at all, by one run at a time, and nothing of anybody else's is lost."""
 
-from ggufreap.files.folders import check_folder, check_space, make_folder, private_folder, sync
+from ggufreap.files.folders import check_folder, check_space, check_temporary_space, make_folder, private_folder, sync
 from ggufreap.files.locks import Busy, Lock
 from ggufreap.files.outputs import check_free, claim, created, discard, forced, writing, written_by
 from ggufreap.files.publishing import create, publish, replacing, same_bytes
@@ -11,6 +11,7 @@ __all__ = [
     "check_folder",
     "check_free",
     "check_space",
+    "check_temporary_space",
     "claim",
     "create",
     "created",

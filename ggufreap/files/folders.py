@@ -100,9 +100,16 @@ def check_folder(path: Path) -> None:
 
 def check_space(folder: Path, needed: int) -> None:
     """Raise OutputError unless `needed` bytes are free where `folder` is, or will be."""
+    _check_free(folder, needed, "the output", "choose another -o")
+
+
+def check_temporary_space(needed: int, what: str) -> None:
+    """Raise OutputError unless `needed` bytes are free in the system's folder for temporary files."""
+    _check_free(Path(tempfile.gettempdir()), needed, what, "set TMPDIR to a folder with room")
+
+
+def _check_free(folder: Path, needed: int, what: str, other: str) -> None:
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise OutputError(
-            f"the output needs {needed:,} bytes and {folder} has {free:,} free; free some or choose another -o"
-        )
+        raise OutputError(f"{what} needs {needed:,} bytes and {folder} has {free:,} free; free some or {other}")

@@ -107,7 +107,8 @@ def default_blend(domains: Collection[str]) -> str:
 
 def _statistics_of(path: Path, identity: ModelIdentity, layout: MoeLayout) -> tuple[DomainStatistics, Provenance]:
     statistics, provenance = load(path)
-    identity.require(str(path), "calibrate this file", provenance.model, provenance.structure, provenance.types)
+    known = provenance.model, provenance.structure, provenance.types
+    identity.require(f"{path} was calibrated on model {provenance.model[:12]}", "calibrate this file", *known)
     missing = [block.index for block in layout.nodes.blocks if block.index not in statistics.blocks]
     if missing:
         raise MismatchError(
@@ -123,7 +124,8 @@ def coverage(stats: str | Path, plan: PruningPlan | str | Path) -> Coverage:
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     statistics, provenance = load(Path(stats))
     known = provenance.model, provenance.structure, provenance.types
-    chosen.model.require(str(stats), "give what belongs together", *known)
+    told = f"{stats} was calibrated on model {provenance.model[:12]}"
+    chosen.model.require(told, "give what belongs together", *known)
     method = chosen.method if chosen.method in saliency.METHODS else DEFAULT_METHOD
     return measure(statistics, chosen.keep, method, chosen.blend or blending.TOKENS, chosen.n_group)
 

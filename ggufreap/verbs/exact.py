@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ggufreap.container import GgufFile, OutputFile
 from ggufreap.errors import InputError
-from ggufreap.files import check_free, claim, private_folder
+from ggufreap.files import check_free, check_space, claim, private_folder
+from ggufreap.imatrix import full_nbytes
 from ggufreap.observation import checkpoint_path
 from ggufreap.planning import PruningPlan, load_plan
 from ggufreap.progress import Progress
@@ -72,6 +73,16 @@ class Planned:
                 check_free(path, has_origin(path, source, plan) and has_types(path, made.types))
         if self.sliced is not None:
             check_free(self.sliced, same_plan)
+
+    def check_room(self, source: GgufFile, script: RewriteScript, compare: bool) -> None:
+        """Raise OutputError unless all of them have room, with the byte-exact file of `script` and, to `compare`, the
+        rival, which is about as large as the first file that stays.
+        """
+        sizes = [sum(file.nbytes for file in self.exact), *(made.nbytes for made in self.quantized)]
+        # The importance sums lie there with the statistics, as a matrix, sliced, and as the quantiser is given them.
+        more = 4 * full_nbytes(source) if self.quantized else 0
+        rival = next(filter(None, sizes)) if compare else 0
+        check_space(self.plan.parent, script.nbytes + sum(sizes[1:]) + more + rival)
 
 
 def _is_like(path: Path, plan: PruningPlan) -> bool:

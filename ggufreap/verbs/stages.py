@@ -32,7 +32,7 @@ from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import RewriteScript, execute, lower
 from ggufreap.verbs import trust
 from ggufreap.verbs.data import Data, open_data
-from ggufreap.verification import N_TOKENS, Verification, verify_file
+from ggufreap.verification import N_TOKENS, Verification, check_room, verify_file
 from ggufreap.version import __version__
 
 _LOG = logging.getLogger(__name__)
@@ -187,6 +187,7 @@ def verify(
     source, layout, identity = open_model(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     check_plan(chosen, identity, layout)
+    check_room(source, layout)
     settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS, n_batch=0, exact=True)
     warn_unused(settings)  # the model is loaded in a process that is not heard
 

@@ -12,7 +12,7 @@ from ggufreap.corpus.request import TEXT_CTX, Opened
 from ggufreap.coverage import Coverage
 from ggufreap.errors import InputError
 from ggufreap.evaluation import METRICS, parse_gate
-from ggufreap.files import check_space, claim, make_folder, written_by
+from ggufreap.files import claim, make_folder, written_by
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import (
     PruningPlan,
@@ -33,7 +33,7 @@ from ggufreap.verbs.exact import Planned, exact_file
 from ggufreap.verbs.laws import require_laws
 from ggufreap.verbs.stages import calibrate, open_model, verify
 from ggufreap.verbs.variants import AUTO, VariantJobs, resolved
-from ggufreap.verification import Verification
+from ggufreap.verification import Verification, check_room
 
 _LOG = logging.getLogger(__name__)
 MAX_KLD = 0.1  # of the worst domain, for the ratio auto
@@ -203,9 +203,9 @@ def prune(
         sliced = jobs.imatrix_path if wanted.variants and (given or collected) else None
         places = Planned(plan_path, script.files if stays else (), foreseen, sliced)
         places.claim(source, preview, stats_path, collected)
-        # The importance sums lie there with the statistics, as a matrix, and sliced.
-        more = 3 * matrices.full_nbytes(source) if wanted.variants else 0
-        check_space(result.parent, script.nbytes + more + sum(made.nbytes for made in foreseen))
+        places.check_room(source, script, compare)
+        if verification:
+            check_room(source, layout)
     _LOG.info("%s in each of %d MoE blocks", preview.summary, len(preview.keep))
     first = script.files[0].path
     _LOG.info("%s -> %s (%s bytes -> %s)", source.path.name, first, f"{source.nbytes:,}", f"{script.nbytes:,}")
