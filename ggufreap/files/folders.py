@@ -31,6 +31,8 @@ def private_folder(beside: Path | None = None) -> Iterator[Path]:
     What dead runs left in the same place is removed first. Raises OutputError where none can be made.
     """
     parent = Path(tempfile.gettempdir()) if beside is None else beside
+    if not parent.is_dir():
+        raise OutputError(f"the folder {parent} does not exist; make it or choose another one")
     _clear(parent)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".ggufreap-{os.getpid()}-", dir=parent))

@@ -15,7 +15,7 @@ _LOG = logging.getLogger(__name__)
 
 def checkpoint_path(out: Path) -> Path:
     """Where an unfinished calibration of `out` waits."""
-    return out.with_name(out.name + ".checkpoint")
+    return out.parent / f"{out.name}.checkpoint"
 
 
 def finished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
