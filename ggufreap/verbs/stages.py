@@ -166,8 +166,9 @@ def apply(
         check_target(script.files, *source.paths, None if isinstance(plan, PruningPlan) else plan)
         execute(script, progress)
         _LOG.warning(
-            "%s is unproven: ggufreap verify %s %s --plan P.json shows whether it is what the plan promised",
+            "%s is unproven: ggufreap verify %s %s --plan %s shows whether it is what the plan promised",
             *(script.files[0].path, source.path, script.files[0].path),
+            "P.json" if isinstance(plan, PruningPlan) else plan,
         )
     return script
 
