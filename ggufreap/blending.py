@@ -7,7 +7,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -20,10 +20,29 @@ from ggufreap.saliency import METHODS
 TOKENS, UNIFORM, MAXMIN = BLENDS = ("tokens", "uniform", "maxmin")
 
 
-def check_blend(how: str) -> None:
-    """Raise InputError for what is no blend, whatever the domains; to be asked before long work."""
-    if how not in BLENDS:
-        _named(how)
+def check_blend(how: str, domains: Collection[str] | None = None) -> None:
+    """Raise InputError for what is no blend, or not of these domains; to be asked before long work."""
+    if how in BLENDS:
+        return
+    weights = _named(how)
+    if domains is not None and set(weights) != set(domains):
+        raise InputError(
+            f"the blend weighs {', '.join(weights)}, the text has {', '.join(sorted(domains))}; "
+            "name every domain, 0 is a weight too"
+        )
+
+
+def scored(method: str, how: str) -> str:
+    """What an expert is scored by, in words: a blend by need takes what the method adds up, not its mean."""
+    if method not in METHODS:
+        return ""
+    if how == MAXMIN:
+        row = METHODS[method]
+        alike = [name for name, other in METHODS.items() if other.mass == row.mass and name != method]
+        same = f", as by {' and '.join(alike)}" if alike else ""
+        what = f"its largest share in the {STATISTICS[row.mass].meaning} of any domain{same}"
+        return f"{what}; --blend tokens or uniform scores by {row.formula}"
+    return METHODS[method].formula
 
 
 def blend(statistics: DomainStatistics, how: str, method: str) -> Floats:
@@ -35,11 +54,7 @@ def blend(statistics: DomainStatistics, how: str, method: str) -> Floats:
         return METHODS[method].score(statistics.total)
     tokens = {domain: statistics.of(domain).n_tokens for domain in statistics.domains}
     weights = dict.fromkeys(tokens, 1.0) if how in BLENDS else _named(how)
-    if set(weights) != set(tokens):
-        raise InputError(
-            f"the blend weighs {', '.join(weights)}, the statistics hold {', '.join(tokens)}; "
-            "name every domain, 0 is a weight too"
-        )
+    check_blend(how, tokens)
     for domain, weight in weights.items():
         if weight and not tokens[domain]:
             raise InputError(f"no token of {domain} was counted, so it has no weight; calibrate with more of its text")

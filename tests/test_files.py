@@ -1,5 +1,6 @@
 """What a run may write: no input, nothing that it did not make, nothing where another run works, no half a file."""
 
+import importlib
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ from ggufreap.container import open_gguf
 from ggufreap.errors import EngineError, OutputError
 from ggufreap.files import claim, private_folder, publish, replacing, writing
 from ggufreap.files.folders import OWNER, lock_of
+from ggufreap.options.judgement import Judgement
 
 FLAGS = ("-c", "64", "-ub", "64", "-t", "1")
 
@@ -366,7 +368,7 @@ def test_prune_knows_a_strangers_file_before_it_calibrates(
 def test_what_is_not_proven_gets_no_name(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
-    from ggufreap.verbs import whole
+    prune = importlib.import_module("ggufreap.verbs.prune")
     from ggufreap.verification import Check, Verification
 
     def verify(*_: object, **__: object) -> Verification:
@@ -374,7 +376,7 @@ def test_what_is_not_proven_gets_no_name(
             raise EngineError("llama.cpp does not load it")
         return Verification((Check("bytes", False, "wrong"),))
 
-    monkeypatch.setattr(whole, "verify", verify)
+    monkeypatch.setattr(prune, "verify", verify)
     command = ["prune", made / "m-F32.gguf", "--keep", 6, "--tokens", made / "ids.npy", *FLAGS, "-o", tmp_path]
     assert run(made, *command, "--quant", "keep") == (1 if failure == "no proof" else 3)
     assert left(tmp_path) == {"m-F32.stats.npz", "m-REAP-0.25-F32.plan.json"}
@@ -392,7 +394,8 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(
     from functools import partial
 
     from ggufreap.observation import chunkwise, observe
-    from ggufreap.verbs import stages
+
+    calibrate = importlib.import_module("ggufreap.verbs.calibrate")
 
     def save(path: Path, *arguments: object, before: Callable[..., None] = chunkwise.save, **named: object) -> None:
         if path.suffix == ".checkpoint":
@@ -400,7 +403,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(
         before(path, *arguments, **named)
 
     monkeypatch.setattr(chunkwise, "save", save)
-    monkeypatch.setattr(stages, "observe", partial(observe, checkpoint_seconds=0))
+    monkeypatch.setattr(calibrate, "observe", partial(observe, checkpoint_seconds=0))
     settings = cli_settings()
     verbs.calibrate(made / "m-F32.gguf", tmp_path / "S.npz", made / "ids.npy", settings=settings)
     assert "no checkpoint: cannot write" in caplog.text
@@ -415,7 +418,7 @@ def cli_settings() -> object:
 
 def test_a_report_folder_is_looked_at_before_anything_runs(made: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    started = time.monotonic()
+    asked, started = Judgement(report=tmp_path / "file" / "report"), time.monotonic()
     with pytest.raises(OutputError, match="is no folder"):
-        verbs.report(made / "m-F32.gguf", [made / "pruned.gguf"], made / "P.json", tmp_path / "file" / "report")
+        verbs.report(made / "m-F32.gguf", [made / "pruned.gguf"], made / "P.json", asked)
     assert time.monotonic() - started < 5

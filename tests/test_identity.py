@@ -13,7 +13,8 @@ from gguf import GGMLQuantizationType
 from ggufreap import cli, verbs
 from ggufreap.container import identity, open_gguf
 from ggufreap.errors import MismatchError
-from ggufreap.observation import load
+from ggufreap.observation import Stored
+from ggufreap.options.target import Target
 from ggufreap.planning import load_plan, save_plan
 
 KEEP = ["--keep", "8"]
@@ -78,7 +79,7 @@ def test_statistics_of_other_weights_are_refused(
     other = changed(model, "blk.1.ffn_up_exps.weight", 1000)
     assert run("plan", other, "--stats", stats, *KEEP, "-o", tmp_path / "P.json") == 1
     assert "other weights in the same types" in capsys.readouterr().err
-    assert load(stats)[1].structure == open_gguf(model).structure
+    assert Stored.open(stats).provenance.structure == open_gguf(model).structure
 
 
 def test_a_plan_serves_another_conversion_of_the_model_aloud(
@@ -86,7 +87,7 @@ def test_a_plan_serves_another_conversion_of_the_model_aloud(
 ) -> None:
     coarse = tiny_gguf.qwen3moe(tmp_path / "m-Q8_0.gguf", n_embd=64, n_ff=32, types=GGMLQuantizationType.Q8_0)
     assert open_gguf(coarse).structure == open_gguf(model).structure
-    chosen = verbs.plan(coarse, keep=8, method="weight_norm")
+    chosen = verbs.plan(coarse, Target(keep=8, method="weight_norm"))
     with caplog.at_level(logging.WARNING):
         script = verbs.apply(model, chosen, tmp_path / "out.gguf")
     assert "taken on trust" in caplog.text
@@ -98,7 +99,7 @@ def test_a_plan_serves_another_conversion_of_the_model_aloud(
 
 
 def test_a_plan_of_an_earlier_version_is_named_as_such(model: Path, tmp_path: Path) -> None:
-    chosen = verbs.plan(model, keep=8, method="weight_norm")
+    chosen = verbs.plan(model, Target(keep=8, method="weight_norm"))
     save_plan(path := tmp_path / "P.json", chosen)
     data = json.loads(path.read_text())
     del data["model"]["structure"], data["model"]["types"]
@@ -109,7 +110,7 @@ def test_a_plan_of_an_earlier_version_is_named_as_such(model: Path, tmp_path: Pa
 
 
 def test_a_report_takes_the_plan_of_its_file_alone(model: Path, tmp_path: Path) -> None:
-    chosen = verbs.plan(model, keep=8, method="weight_norm")
+    chosen = verbs.plan(model, Target(keep=8, method="weight_norm"))
     verbs.apply(model, chosen, tmp_path / "out.gguf")
     other = dataclasses.replace(chosen, method="random")
     with pytest.raises(MismatchError, match="was made by the plan"):
@@ -118,17 +119,17 @@ def test_a_report_takes_the_plan_of_its_file_alone(model: Path, tmp_path: Path) 
 
 
 def test_pruning_twice_tells_of_the_second_time_alone(model: Path, tmp_path: Path) -> None:
-    first = dataclasses.replace(verbs.plan(model, keep=12, method="weight_norm"), corpus="of the first")
+    first = dataclasses.replace(verbs.plan(model, Target(keep=12, method="weight_norm")), corpus="of the first")
     once = verbs.apply(model, first, tmp_path / "once.gguf").files[0].path
     assert open_gguf(once).get("ggufreap.corpus.sha256") == "of the first"
-    second = verbs.plan(once, keep=8, method="weight_norm")
+    second = verbs.plan(once, Target(keep=8, method="weight_norm"))
     twice = open_gguf(verbs.apply(once, second, tmp_path / "twice.gguf").files[0].path)
     assert twice.get("ggufreap.corpus.sha256") is None
     assert twice.get("ggufreap.plan.sha256") == second.sha256
 
 
 def test_what_steers_the_quantiser_is_verified(model: Path, tmp_path: Path) -> None:
-    chosen = verbs.plan(model, keep=8, method="weight_norm")
+    chosen = verbs.plan(model, Target(keep=8, method="weight_norm"))
     out = verbs.apply(model, chosen, tmp_path / "out.gguf").files[0].path
     data = out.read_bytes()
     key = b"ggufreap.source.expert_count"
@@ -140,6 +141,6 @@ def test_what_steers_the_quantiser_is_verified(model: Path, tmp_path: Path) -> N
 
 
 def test_the_plan_keeps_its_identity_on_disk(model: Path, tmp_path: Path) -> None:
-    chosen = verbs.plan(model, keep=8, method="weight_norm")
+    chosen = verbs.plan(model, Target(keep=8, method="weight_norm"))
     save_plan(tmp_path / "P.json", chosen)
     assert load_plan(tmp_path / "P.json").sha256 == chosen.sha256

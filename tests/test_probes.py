@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import asked
 import pytest
 
 from ggufreap import verbs
@@ -117,13 +118,15 @@ def test_the_built_in_prompts_are_of_many_kinds() -> None:
 def test_prompts_of_a_file(tmp_path: Path) -> None:
     lines, rows = tmp_path / "p.txt", tmp_path / "p.jsonl"
     lines.write_text("one\n\ntwo words\n")
-    rows.write_text('{"prompt": "a\\nb", "domain": "x"}\n{"prompt": "c"}\n')
+    rows.write_text('{"prompt": "a\\nb", "domain": "x"}\n{"prompt": "c", "domain": null, "id": 1}\n')
     assert load_prompts(lines) == (Prompt("one"), Prompt("two words"))
     assert load_prompts(rows) == (Prompt("a\nb", "x"), Prompt("c"))
     for content, message in (
         ("", "has no prompts"),
-        ("{", "line 1 is not JSON"),
-        ('{"prompt": 3}', "line 1 has no prompt"),
+        ("{", "line 1 is no prompt: it is not JSON"),
+        ('{"prompt": 3}', r"line 1 is no prompt: Expected `str`, got `int` - at `\$.prompt`"),
+        ('{"prompt": " "}', "line 1 has no prompt"),
+        ('{"prompt": ' + "[" * 480, "line 1 is no prompt: it nests more than 64 deep"),
     ):
         rows.write_text(content)
         with pytest.raises(InputError, match=message):
@@ -142,7 +145,7 @@ def test_a_template_gets_a_turn_of_the_user() -> None:
 def test_probes_of_a_plan_against_the_model_itself(tmp_path: Path) -> None:
     prompts = tmp_path / "p.txt"
     prompts.write_text("def read_header(path):\nimport os\nThe file format is\n")
-    kept = verbs.plan(MODEL, keep=4, method="random", seed=1)
+    kept = asked.plan(MODEL, keep=4, method="random", seed=1)
     layout = bind(open_gguf(MODEL))
     settings = EngineSettings(n_ctx=0, n_ubatch=64, n_threads=1, n_gpu_layers=0, n_parallel=2)
     options = {"prompts": prompts, "n_predict": 24, "temperatures": [0.0, 0.5], "settings": settings}
@@ -151,7 +154,7 @@ def test_probes_of_a_plan_against_the_model_itself(tmp_path: Path) -> None:
     assert len(found.probes) == 6
     assert found.temperatures == (0.0, 0.5)
     assert any(probe.control and probe.answer.tokens != probe.control.tokens for probe in found.probes)
-    everything = verbs.plan(MODEL, keep=layout.n_expert, method="random")
+    everything = asked.plan(MODEL, keep=layout.n_expert, method="random")
     same = verbs.probe(MODEL, plan=everything, **options)
     assert all(probe.answer == probe.control and probe.signs == probe.control_signs for probe in same.probes)
     against = verbs.probe(MODEL, reference=MODEL, **options)

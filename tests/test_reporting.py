@@ -23,6 +23,7 @@ from ggufreap.container import open_gguf
 from ggufreap.demonstration import MODEL
 from ggufreap.errors import InputError, OutputError
 from ggufreap.files import create
+from ggufreap.limits import level_of
 from ggufreap.reporting import facts, load_report, write_report, writing
 from ggufreap.reporting.caveats import caveats_of
 from ggufreap.reporting.describe import describe_file
@@ -31,7 +32,7 @@ from ggufreap.reporting.formats import MINUS, MISSING, TIMES, written
 from ggufreap.reporting.pages import lookup, render
 from ggufreap.reporting.plots import PLOTS, draw
 from ggufreap.reporting.saliency_plots import removed_of, scores_of
-from ggufreap.reporting.summary import level_of, summary_of
+from ggufreap.reporting.summary import summary_of
 
 Written = tuple[facts.Report, Path]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -76,7 +77,7 @@ def _edited(edit: Callable[[Any], None]) -> str:
         (lambda d: d["model"].update(n_used=True), "model.n_used is True"),
         (lambda d: d.update(variants={}), "variants is {}; it must be a list"),
         (lambda d: d["variants"][0]["overall"].update(kld=0.1), "kld is 0.1; it must be an object"),
-        (lambda d: d["coverage"][1].update(mean=float("nan")), r"coverage\[1\].mean is nan; it must be a finite"),
+        (lambda d: d["coverage"][1].update(mean=float("nan")), "it is not JSON: JSON is malformed"),
         (lambda d: d["original"].update(nbytes=0), "no experts or no bytes"),
         (lambda d: d["plan"]["blocks"][0]["keep"].pop(), "keeps 11 of 16 experts, the model has 12"),
         (lambda d: d["plan"]["blocks"][0]["scores"].pop(), "15 scores for 16 experts"),
@@ -157,6 +158,7 @@ def test_the_rival_of_equal_size_is_judged_by_the_errors(
     rival = facts.EqualSize("a.gguf", "b.gguf", "Q3_K_M", 610, facts.Estimate(*unpruned), facts.Estimate(*pruned))
     report = replace(BARE, variants=(_variant({}),), equal_size=(rival,))
     assert summary_of(report)["equal_size"][0]["verdict"] == verdict
+    assert summary_of(report)["variants"][0]["beaten"] == (verdict == "unpruned")
 
 
 def test_caveats_are_there_when_they_hold_and_only_then() -> None:
@@ -199,7 +201,7 @@ def test_caveats_are_there_when_they_hold_and_only_then() -> None:
     [
         (0, "size", "0 B"),
         (999, "size", "999 B"),
-        (999_700, "size", "1 MB"),
+        (999_700, "size", "1.00 MB"),
         (8_216_672, "size", "8.22 MB"),
         (30_532_122_624, "parameters", "30.5B"),
         (0.0218123, "decimal", "0.0218"),
@@ -557,3 +559,16 @@ def test_a_browser_shows_it_in_light_and_dark_on_a_narrow_screen(
     )
     assert f"<title>fits:true back:{back}</title>" in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+def test_a_better_rival_stands_before_any_word_for_the_loss(tmp_path: Path) -> None:
+    """A very small loss is no praise where quantising alone costs a third of it."""
+    estimates = facts.Estimate(0.005, 0.0001), facts.Estimate(0.015, 0.0001)
+    rival = facts.EqualSize("a.gguf", "b.gguf", "Q3_K_M", 610, *estimates)
+    report = replace(BARE, variants=(_variant({"code": 0.015}),), equal_size=(rival,))
+    _, page, card = (path.read_text("utf-8") for path in write_report(report, tmp_path / "r") if path.suffix != ".png")
+    tiles = page[page.index('<div class="tiles">') :]
+    assert tiles.index(">farther<") < tiles.index("experts per block")
+    assert "a very small loss</span>" not in re.sub(r"<span data-json[^>]*>([^<]*)</span>", r"\1", tiles)
+    assert "more than\nquantising the unpruned model to its size does" in page
+    assert card.index("At its size the unpruned model is better") < card.index("What it costs")

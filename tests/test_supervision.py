@@ -26,17 +26,17 @@ pytestmark = [pytest.mark.native, pytest.mark.skipif(sys.platform == "win32", re
 
 # The command line, with another program for the child.
 PARENT = "import sys\nfrom ggufreap.__main__ import main\nsys.exit(main(sys.argv.pop(1)))\n"
-# A child that dies inside native work: at a decode, or once the quantiser writes, or asks another process for logits.
+# A child that dies inside native work: at a decode, or once the quantiser writes, or another process is to run a model.
 DYING = """
 import ctypes, os, sys, time
 from functools import partial
 from itertools import count
-from ggufreap import observation
+from ggufreap import verbs
+from ggufreap.observation import chunkwise
 from ggufreap.__main__ import main
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.quantizer import Quantizer
 from ggufreap.engine.session import LlamaSession
-from ggufreap.verbs import stages
 
 DEATHS = {{
     "SIGSEGV": lambda: ctypes.string_at(0),
@@ -65,7 +65,7 @@ def probed(*arguments, before=subprocess_probe.run):
     return before(*arguments)
 
 LlamaSession.decode, Quantizer.run, subprocess_probe.run = decode, quantise, probed
-stages.observe = partial(observation.observe, checkpoint_seconds=0)
+sys.modules["ggufreap.verbs.calibrate"].observe = partial(chunkwise.observe, checkpoint_seconds=0)
 sys.exit(main())
 """
 FLAGS = ("-c", "64", "-ub", "64", "-t", "1")
@@ -230,11 +230,11 @@ def test_calibration_after_a_death_is_bit_identical(made: Made, tmp_path: Path, 
 
 
 def test_what_to_try_is_what_the_verb_has(made: Made, tmp_path: Path, run: Callable[..., Ran]) -> None:
-    assert run(commands(made, tmp_path)["eval"], "SIGILL").line.endswith("-ngl 0 or a smaller -ub")
+    assert run(commands(made, tmp_path)["eval"], "SIGILL").line.endswith("try --no-repack or -ngl 0 or a smaller -ub")
     assert run(commands(made, tmp_path)["quantize"], "SIGILL").line.endswith(
         "an instruction that this CPU does not have"
     )
-    flags = {"repack": None, "ubatch_size": 512, "ctx_size": 512}
+    flags = ["repack", "n_ubatch", "n_ctx"]
     explained = supervision._explained
     doing = Activity([("loading", "m.gguf", ""), ("calibrating with", "m.gguf", "/nowhere/S.checkpoint")])
     assert explained(Ending(-signal.SIGFPE), doing, flags) == (
@@ -262,7 +262,7 @@ def test_an_assertion_at_a_load_is_one_line(made: Made, tmp_path: Path, run: Cal
     assert (ran.code, ran.out, ran.left) == (1, "", [])
     cause = rf"[\w-]+\.cpp:\d+: GGML_ASSERT\(.*{re.escape(assertion)}.* failed"
     hint = "see that the file is whole, or convert it again"
-    assert re.fullmatch(rf"ggufreap: while loading {model}, llama\.cpp stopped: {cause}; {hint}\n", ran.err)
+    assert re.match(rf"ggufreap: while loading {model}, llama\.cpp stopped: {cause}; {hint}", ran.line)
     assert files(tmp_path) == ["m.gguf"]
 
 

@@ -3,6 +3,7 @@
 import struct
 from pathlib import Path
 
+import asked
 import numpy as np
 import pytest
 
@@ -70,18 +71,23 @@ def test_every_format_is_read(tmp_path: Path) -> None:
     [
         ("hellaswag", "a\n1\nb\nc\nd\n", "the file has 5 lines; 6 make a question"),
         ("hellaswag", "a\n4\nb\nc\nd\ne\n", "question 1: its answer is none of its 4 choices"),
-        ("hellaswag", "a\n0\nb\nc\nd\ne\na\nx\nb\nc\nd\ne\n", "question 2: invalid literal"),
+        ("hellaswag", "a\n0\nb\nc\nd\ne\na\nx\nb\nc\nd\ne\n", "question 2: its answer is 'x'; it must be a number"),
         ("winogrande", "0,a _ b,c,d\n", "the row has 4 columns"),
         ("winogrande", "0,a b,c,d,1\n", "needs a _"),
         ("winogrande", "0,a _ b,c,d,3\n", "none of its 2 choices"),
-        ("multiple-choice", b"", "question 1: unpack requires"),
-        ("multiple-choice", binary(("q", ("a", "b"), (1, 0)))[:-9], "question 1: unpack requires"),
+        ("multiple-choice", b"", "question 1: it takes 4 bytes, . are left"),
+        ("multiple-choice", binary(("q", ("a", "b"), (1, 0)))[:-9], "question 1: it takes 8 bytes, 3 are left"),
         ("multiple-choice", binary(("q", ("a",) * 101, (0,) * 101)), "it has 101 choices"),
         ("multiple-choice", binary(("q", ("a", "b"), (0, 0))), "its answer is none"),
-        ("jsonl", '{"question": "q", "choices": ["a", "b"]}', "it has no 'answer'"),
+        ("jsonl", '{"question": "q", "choices": ["a", "b"]}', "it has no answer"),
         ("jsonl", '{"question": "q", "choices": ["a"], "answer": 0}', "it has 1 choices"),
-        ("jsonl", "[", "Expecting value"),
+        ("jsonl", "[", "Expected `object`, got `array`"),
         ("jsonl", "[]", "question 1: "),
+        ("jsonl", '{"question": "q", "choices": ["a", "b"], "answer": "AB"}', "its answer 'AB' is none of its labels"),
+        ("jsonl", '{"question": "q", "choices": ["a", "b"], "answer": true}', "got `bool`"),
+        ("jsonl", '{"choices": ["a", "b"], "answer": 0}', "neither context nor question"),
+        ("jsonl", '{"context": ' + "[" * 480, "it nests more than 64 deep"),
+        ("multiple-choice", binary(("q", ("a", "b"), (1, 0))) + b"x", "goes on for 1 bytes after its 1 questions"),
         ("jsonl", "", "holds no questions"),
         ("jsonl", b"\xff", "is not UTF-8"),
     ],
@@ -195,7 +201,7 @@ def test_the_verb_compares_a_plan_with_the_model(tmp_path: Path) -> None:
     ]
     file = written(tmp_path / "q.jsonl", "\n".join(lines))
     settings = EngineSettings(n_ctx=0, n_ubatch=64, n_threads=1, n_gpu_layers=0)
-    plan = verbs.plan(MODEL, keep=4, method="random", seed=2)
+    plan = asked.plan(MODEL, keep=4, method="random", seed=2)
     report = verbs.tasks(MODEL, jsonl=file, plan=plan, settings=settings, n=6)
     assert report.task == "jsonl: q.jsonl"
     assert report.accuracy.share.n == report.accuracy.reference.n == 6

@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 a foreseeable failure, 2 wrong usage, 3 verification faile
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ggufreap import __version__
 from ggufreap.cli import choice, doctor, evaluate, probing, stages, whole
@@ -14,6 +14,7 @@ from ggufreap.cli.common import Verbs
 from ggufreap.cli.flags import general
 from ggufreap.errors import GgufReapError
 from ggufreap.interrupts import as_ctrl_c, hear
+from ggufreap.showing import shown
 
 VERBS: Verbs = {**stages.VERBS, **choice.VERBS, **evaluate.VERBS, **probing.VERBS, **whole.VERBS, **doctor.VERBS}
 # Those that start llama.cpp.
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags of a verb, and its name as `verb`; exits with 2 on wrong usage."""
-    return _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    return _parser(given).parse_args(given)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -74,11 +76,12 @@ def _run(options: argparse.Namespace) -> int:
 
 def fail(message: str, code: int) -> int:
     """Say in one line what went wrong; gives the exit code back."""
-    sys.stderr.write(f"ggufreap: {message}\n")
+    sys.stderr.write(f"ggufreap: {shown(message)}\n")
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(named: Collection[str] = tuple(VERBS)) -> argparse.ArgumentParser:
+    """All verbs; the flags of those that are `named`, since making them is most of the time that --help takes."""
     parser = argparse.ArgumentParser(
         prog="ggufreap",
         description="Prune experts out of mixture-of-experts models directly in GGUF.",
@@ -89,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for name, (run, summary, groups) in VERBS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        for add in (*groups, general):
+        for add in (*groups, general) if name in named else ():
             add(command)
         command.set_defaults(run=run, verb=name)
     return parser

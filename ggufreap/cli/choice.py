@@ -3,8 +3,12 @@
 import argparse
 from pathlib import Path
 
-from ggufreap.cli.common import Result, Verbs, choice, progress
-from ggufreap.cli.flags import argument, force, model, out, seed, target
+from ggufreap.cli.asked import FORCE, TARGET
+from ggufreap.cli.common import Result, Verbs, progress
+from ggufreap.cli.flags import argument, model, out
+from ggufreap.cli.generated import value
+from ggufreap.options.output import Output
+from ggufreap.options.target import Target
 
 
 def _run_plan(options: argparse.Namespace) -> Result:
@@ -14,10 +18,10 @@ def _run_plan(options: argparse.Namespace) -> Result:
     from ggufreap.planning import save_plan
     from ggufreap.saliency import METHODS
 
-    path = Path(options.output)
-    with writing(options.force):
-        claim(path, inputs=(*open_gguf(options.model).paths, options.stats, options.from_imatrix))
-        plan = verbs.plan(options.model, stats=options.stats, **choice(options), progress=progress())
+    path, target = Path(options.output), value(options, Target)
+    with writing(value(options, Output).force):
+        claim(path, inputs=(*open_gguf(options.model).paths, options.stats, target.from_imatrix))
+        plan = verbs.plan(options.model, target, stats=options.stats, progress=progress())
         save_plan(path, plan)
     covered = verbs.coverage(options.stats, plan) if plan.method in METHODS else None
     return console.Choice(plan, covered), 0
@@ -32,7 +36,7 @@ def _run_coverage(options: argparse.Namespace) -> Result:
 def _run_merge(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
-    return verbs.merge(options.stats, options.output, force=options.force), 0
+    return verbs.merge(options.stats, options.output, force=value(options, Output).force), 0
 
 
 _PLAN = argument("--plan", required=True, metavar="P.json", help="what plan saved")
@@ -43,7 +47,7 @@ VERBS: Verbs = {
         (
             argument("stats", nargs="+", metavar="S.npz", help="what calibrate saved"),
             out("statistics file, S.npz"),
-            force,
+            FORCE,
         ),
     ),
     "plan": (
@@ -53,9 +57,8 @@ VERBS: Verbs = {
             model,
             argument("--stats", metavar="S.npz", help="what calibrate saved"),
             out("plan file, P.json"),
-            force,
-            target,
-            seed,
+            FORCE,
+            TARGET,
         ),
     ),
     "coverage": (

@@ -1,22 +1,22 @@
 """What the verbs of single stages do with their flags."""
 
 import argparse
+from dataclasses import replace
 
-from ggufreap.cli.common import Result, Verbs, data, progress, splitting
+from ggufreap.cli.asked import DRAWING, FORCE, OUTPUT_HEAD, SOURCE, SPLIT, request
+from ggufreap.cli.common import Result, Verbs, progress
 from ggufreap.cli.engine import engine_of_data, engine_that_is_exact, settings
 from ggufreap.cli.flags import (
     argument,
-    files,
-    force,
     imatrix,
     model,
     out,
-    output_head,
     quantiser,
-    seed,
     shard,
-    source,
 )
+from ggufreap.cli.generated import value
+from ggufreap.options.output import Output
+from ggufreap.options.quantisation import Quantisation
 
 
 def _run_inspect(options: argparse.Namespace) -> Result:
@@ -32,11 +32,11 @@ def _run_calibrate(options: argparse.Namespace) -> Result:
     statistics = verbs.calibrate(
         options.model,
         options.output,
-        data(options),
+        request(options),
         shard=options.shard,
         imatrix_out=None if options.no_imatrix else options.imatrix_out or beside,
-        process_output=options.process_output,
-        force=options.force,
+        process_output=value(options, Quantisation).process_output,
+        force=value(options, Output).force,
         settings=settings(options),
         progress=progress(),
     )
@@ -46,9 +46,9 @@ def _run_calibrate(options: argparse.Namespace) -> Result:
 def _run_apply(options: argparse.Namespace) -> Result:
     from ggufreap import console, verbs
 
-    more = {**splitting(options), "force": options.force}
-    script = verbs.apply(options.model, options.plan, options.output, **more, progress=progress())
-    return console.DryRun(script) if options.dry_run else script, 0
+    output = replace(value(options, Output), out=options.output)
+    script = verbs.apply(options.model, options.plan, output, progress=progress())
+    return console.DryRun(script) if output.dry_run else script, 0
 
 
 def _run_quantize(options: argparse.Namespace) -> Result:
@@ -56,10 +56,8 @@ def _run_quantize(options: argparse.Namespace) -> Result:
     from ggufreap.errors import InputError
     from ggufreap.quantization import parse_tensor_type
 
-    common = {
-        name: getattr(options, name) for name in ("imatrix", "keep_split", "allow_requantize", "threads", "force")
-    }
-    common |= {"dry_run": options.dry_run, "progress": progress()}
+    common = {name: getattr(options, name) for name in ("imatrix", "keep_split", "allow_requantize", "threads")}
+    common |= {"dry_run": options.dry_run, "force": value(options, Output).force, "progress": progress()}
     own = {name: getattr(options, name) for name in ("token_embedding_type", "output_tensor_type", "pure")}
     if options.recipe is None:
         types = [parse_tensor_type(text) for text in options.tensor_type]
@@ -72,8 +70,8 @@ def _run_quantize(options: argparse.Namespace) -> Result:
 def _run_imatrix(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
-    named = {name: getattr(options, name) for name in ("model", "plan", "force")}
-    return verbs.imatrix(options.files, out=options.output, **named), 0
+    named = {name: getattr(options, name) for name in ("model", "plan")}
+    return verbs.imatrix(options.files, out=options.output, **named, force=value(options, Output).force), 0
 
 
 def _run_verify(options: argparse.Namespace) -> Result:
@@ -88,7 +86,7 @@ VERBS: Verbs = {
     "calibrate": (
         _run_calibrate,
         "run text through the model and record what every expert does",
-        (model, out("statistics file, S.npz"), force, source, seed, shard, imatrix, output_head, engine_of_data),
+        (model, out("statistics file, S.npz"), FORCE, *SOURCE, DRAWING, shard, imatrix, OUTPUT_HEAD, engine_of_data),
     ),
     "apply": (
         _run_apply,
@@ -97,8 +95,8 @@ VERBS: Verbs = {
             model,
             argument("--plan", required=True, metavar="P.json", help="what plan saved"),
             out("GGUF file"),
-            force,
-            files,
+            FORCE,
+            SPLIT,
         ),
     ),
     "verify": (
@@ -114,7 +112,7 @@ VERBS: Verbs = {
     "quantize": (
         _run_quantize,
         "requantise a model with llama.cpp's own quantiser",
-        (model, out("GGUF file, or a folder for the variants of a recipe"), force, quantiser),
+        (model, out("GGUF file, or a folder for the variants of a recipe"), FORCE, quantiser),
     ),
     "imatrix": (
         _run_imatrix,
@@ -122,7 +120,7 @@ VERBS: Verbs = {
         (
             argument("files", nargs="+", metavar="FILE", help="GGUF or .dat; several are added up"),
             out("where it goes; .dat for the legacy format", required=False),
-            force,
+            FORCE,
             argument("--model", metavar="MODEL", help="check that it fits this model"),
             argument("--plan", metavar="P.json", help="slice it to the experts that stay of MODEL, the unpruned one"),
         ),

@@ -1,100 +1,89 @@
 """What the verbs of the whole job do with their flags."""
 
 import argparse
-import shlex
-import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ggufreap.cli.common import Result, Verbs, choice, data, progress, splitting
-from ggufreap.cli.engine import engine_of_data, engine_of_fixed_batch, engine_of_fixed_length, given, settings
-from ggufreap.cli.evaluate import FAILED
-from ggufreap.cli.flags import (
-    argument,
-    files,
-    force,
-    judgement,
-    model,
-    out,
-    output_head,
-    seed,
-    source,
-    target,
-    variants,
+from ggufreap.cli.asked import (
+    DRY_RUN,
+    FORCE,
+    JUDGEMENT,
+    OUTPUT_HEAD,
+    PLACE,
+    PROOF,
+    REPORT,
+    SEARCH,
+    SOURCE,
+    SPLIT,
+    TARGET,
+    VARIANTS,
+    request,
 )
+from ggufreap.cli.common import Result, Verbs, command, progress
+from ggufreap.cli.engine import engine_of_data, engine_of_fixed_batch, engine_of_fixed_length, settings
+from ggufreap.cli.evaluate import FAILED
+from ggufreap.cli.flags import argument, model
+from ggufreap.cli.generated import given, value
+from ggufreap.options.engine import EngineSettings
+from ggufreap.options.judgement import Judgement
+from ggufreap.options.output import Output
+from ggufreap.options.quantisation import Quantisation
+from ggufreap.options.target import Target
 
 if TYPE_CHECKING:
     from ggufreap.verbs import Pruned
 
 
 def _run_prune(options: argparse.Namespace) -> Result:
-    from ggufreap import console, verbs
+    from ggufreap import verbs
 
     pruned = verbs.prune(
         options.model,
-        data(options),
-        **choice(options),
-        out=options.output,
-        quant=options.quant or ("auto",),
-        imatrix=options.imatrix,
-        process_output=options.process_output,
-        keep_intermediate=options.keep_intermediate,
-        allow_requantize=options.allow_requantize,
-        **splitting(options),
-        verification=not options.no_verify,
-        force=options.force,
-        **_judgement(options),
+        request(options),
+        target=value(options, Target),
+        quantisation=value(options, Quantisation),
+        judgement=value(options, Judgement),
+        output=value(options, Output),
+        command=command(),
         settings=settings(options),
         progress=progress(),
     )
-    if options.dry_run:
-        return console.DryRun(pruned.script, pruned.quantized), 0
-    return pruned, _proven(pruned)
-
-
-def _judgement(options: argparse.Namespace) -> dict[str, Any]:
-    """How the result is judged, and how it was asked for."""
-    return {
-        "eval_file": options.eval_file,
-        "eval_chunks": options.eval_chunks,
-        "eval_ctx_size": options.eval_ctx_size,
-        "max_kld": options.max_kld,
-        "compare": options.compare,
-        "fail_if": options.fail_if,
-        "report_out": options.report,
-        "command": _command(),
-    }
-
-
-def _command() -> str:
-    return shlex.join(["ggufreap", *sys.argv[1:]])
+    return _shown(pruned, value(options, Output))
 
 
 def _run_recipe(options: argparse.Namespace) -> Result:
-    from ggufreap import console, verbs
+    from ggufreap import verbs
     from ggufreap.recipe import load_recipe
 
-    recipe = load_recipe(options.recipe)
+    recipe, output = load_recipe(options.recipe), value(options, Output)
     pruned = verbs.run(
         recipe,
         options.model,
-        data(options),
-        out=options.output,
-        report_out=options.report,
-        command=_command(),
-        settings=replace(recipe.engine, **given(options)),
-        dry_run=options.dry_run,
-        force=options.force,
+        request(options),
+        output=output,
+        report=value(options, Judgement).report,
+        command=command(),
+        settings=replace(recipe.engine, **given(options, EngineSettings)),
         progress=progress(),
     )
-    return (console.DryRun(pruned.script, pruned.quantized), 0) if options.dry_run else (pruned, _proven(pruned))
+    return _shown(pruned, output)
+
+
+def _shown(pruned: "Pruned", output: Output) -> Result:
+    from ggufreap import console
+
+    if output.dry_run:
+        return console.DryRun(pruned.script, pruned.quantized), 0
+    return pruned, _proven(pruned)
 
 
 def _run_demo(options: argparse.Namespace) -> Result:
     from ggufreap.demonstration import demo
 
-    more = {"settings": settings(options), "progress": progress()}
-    demonstration = demo(options.output, ratio=options.ratio, force=options.force, **more)
+    force = value(options, Output).force
+    demonstration = demo(
+        options.output, ratio=options.ratio, force=force, settings=settings(options), progress=progress()
+    )
     return demonstration, _proven(demonstration.pruned)
 
 
@@ -110,17 +99,17 @@ VERBS: Verbs = {
         "the whole job: calibrate, plan, apply, verify, quantise",
         (
             model,
-            out("file or folder (beside the model)", required=False),
-            force,
-            target,
-            source,
-            output_head,
-            seed,
+            PLACE,
+            FORCE,
+            TARGET,
+            SEARCH,
+            *SOURCE,
+            OUTPUT_HEAD,
             engine_of_data,
-            files,
-            variants,
-            judgement,
-            argument("--no-verify", action="store_true", help="do not prove the result"),
+            SPLIT,
+            VARIANTS,
+            JUDGEMENT,
+            PROOF,
         ),
     ),
     "run": (
@@ -129,12 +118,12 @@ VERBS: Verbs = {
         (
             argument("recipe", metavar="RECIPE", help="a name such as q4_k_m (see README), or a .toml file"),
             model,
-            out("file or folder (beside the model)", required=False),
-            force,
-            source,
-            argument("--report", metavar="DIR", help="write report.json, report.html and README.md there"),
+            PLACE,
+            FORCE,
+            *SOURCE,
+            REPORT,
             engine_of_fixed_length,
-            argument("--dry-run", action="store_true", help="print what would be written, to the byte"),
+            DRY_RUN,
         ),
     ),
     "demo": (
@@ -144,7 +133,7 @@ VERBS: Verbs = {
             argument(
                 "-o", "--output", default="ggufreap-demo", metavar="DIR", help="folder for the files (ggufreap-demo)"
             ),
-            force,
+            FORCE,
             argument("--ratio", default="0.25", metavar="R", help="fraction of the experts to remove (0.25)"),
             engine_of_fixed_batch,
         ),

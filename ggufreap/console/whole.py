@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ggufreap.console.account import draw_account, plain_account
-from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
+from ggufreap.console.draw import Drawers, Plain, say, styled, table
 from ggufreap.console.stages import (
     draw_coverage,
     draw_note,
@@ -14,6 +14,8 @@ from ggufreap.console.stages import (
     plain_verification,
 )
 from ggufreap.demonstration import Demonstration
+from ggufreap.showing import shown
+from ggufreap.units import size
 from ggufreap.verbs import Pruned
 
 
@@ -28,7 +30,7 @@ def _pruned(pruned: Pruned) -> None:
     for file in pruned.script.files:
         why = "removed once it was quantised" if pruned.quantized else "not kept: it is not what the plan promised"
         gone = "" if file.path.exists() else f"  ({why})"
-        say(f"{file.path}{gone}")
+        say(f"{shown(file.path)}{gone}")
     if pruned.verification is None:
         say("not verified")
     for made in pruned.quantized:

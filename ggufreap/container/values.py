@@ -13,6 +13,7 @@ from functools import cached_property
 from gguf.constants import GGUFValueType
 
 from ggufreap.errors import FormatError
+from ggufreap.showing import excerpt
 
 Scalar = int | float | bool | str
 Value = Scalar | list[Scalar]
@@ -71,6 +72,21 @@ class MetadataEntry:
             position += 8 + unpack(self.raw, position)[0]
         return self._text(position, unpack(self.raw, position)[0])
 
+    @cached_property
+    def nul_tails(self) -> list[int]:
+        """The bytes from the first NUL on, of each string that has one: whoever copies C strings drops them."""
+        if self.item_type != GGUFValueType.STRING:
+            return []
+        position, tails = self.value_start, []
+        for _ in range(self.count):
+            (length,) = U64.unpack_from(self.raw, position)
+            end = position + 8 + length
+            nul = self.raw.find(0, position + 8, end)
+            if nul >= 0:
+                tails.append(end - nul)
+            position = end
+        return tails
+
     def _strings(self) -> list[str]:
         position, strings = self.value_start, []
         for _ in range(self.count):
@@ -82,8 +98,8 @@ class MetadataEntry:
     def _text(self, position: int, length: int) -> str:
         try:
             return self.raw[position + 8 : position + 8 + length].decode()
-        except UnicodeDecodeError:
-            raise FormatError(f"metadata key {self.key!r} holds a string that is not UTF-8") from None
+        except UnicodeDecodeError as error:
+            raise FormatError(f"metadata key {excerpt(self.key)} holds a string that is not UTF-8") from error
 
 
 def encode(key: str, value: Value, scalar_type: GGUFValueType) -> MetadataEntry:

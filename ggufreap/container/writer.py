@@ -146,7 +146,7 @@ def write(files: Sequence[OutputFile], bar: Bar) -> None:
                 for path, file in hidden.items():
                     _write_one(file, path, bar)
             except OSError as error:
-                raise OutputError(f"cannot write {files[0].path}: {error.strerror}; nothing was left behind") from None
+                raise OutputError(f"cannot write {files[0].path}: {error.strerror}; nothing was left behind") from error
             places = {file.path: file for file in files}
             publish({path: file.path for path, file in hidden.items()}, lambda path: places[path].is_at(path))
 

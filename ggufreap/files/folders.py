@@ -38,7 +38,7 @@ def private_folder(beside: Path | None = None) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".ggufreap-{os.getpid()}-", dir=parent))
     except OSError as error:
         other = "set TMPDIR to another folder" if beside is None else "choose another -o"
-        raise OutputError(f"cannot write in {parent}: {error.strerror}; free some space or {other}") from None
+        raise OutputError(f"cannot write in {parent}: {error.strerror}; free some space or {other}") from error
     with temporary(folder):
         lock = None
         try:
@@ -88,7 +88,7 @@ def make_folder(path: Path, parents: bool = False) -> None:
     try:
         path.mkdir(parents=parents, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {path}: {error.strerror}; choose another -o") from None
+        raise OutputError(f"cannot make the folder {path}: {error.strerror}; choose another -o") from error
 
 
 def check_folder(path: Path) -> None:

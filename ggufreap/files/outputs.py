@@ -60,11 +60,12 @@ def writing(force: bool = False) -> Iterator[None]:
 
 
 def written_by(verb: Callable[P, R]) -> Callable[P, R]:
-    """A verb that writes; its parameter `force`, if it has one, is that of `writing`."""
+    """A verb that writes; its parameter `force`, or that of a value among its parameters, is that of `writing`."""
 
     @wraps(verb)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with writing(bool(kwargs.get("force"))):
+        told = (kwargs.get("force"), *(getattr(value, "force", False) for value in (*args, *kwargs.values())))
+        with writing(any(each is True for each in told)):
             return verb(*args, **kwargs)
 
     return run
@@ -153,7 +154,7 @@ def _lock(path: Path, run: _Run) -> None:
         who = busy.owner or "another run"
         raise OutputError(f"{path} is being written by {who}; wait for it, or choose another -o") from None
     except OSError as error:
-        raise OutputError(f"cannot lock {path}: {error.strerror}; choose another -o") from None
+        raise OutputError(f"cannot lock {path}: {error.strerror}; choose another -o") from error
     run.locks.callback(lock.release)
     if lock.before:
         _LOG.warning("%s: %s died while it worked on it; its lock was taken over", path, lock.before)

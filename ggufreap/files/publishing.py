@@ -33,7 +33,7 @@ def replacing(path: Path, own: bool = False) -> Iterator[BinaryIO]:
                     os.fsync(file.fileno())
             except OSError as error:
                 advice = "free some space or choose another -o"
-                raise OutputError(f"cannot write {path}: {error.strerror}; {advice}") from None
+                raise OutputError(f"cannot write {path}: {error.strerror}; {advice}") from error
             publish({hidden: path}, lambda _: own)
 
 
@@ -65,7 +65,7 @@ def publish(files: Mapping[Path, Path], ours: Callable[[Path], bool] = lambda _:
     except OSError as error:
         for final in done:
             final.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {final}: {error.strerror}; nothing was left behind") from None
+        raise OutputError(f"cannot write {final}: {error.strerror}; nothing was left behind") from error
     for folder in {final.parent for final in wanted.values()}:
         sync(folder)
 

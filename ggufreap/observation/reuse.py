@@ -18,49 +18,63 @@ def checkpoint_path(out: Path) -> Path:
     return out.parent / f"{out.name}.checkpoint"
 
 
-def finished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
+def finished(
+    out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None, blockwise: bool = False
+) -> Stored | None:
     """The finished file at `out` where it holds all that is wanted, None where there is something to do.
 
     Raises MismatchError when what is there, finished or not, belongs to other work; where the run may `force`, that
-    is None.
+    is None. `blockwise` as in `unfinished`.
     """
     try:
-        return _finished(out, nodes, provenance, importance)
+        return _finished(out, nodes, provenance, importance, blockwise)
     except InputError:
         if not forced():
             raise
         return None
 
 
-def _finished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
+def _finished(
+    out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None, blockwise: bool
+) -> Stored | None:
     if out.exists():
         stored = _of_same_work(out, nodes, provenance, "statistics")
         if not lacking(stored, importance):
             _LOG.info("using the statistics in %s", out)
             return stored
-    unfinished(out, nodes, provenance, importance)
+    unfinished(out, nodes, provenance, importance, blockwise)
     return None
 
 
-def unfinished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
+def unfinished(
+    out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None, blockwise: bool = False
+) -> Stored | None:
     """The checkpoint of `out` that can be gone on from, None where there is none.
 
-    Raises MismatchError when it belongs to other work, or was begun without what is wanted; where the run
-    may `force`, that is None.
+    Raises MismatchError when it belongs to other work, or was begun without what is wanted, or in the other order:
+    `blockwise` all chunks block by block, or else all blocks chunk by chunk. Where the run may `force`, that is None.
     """
     try:
-        return _unfinished(out, nodes, provenance, importance)
+        return _unfinished(out, nodes, provenance, importance, blockwise)
     except InputError:
         if not forced():
             raise
         return None
 
 
-def _unfinished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
+def _unfinished(
+    out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None, blockwise: bool
+) -> Stored | None:
     path, what = checkpoint_path(out), "an unfinished calibration"
     if not path.exists():
         return None
-    stored = _of_same_work(path, nodes, provenance, what)
+    through = Stored.open(path).through
+    if blockwise != (through is not None):
+        how, flag = ("chunk by chunk", "off") if through is None else ("block by block", "fit")
+        raise MismatchError(
+            f"{path} holds {what} that went {how}; go on with --blockwise {flag}, or --force to begin anew"
+        )
+    stored = _of_same_work(path, nodes, provenance, what, through)
     if stored.lacking:
         raise MismatchError(
             f"{path} holds {what} without {', '.join(stored.lacking)}; choose another -o, or --force to begin anew"
@@ -78,7 +92,9 @@ def _unfinished(out: Path, nodes: RoutingNodes, provenance: Provenance, importan
     return stored
 
 
-def _of_same_work(path: Path, nodes: RoutingNodes, provenance: Provenance, what: str) -> Stored:
+def _of_same_work(
+    path: Path, nodes: RoutingNodes, provenance: Provenance, what: str, through: int | None = None
+) -> Stored:
     stored = Stored.open(path)
     differing = provenance.differences(stored.provenance)
     if differing:
@@ -87,7 +103,7 @@ def _of_same_work(path: Path, nodes: RoutingNodes, provenance: Provenance, what:
             f"{path} holds {what} with another {', '.join(differing)}{earlier}; choose another -o, or --force to begin "
             "anew"
         )
-    blocks = tuple(block.index for block in nodes.blocks)
+    blocks = tuple(block.index for block in nodes.blocks if through is None or block.index <= through)
     if stored.blocks != blocks:
         raise MismatchError(
             f"{path} holds {what} of {len(stored.blocks)} of the {len(blocks)} MoE blocks; merge it with those of the "

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 from zipfile import BadZipFile
@@ -77,6 +78,11 @@ class Stored:
         return sum(sum(domain["chunks"]) for domain in self.header["domains"])
 
     @property
+    def through(self) -> int | None:
+        """The last finished block of an unfinished run that goes block by block, None for all else."""
+        return self.header.get("through")
+
+    @property
     def lacking(self) -> list[str]:
         """The rows of STATISTICS that it does not hold, or holds in another version."""
         return [name for name, row in STATISTICS.items() if self.statistics.get(name) != row.version]
@@ -87,8 +93,17 @@ class Stored:
         known = {name: row.version for name, row in STATISTICS.items()}
         return [name for name, version in self.statistics.items() if known.get(name) != version]
 
+    @classmethod
+    def of(cls, statistics: "AnyStatistics") -> "Stored":
+        """What `statistics` names; a file that is open already is taken as it is."""
+        return statistics if isinstance(statistics, Stored) else cls.open(Path(statistics))
+
     def domain_statistics(self) -> DomainStatistics:
-        """The statistics that this version knows; raises InputError for a damaged file."""
+        """The statistics that this version knows, read once; raises InputError for a damaged file."""
+        return self._domain_statistics
+
+    @cached_property
+    def _domain_statistics(self) -> DomainStatistics:
         if self.unknown:
             _LOG.warning(
                 "%s holds %s, recorded by another version of ggufreap; that is left out",
@@ -125,6 +140,9 @@ class Stored:
             return ImportanceSums.from_arrays(found)
 
 
+AnyStatistics = Stored | str | Path  # what the public verbs take
+
+
 def load(path: Path) -> tuple[DomainStatistics, Provenance]:
     """The statistics in a file, and where they come from; raises InputError for what is none."""
     stored = Stored.open(path)
@@ -137,10 +155,12 @@ def save(
     provenance: Provenance,
     sums: ImportanceSums | None = None,
     digest: str = "",
+    through: int | None = None,
     own: bool = False,
 ) -> None:
     """Write the file atomically and synced, so that a killed run leaves the last whole one; with a `digest` if it waits
-    for more. `own`: what lies there is known to be of the same work. Raises OutputError.
+    for more, `through` the last finished block where it is blocks that it waits for. `own`: what lies there is known to
+    be of the same work. Raises OutputError.
     """
     header = {
         "schema": SCHEMA,
@@ -155,6 +175,7 @@ def save(
         "statistics": {name: STATISTICS[name].version for name in statistics.names},
         "importance": asdict(Importance(sums.output)) if sums else None,
         "digest": digest,
+        "through": through,
     }
     frame = (len(statistics.halves), 2, len(statistics.blocks))
     arrays: dict[str, Any] = {"header": np.array(json.dumps(header))}

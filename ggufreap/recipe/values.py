@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Self
 
 from ggufreap.blending import check_blend
+from ggufreap.corpus.request import TEXT_CTX
 from ggufreap.corpus.spec import parse_sources
 from ggufreap.errors import InputError
 from ggufreap.evaluation import parse_gate
+from ggufreap.options import target as options
 from ggufreap.options.engine import EngineSettings
-from ggufreap.planning import MTP_MODES, as_fraction
+from ggufreap.options.judgement import Judgement, split_name
+from ggufreap.options.quantisation import KEEP
+from ggufreap.planning import as_fraction
 from ggufreap.quantization import QuantRequest, file_type_name, parse_tensor_type
 from ggufreap.quantization.request import tensor_type
 from ggufreap.saliency import METHOD_NAMES
+from ggufreap.showing import EXCERPT, excerpt, shown
 
 _PLACEHOLDER = re.compile(r"\{(first|last)([1-9]\d{0,2})?\}")
 _UNKNOWN_PLACEHOLDER = re.compile(r"\{[^\d}][^}]*\}")
@@ -41,22 +46,16 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Target:
-    """How many experts go, a `ratio` or all but `keep` of every block, and which; `blend` weighs the domains."""
-
-    ratio: str | None = None
-    keep: int | None = None
-    method: str = "reap"
-    blend: str | None = None
-    mtp: str = "mirror"
+class Target(options.Target):
+    """How many experts go, as one of `ratio` and `keep`, and which, by a criterion that is known."""
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.keep is None):
             raise InputError("ratio and keep are both given or both missing; give one of them")
         if self.ratio is not None:
-            as_fraction(self.ratio)
+            as_fraction(str(self.ratio))
         check_known(self.method, "method", METHOD_NAMES)
-        check_known(self.mtp, "mtp", MTP_MODES)
+        check_known(self.mtp, "mtp", options.MTP_MODES)
         if self.blend is not None:
             check_blend(self.blend)
 
@@ -78,10 +77,11 @@ class Variant:
 
     def __post_init__(self) -> None:
         if not _SUFFIX.fullmatch(self.suffix):
-            raise InputError(f"name {self.name!r} cannot end a file name; use letters, digits, '.', '_' and '-'")
+            raise InputError(f"name {excerpt(self.name)} cannot end a file name; use letters, digits, '.', '_' and '-'")
         for pattern, kind in self.tensor_types:
             if wrong := _UNKNOWN_PLACEHOLDER.search(_PLACEHOLDER.sub("", pattern)):
-                raise InputError(f"tensor type {pattern!r} holds {wrong[0]}; the placeholders are {{first}}, {{last4}}")
+                found = f"{excerpt(pattern)} holds {shown(wrong[0], EXCERPT)}"
+                raise InputError(f"tensor type {found}; the placeholders are {{first}}, {{last4}}")
             parse_tensor_type(f"{_expanded(pattern, 1)}={kind}")
         for chosen in filter(None, (self.token_embedding_type, self.output_tensor_type)):
             tensor_type(chosen)
@@ -121,44 +121,46 @@ class Quantization:
     keep: bool = False
     keep_imatrix: bool = True
 
+    @property
+    def quant(self) -> tuple[str | Variant, ...]:
+        """The same in the words of `options.quantisation`."""
+        return (*([KEEP] if self.keep else []), *self.variants)
+
     def __post_init__(self) -> None:
         if not self.variants and not self.keep:
             raise InputError("there are no variants and keep is false: nothing would stay; give one of them")
         names = [variant.suffix.lower() for variant in self.variants]
         for name in names:
             if names.count(name) > 1:
-                raise InputError(f"{names.count(name)} variants are named {name}; every variant is a file, name them")
+                raise InputError(
+                    f"{names.count(name)} variants are named {shown(name, EXCERPT)}; every variant is a file, name them"
+                )
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What the result is judged by: held-out texts `files`, each FILE or NAME=FILE, in chunks of `ctx_size` tokens.
+class Evaluation(Judgement):
+    """What the result is judged by; the held-out texts are named before they are read."""
 
-    At most `chunks` chunks of each are run. `compare` and `fail_if` as in `report`.
-    """
-
-    files: tuple[str, ...] = ()
-    chunks: int | None = None
-    ctx_size: int = 512
-    compare: bool = False
-    fail_if: tuple[str, ...] = ()
+    ctx_size: int = TEXT_CTX
 
     def __post_init__(self) -> None:
         for text in self.fail_if:
             parse_gate(text)
         if (self.compare or self.fail_if) and not self.files:
             raise InputError("compare and fail_if judge by held-out text, and files names none; name some")
-        named = [_named(text) for text in self.files]
+        named = [split_name(text) for text in self.files]
         for text, (name, file) in zip(self.files, named, strict=True):
             if not name or not file:
-                raise InputError(f"files holds {text!r}; every text is a FILE or NAME=FILE")
+                raise InputError(f"files holds {excerpt(text)}; every text is a FILE or NAME=FILE")
             if [other for other, _ in named].count(name) > 1:
-                raise InputError(f"several files are named {name}; give each a name of its own as NAME=FILE")
+                raise InputError(
+                    f"several files are named {shown(name, EXCERPT)}; give each a name of its own as NAME=FILE"
+                )
 
     @property
     def texts(self) -> dict[str, Path]:
         """Name -> file; a file without a name is called as its own, without the ending."""
-        return {name: Path(file) for name, file in map(_named, self.files)}
+        return {name: Path(file) for name, file in map(split_name, self.files)}
 
 
 @dataclass(frozen=True)
@@ -177,15 +179,10 @@ def check_known(name: str, what: str, known: Iterable[str], more: str = "") -> N
     """Raise InputError unless `name` is known; `what` ends in a dot where the name goes on from it."""
     if name in (names := list(known)):
         return
-    shown = f"{what}{name}" if what.endswith(".") else f"{what} {name!r}"
-    close = get_close_matches(name, names, 1)
+    found = f"{what}{shown(name, EXCERPT)}" if what.endswith(".") else f"{what} {excerpt(name)}"
+    close = get_close_matches(name[:EXCERPT], names, 1)
     guess = f"did you mean {close[0]}? Known: " if close else "choose one of "
-    raise InputError(f"{shown} is not known; {guess}{', '.join(names)}{more}")
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, equals, file = text.partition("=")
-    return (name, file) if equals else (Path(text).stem, text)
+    raise InputError(f"{found} is not known; {guess}{', '.join(names)}{more}")
 
 
 def _expanded(pattern: str, n_block: int) -> str:

@@ -3,24 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ggufreap.showing import shown
+from ggufreap.units import scaled, size
+
 MISSING, MINUS, TIMES, SPACE = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NO-BREAK SPACE}"
 
 
-def _size(nbytes: float) -> str:
-    """Bytes in the decimal units that disks are sold in."""
-    return _scaled(nbytes, ("B", "kB", "MB", "GB", "TB"), SPACE)
-
-
 def _parameters(count: float) -> str:
-    return _scaled(count, ("", "K", "M", "B", "T"), "")
-
-
-def _scaled(value: float, units: tuple[str, ...], space: str) -> str:
-    index = 0
-    # What would round up to 1000 of a unit is one of the next.
-    while abs(value) >= 999.5 and index < len(units) - 1:
-        value, index = value / 1000, index + 1
-    return f"{value:.0f}" + (space + units[0]).rstrip() if index == 0 else f"{value:.3g}{space}{units[index]}"
+    value, unit = scaled(count, ("", "K", "M", "B", "T"))
+    return f"{value:.3g}{unit}"
 
 
 def _decimal(value: float) -> str:
@@ -56,9 +47,9 @@ def _signed(write: Callable[[float], str]) -> Callable[[float], str]:
 
 
 FORMATS: Mapping[str, Callable[[Any], str]] = {
-    "text": str,
+    "text": shown,
     "count": lambda value: f"{value:,}",
-    "size": _size,
+    "size": lambda nbytes: size(nbytes).replace(" ", SPACE),
     "parameters": _parameters,
     "decimal": _decimal,
     "share": lambda value: f"{100 * value:.1f}{SPACE}%",
@@ -68,7 +59,7 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "points": _signed(lambda value: f"{100 * value:.1f}{SPACE}points"),
     "change": _signed(_decimal),
     "ranges": _ranges,
-    "short": lambda value: str(value)[:12],
+    "short": lambda value: shown(str(value)[:12]),
 }
 
 

@@ -15,6 +15,7 @@ from ggufreap.evaluation.tasks import TaskReport
 from ggufreap.observation import DomainStatistics, Provenance
 from ggufreap.reporting import facts
 from ggufreap.reporting.describe import describe_routing
+from ggufreap.showing import file_name
 
 _TEST = re.compile(r"(pp|tg)\d+(?: x(\d+))?")
 
@@ -29,7 +30,7 @@ def describe_calibration(
         sha256=provenance.corpus,
         sources=tuple(
             facts.Source(
-                source.name,
+                source.name if source.is_hub else file_name(source.name),
                 source.domain,
                 source.revision,
                 source.subset,
@@ -42,7 +43,7 @@ def describe_calibration(
         ),
         built_in=built_in,
         count_mode=f"{provenance.count} tokens",
-        split_half=coverage.stability.kept if coverage.stability else None,
+        split_half=coverage.stability.removed if coverage.stability else None,
         routed=describe_routing(statistics.total),
     )
 

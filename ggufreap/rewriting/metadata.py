@@ -16,6 +16,7 @@ from ggufreap.container import GgufFile, MetadataEntry, Value, encode
 from ggufreap.container.header import read_header
 from ggufreap.errors import InputError, MismatchError, UnsupportedModel
 from ggufreap.planning import PruningPlan
+from ggufreap.showing import file_name
 
 _LOG = logging.getLogger(__name__)
 PREFIX = "ggufreap."
@@ -160,7 +161,7 @@ def _datasets(file: GgufFile, plan: PruningPlan) -> dict[str, MetadataEntry]:
     first = before if isinstance(before, int) else 0
     entries = [encode("general.dataset.count", first + len(plan.datasets), U32)]
     for index, record in enumerate(plan.datasets):
-        organization, _, name = record.name.rpartition("/") if record.is_hub else ("", "", record.name)
+        organization, _, name = record.name.rpartition("/") if record.is_hub else ("", "", file_name(record.name))
         standard = (("name", name), ("organization", organization), ("version", record.revision))
         entries += [encode(f"general.dataset.{first + index}.{key}", text, STRING) for key, text in standard if text]
         own = (("domain", record.domain), ("subset", record.subset), ("split", record.split), ("sha256", record.sha256))

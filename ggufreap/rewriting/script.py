@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout
-from ggufreap.container import GgufFile, OutputFile, OutputTensor, Piece, TensorRecord, lay_out, write
+from ggufreap.container import (
+    GgufFile,
+    MetadataEntry,
+    OutputFile,
+    OutputTensor,
+    Piece,
+    TensorRecord,
+    lay_out,
+    write,
+)
 from ggufreap.errors import InputError, OutputError, UnsupportedModel
 from ggufreap.files import publish
 from ggufreap.planning import PruningPlan
@@ -19,13 +28,16 @@ _UNITS = {"M": 1000**2, "G": 1000**3}
 
 @dataclass(frozen=True)
 class RewriteScript:
-    """The files to be written; what `--dry-run` shows. `n_parameters` are the weights that stay; shards are named after
-    `target`.
+    """The files to be written; what `--dry-run` shows.
+
+    `n_parameters` are the weights that stay, `metadata` what the file says of itself, in its order; shards are named
+    after `target`.
     """
 
     files: tuple[OutputFile, ...]
     source_nbytes: int
     n_parameters: int
+    metadata: tuple[MetadataEntry, ...]
     target: Path
 
     @property
@@ -53,7 +65,8 @@ def lower(
     n_parameters = sum(tensor.n_elements for tensor in tensors.values())
     metadata = pruned_metadata(file, layout, plan, n_block, n_parameters, __version__)
     groups = _groups(file, records, tensors, split_max_size, keep_split)
-    return RewriteScript(lay_out(out, metadata, groups, file.alignment), file.nbytes, n_parameters, out)
+    files = lay_out(out, metadata, groups, file.alignment)
+    return RewriteScript(files, file.nbytes, n_parameters, tuple(metadata), out)
 
 
 def execute(script: RewriteScript, progress: Progress = silent) -> None:
@@ -87,7 +100,7 @@ def write_skeleton(script: RewriteScript, folder: Path) -> Path:
         raise OutputError(
             f"cannot make a file of {script.nbytes:,} bytes without content in {folder}: {error.strerror}; "
             "set TMPDIR to a folder on another disk"
-        ) from None
+        ) from error
     return paths[0]
 
 

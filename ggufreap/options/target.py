@@ -1,0 +1,93 @@
+"""How many experts go, and which, as one value."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufreap.limits import SMALL
+from ggufreap.options.flag import MOST, Flag, check, flagged, number, one_of, whole
+
+REAP, MIRROR, DROP = "reap", "mirror", "drop"
+MTP_MODES = (MIRROR, DROP)
+AUTO_RATIO = "auto"
+
+SIZE, SEARCH, CHOICE, WEIGHING, MTP, SEED = "size", "search", "choice", "weighing", "mtp", "seed"
+
+
+@dataclass(frozen=True)
+class Target:
+    """How many experts go of every block, a `ratio` or all but `keep`, and which.
+
+    `ratio` is the fraction to remove, taken as the decimal that was written, or `auto` where held-out text judges: as
+    many as leave the worst domain at a mean KLD of `max_kld` nats or less.
+    `method` is a criterion of ggufreap.saliency; `from_imatrix`, a GGUF importance matrix of the model, takes the place
+    of any calibration, and is a weaker choice. `blend` says how the domains of the text are weighed (ggufreap.blending;
+    None: `maxmin` where there are several). `mtp`: MTP blocks keep what the last block keeps, or are left out. `seed`
+    draws for the method `random`. What a number can be, only the model tells: `count_to_keep` refuses.
+    """
+
+    ratio: str | float | None = flagged(
+        None,
+        Flag(
+            ("--ratio",),
+            SIZE,
+            "fraction of the experts to remove from every block, such as 0.2; auto: see --max-kld",
+            str,
+            "R",
+            int | float,
+        ),
+    )
+    keep: int | None = flagged(None, Flag(("--keep",), SIZE, "experts to keep in every block", whole(-MOST), "N", int))
+    max_kld: float = flagged(
+        SMALL,
+        Flag(("--max-kld",), SEARCH, "with --ratio auto: mean KLD of the worst domain ({})", number, "X", recipe=None),
+    )
+    method: str = flagged(
+        REAP, Flag(("--method",), CHOICE, "saliency: reap (default), frequency, ... (see README)", str, "NAME", str)
+    )
+    from_imatrix: str | Path | None = flagged(
+        None,
+        Flag(
+            ("--from-imatrix",),
+            CHOICE,
+            "choose by a GGUF importance matrix of the model, without calibration: a weaker choice",
+            str,
+            "FILE",
+            recipe=None,
+        ),
+    )
+    blend: str | None = flagged(
+        None,
+        Flag(
+            ("--blend",),
+            WEIGHING,
+            "domains of the text: maxmin (default for several), uniform, tokens, or NAME=WEIGHT,NAME=WEIGHT",
+            str,
+            "HOW",
+            str,
+        ),
+    )
+    mtp: str = flagged(
+        MIRROR,
+        Flag(
+            ("--mtp",),
+            MTP,
+            "MTP blocks: as the last block ({}), or out",
+            one_of(*MTP_MODES),
+            "{mirror,drop}",
+            str,
+        ),
+    )
+    seed: int = flagged(
+        0,
+        Flag(
+            ("--seed",),
+            SEED,
+            "draws the samples, and the experts of --method random ({})",
+            whole(0),
+            "N",
+            recipe=None,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)

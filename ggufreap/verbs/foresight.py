@@ -1,0 +1,92 @@
+"""What `prune` will make, to the byte and by name, before anything runs."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggufreap import naming, saliency
+from ggufreap.files import make_folder
+from ggufreap.planning import PruningPlan, make_plan
+from ggufreap.quantization import Quantized
+from ggufreap.rewriting import RewriteScript
+from ggufreap.sizing import Sizer
+from ggufreap.verbs.apply import scripts_of
+from ggufreap.verbs.exact import Planned
+from ggufreap.verbs.job import Job
+from ggufreap.verbs.plan import default_blend
+from ggufreap.verbs.variants import VariantJobs
+from ggufreap.verification import check_room
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """The byte-exact file `script`, and whether it `stays`; a plan of the same counts as the real one; the variants."""
+
+    script: RewriteScript
+    plan: PruningPlan
+    jobs: VariantJobs
+    quantized: tuple[Quantized, ...]
+    stays: bool
+
+    @property
+    def plan_path(self) -> Path:
+        """Where the plan goes."""
+        return self.jobs.result.with_name(f"{naming.stem_of(self.jobs.result)}.plan.json")
+
+
+def foresee(job: Job) -> Foreseen:
+    """All files, and whether they may be written there.
+
+    Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
+    Raises OutputError for want of space or where a file of other work lies in the way, and whatever the quantiser
+    would for want of importance or of leave to quantise twice.
+    """
+    model = job.model
+    plan = _any_plan(job)
+    result = naming.target(model.path, job.out, plan.label)
+    scripts = scripts_of(model, plan, result, job.output)
+    script = scripts(plan.n_keep)
+    n_threads = job.settings.n_threads if job.settings else 0
+    jobs = VariantJobs(job.wanted.variants, model.layout, result, job.quantisation.allow_requantize, n_threads)
+    jobs.check_names(script)
+    with Sizer(model.file, scripts) as sizer:
+        quantized = jobs.foresee(sizer, plan, job.given, job.data.names if job.data else None)
+    stays = not job.wanted.variants or job.wanted.keep or job.quantisation.keep_intermediate or result == job.out
+    foreseen = Foreseen(script, plan, jobs, quantized, stays)
+    if not job.output.dry_run:
+        make_folder(result.parent)
+        sliced = jobs.imatrix_path if job.wanted.variants and (job.given or job.collected_path) else None
+        places = Planned(foreseen.plan_path, script.files if stays else (), quantized, sliced)
+        places.claim(model.file, plan, job.stats_path, job.collected_path)
+        places.check_room(model.file, script, job.judgement.compare)
+        if job.output.verify:
+            check_room(model.file, model.layout)
+    _tell(job, foreseen)
+    return foreseen
+
+
+def _any_plan(job: Job) -> PruningPlan:
+    target, layout, records = job.target, job.model.layout, job.data.records if job.data else ()
+    return make_plan(
+        layout,
+        job.model.identity,
+        saliency.random_scores(len(layout.trunk), layout.n_expert, target.seed),
+        method=target.method,
+        ratio=target.ratio,
+        keep=target.keep,
+        mtp=target.mtp,
+        corpus=job.data.identity if job.data else "",
+        datasets=[replace(record, sha256="0" * 64) for record in records],
+        blend=target.blend or default_blend({record.domain for record in records}) if job.data else "",
+    )
+
+
+def _tell(job: Job, foreseen: Foreseen) -> None:
+    plan, script, source = foreseen.plan, foreseen.script, job.model.file
+    first = script.files[0].path
+    _LOG.info("%s in each of %d MoE blocks", plan.summary, len(plan.keep))
+    _LOG.info("%s -> %s (%s bytes -> %s)", source.path.name, first, f"{source.nbytes:,}", f"{script.nbytes:,}")
+    for made in foreseen.quantized:
+        _LOG.info("%s -> %s (%s bytes)", first.name, made.paths[0], f"{made.nbytes:,}")
