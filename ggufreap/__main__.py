@@ -3,6 +3,7 @@
 import sys
 
 from ggufreap import activity, cli
+from ggufreap.errors import OutputError
 from ggufreap.supervision import can_supervise, supervise
 
 
@@ -16,7 +17,7 @@ def main(program: str = "ggufreap") -> int:
     try:
         patient = options.verb != "bench"  # which is to measure what llama-bench does
         return supervise(sys.argv[1:], getattr(options, "offered", ()), program, patient)
-    except OSError as error:  # no child, or no temporary folder for it
+    except (OSError, OutputError) as error:  # no child, or no temporary folder for it
         return cli.fail(str(error), 1)
 
 

@@ -35,7 +35,7 @@ def put(name: str, value: dict[str, Any]) -> bool:
     """Remember a value in place of the former one, whole or not at all; tells whether that could be done."""
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
-        with replacing(_path(name)) as file:
+        with replacing(_path(name), own=True) as file:
             file.write(json.dumps(value, indent=1).encode())
     except (OSError, OutputError):
         return False

@@ -40,7 +40,8 @@ class Model:
     def identity(self) -> ModelIdentity:
         """Who it is."""
         name = str(self.file.get("general.name") or self.path.stem)
-        return ModelIdentity(self.file.fingerprint, self.layout.architecture.name, name)
+        file = self.file
+        return ModelIdentity(file.fingerprint, self.layout.architecture.name, name, file.structure, file.types)
 
     def check_weights(self) -> None:
         """Say where zeros stand instead of weights; raises FormatError where an expert is nothing else."""

@@ -8,13 +8,14 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ggufreap import activity
 from ggufreap.activity import LOADING, Activity
+from ggufreap.files import private_folder
+from ggufreap.files.locks import left_by_the_dead
 from ggufreap.interrupts import STOPS
 from ggufreap.process import Child, Ending, last_words
 
@@ -39,8 +40,7 @@ def supervise(arguments: Sequence[str], flags: Collection[str], program: str = "
     `flags`: the fields of EngineSettings that the verb has flags for; `program`: the module, or the path of a script,
     to run; `patient`: its threads sleep where they would spin, unless the environment says how they wait.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ggufreap-"))
-    try:
+    with private_folder() as folder:
         notes = folder / "activity.json"
         # What the child leaves in its temporary folder goes with the folder.
         variables = {activity.VARIABLE: str(notes), "TMPDIR": str(folder)}
@@ -48,8 +48,6 @@ def supervise(arguments: Sequence[str], flags: Collection[str], program: str = "
             variables[_SPINNING[0]] = _SPINS
         ending, stopped = _run(program, arguments, variables)
         found = activity.read(notes)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     if stopped and ending.signal in {number.name for number in STOPS}:
         return INTERRUPTED  # it had said so, and was told twice
     if ending.code >= 0 and not found.assertion:
@@ -126,5 +124,5 @@ def _remove(paths: Sequence[str]) -> None:
         with suppress(OSError):
             if path.is_dir():
                 shutil.rmtree(path)
-            else:
-                path.unlink()
+            else:  # a lock, and perhaps somebody else's by now
+                left_by_the_dead(path, remove=True)

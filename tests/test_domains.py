@@ -388,7 +388,7 @@ def test_sums_that_not_every_file_holds_are_left_out_aloud(tmp_path: Path, caplo
     assert f"no importance matrix is merged: {without} holds no importance sums" in caplog.text
     head = sums_of("blk.0.ffn_up_exps.weight", "output.weight")
     head.output = True
-    save(without, of_blocks([0], ALL[1::2]), replace(PROVENANCE, shard="2/2"), head)
+    save(without, of_blocks([0], ALL[1::2]), replace(PROVENANCE, shard="2/2"), head, own=True)
     merged = merge([with_sums, without]).sums
     assert merged
     assert set(merged.named()) == {"blk.0.ffn_up_exps.weight"}

@@ -199,7 +199,7 @@ def test_a_dat_without_trailer_is_read(tmp_path: Path) -> None:
         assert (found.chunk_count, found.datasets) == (chunks, datasets)
         assert means(found.entries["a"]).tolist() == [3, 5]  # no chunk at all: the values are the means
         for legacy in (False, True):
-            save(tmp_path / "again", found, legacy)
+            save(tmp_path / "again", found, legacy, own=True)
             assert load(tmp_path / "again").chunk_count == chunks
 
 
@@ -223,7 +223,7 @@ def test_every_truncation_is_one_clear_error(tmp_path: Path, legacy: bool) -> No
 @given(st.booleans(), st.integers(0, 10_000), st.binary(min_size=1, max_size=8))
 def test_no_damage_is_worse_than_an_error(tmp_path_factory: Any, legacy: bool, at: int, damage: bytes) -> None:
     folder = tmp_path_factory.getbasetemp()
-    save(folder / "whole", small(), legacy)
+    save(folder / "whole", small(), legacy, own=True)
     data = bytearray((folder / "whole").read_bytes())
     at %= len(data)
     data[at : at + len(damage)] = damage
@@ -231,7 +231,7 @@ def test_no_damage_is_worse_than_an_error(tmp_path_factory: Any, legacy: bool, a
     with suppress(GgufReapError):
         found = load(folder / "damaged")
         describe(merged([found, found]))
-        save(folder / "again", filled(found)[0])
+        save(folder / "again", filled(found)[0], own=True)
 
 
 HOSTILE = 2**31 - 1

@@ -72,7 +72,7 @@ def reap_plan(file: GgufFile, layout: MoeLayout, **target: object) -> PruningPla
 
 
 def pruned(file: GgufFile, plan: PruningPlan) -> GgufFile:
-    out = file.path.with_name("pruned.gguf")
+    out = file.path.with_name(f"pruned-{plan.sha256[:12]}.gguf")
     execute(lower(file, bind(file), plan, out))
     return open_gguf(out)
 

@@ -20,7 +20,7 @@ from ggufreap import calibrate, imatrix, merge, saliency
 from ggufreap.corpus.request import Request
 from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.engine.protocol import RoutedBatch
-from ggufreap.errors import InputError, MismatchError
+from ggufreap.errors import InputError, MismatchError, OutputError
 from ggufreap.observation import STATISTICS, Statistic, Stored, checkpoint_path, load, observables, save
 from ggufreap.options.engine import EngineSettings
 
@@ -207,7 +207,7 @@ def processor_seconds() -> float:
 
 
 def test_a_matrix_beside_the_statistics_is_never_taken_for_the_collected_one(
-    model: Path, ids: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: Path, ids: Path, tmp_path: Path
 ) -> None:
     options = {"ratio": "0.25", "quant": ["Q4_K_M"], "settings": SETTINGS, "allow_requantize": True}
     first = prune(model, ids, out=tmp_path / "a", **options)
@@ -218,11 +218,14 @@ def test_a_matrix_beside_the_statistics_is_never_taken_for_the_collected_one(
     other.entries["blk.0.ffn_up_exps.weight"].in_sum2[:] *= np.arange(
         other.entries["blk.0.ffn_up_exps.weight"].in_sum2.shape[1]
     )
-    imatrix.save(beside, other)
-    again = prune(model, ids, out=tmp_path / "a", **options)
+    imatrix.save(beside, other, own=True)
+    foreign = beside.read_bytes()
+    with pytest.raises(OutputError, match=r"m\.imatrix\.gguf is there already and is not of this very work"):
+        prune(model, ids, out=tmp_path / "a", **options)
+    assert beside.read_bytes() == foreign
+    again = prune(model, ids, out=tmp_path / "a", force=True, **options)
     assert (sliced.read_bytes(), again.quantized[0].paths[0].read_bytes()) == made
     assert beside.read_bytes() == right
-    assert f"{beside} was another importance matrix than {tmp_path / 'a' / 'm.stats.npz'} holds" in caplog.text
 
 
 def test_the_matrix_is_that_of_the_statistics_with_or_without_the_head(

@@ -29,6 +29,7 @@ from ggufreap.architecture.layout import bind
 from ggufreap.container import GgufFile, OutputTensor, Piece, TensorRecord, lay_out, open_gguf, type_name, write
 from ggufreap.engine.quantizer import Quantizer, QuantizerCall
 from ggufreap.errors import EngineError, GgufReapError, InputError, MismatchError, OutputError
+from ggufreap.files import writing
 from ggufreap.imatrix import load, means, reached
 from ggufreap.progress import silent
 from ggufreap.quantization import (
@@ -82,7 +83,7 @@ def check_foretold(
     assert file.nbytes == made.nbytes
     assert [path.stat().st_size for path in file.paths] == list(made.file_nbytes)
     assert sum(made.type_nbytes.values()) == sum(record.nbytes for record in file.tensors)
-    assert not list(out.parent.glob("*.partial*"))
+    assert not list(out.parent.glob(".ggufreap-*"))
     return file
 
 
@@ -604,12 +605,12 @@ def test_an_interrupted_run_leaves_what_was_there(
         def update(self, amount: int) -> None:
             super().update(amount)
             if len(self.amounts) == 9:
-                assert (tmp_path / "out.gguf.partial").exists()
+                assert list(tmp_path.glob(".ggufreap-*/out.gguf"))
                 strike()
 
     monkeypatch.setattr("ggufreap.quantization.job.Quantizer", Spy)
     (tmp_path / "out.gguf").write_text("of before")
-    with pytest.raises(error, match=line):
+    with writing(force=True), pytest.raises(error, match=line):
         quantize_file(
             tiny, tmp_path / "out.gguf", QuantRequest("q6_k"), imatrix=importance_of(tiny), progress=Striking()
         )
@@ -712,8 +713,8 @@ def test_kill_9_leaves_nothing_under_the_final_name(tmp_path: Path, keep_split: 
     wait_for_death(number)
     left = {path.name for path in tmp_path.iterdir() if not path.name.startswith("in")}
     assert left
-    assert all(re.match(r"out(\.gguf)?\.partial", name) for name in left)
-    # The next run takes no notice, and clears up.
+    assert all(name.startswith(".ggufreap-") for name in left)
+    # The next run says so, and clears up.
     check_foretold(open_gguf(source), tmp_path / "out.gguf", QuantRequest("Q6_K", keep_split=keep_split))
 
 
@@ -721,7 +722,7 @@ def test_kill_9_leaves_nothing_under_the_final_name(tmp_path: Path, keep_split: 
 def test_a_disk_that_fills_is_one_line(tiny: GgufFile, tmp_path: Path) -> None:
     code, _, said = run_script(tiny.path, tmp_path / "out.gguf", "full")
     assert code == 0
-    assert re.fullmatch(r"llama\.cpp could not write .*out\.gguf\.partial to the end, [\d,]+ bytes are free .*\n", said)
+    assert re.fullmatch(r"llama\.cpp could not write .*out\.gguf to the end, [\d,]+ bytes are free .*\n", said)
     assert not list(tmp_path.iterdir())
 
 

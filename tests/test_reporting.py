@@ -1,6 +1,7 @@
 """Reports: numbers that can all be looked up, pages that open anywhere, files that appear whole or not at all."""
 
 import copy
+import errno
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,8 +22,9 @@ from tiny_report import bare_report, demo_report, large_report
 from ggufreap.container import open_gguf
 from ggufreap.demonstration import MODEL
 from ggufreap.errors import InputError, OutputError
+from ggufreap.files import create
 from ggufreap.limits import level_of
-from ggufreap.reporting import facts, load_report, write_report
+from ggufreap.reporting import facts, load_report, write_report, writing
 from ggufreap.reporting.caveats import caveats_of
 from ggufreap.reporting.describe import describe_file
 from ggufreap.reporting.document import document_of, from_json, to_json
@@ -469,9 +471,13 @@ def test_a_new_report_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     assert load_report(tmp_path / "report.json") == BARE
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here to play a full disk")
-def test_all_files_appear_or_none(tmp_path: Path) -> None:
-    (tmp_path / "sizes.png.partial").symlink_to("/dev/full")  # the last file to be written
+def test_all_files_appear_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> BinaryIO:
+        if path.name == "sizes.png":  # the last file to be written
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return create(path)
+
+    monkeypatch.setattr(writing, "create", full)
     with pytest.raises(OutputError, match=r"sizes\.png: No space left"):
         write_report(BARE, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -184,7 +184,7 @@ def test_an_unfinished_calibration_without_what_is_wanted_is_refused(
     with pytest.raises(MismatchError, match="unfinished calibration without importance matrix"):
         observe(engine, engine.nodes, corpus(), PROVENANCE, out, importance=Importance())
     monkeypatch.setitem(STATISTICS, "sum_g2", per_expert(lambda batch: batch.weights**2, "sum of g²"))
-    with pytest.raises(MismatchError, match="unfinished calibration without sum_g2; delete the file"):
+    with pytest.raises(MismatchError, match="unfinished calibration without sum_g2; choose another -o"):
         observe(engine, engine.nodes, corpus(), PROVENANCE, out)
     more = tmp_path / "more.npz"
     with pytest.raises(KeyboardInterrupt):

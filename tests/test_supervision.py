@@ -53,12 +53,12 @@ def decode(self, *arguments, before=LlamaSession.decode, **named):
         die()
     return before(self, *arguments, **named)
 
-def quantise(self, call, on_line, importance=None, before=Quantizer.run):
+def quantise(self, call, on_line, importance=None, folder=None, before=Quantizer.run):
     def dying(line):
         on_line(line)
         if not call.dry_run and "blk.1." in line:
             die()
-    return before(self, call, dying, importance)
+    return before(self, call, dying, importance, folder)
 
 def probed(*arguments, before=subprocess_probe.run):
     die()

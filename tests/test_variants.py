@@ -284,7 +284,7 @@ def test_quantising_alone_says_which_experts_had_no_data(model: Path, tokens: Pa
     name = "blk.0.ffn_up_exps.weight"
     entry = whole.entries[name]
     entry.in_sum2[3], entry.counts[3] = 0, 0
-    imatrix.save(path, whole)
+    imatrix.save(path, whole, own=True)
     made = quantize(model, tmp_path / "q.gguf", "Q4_K_M", imatrix=path)
     assert any(name in note and "mean of the other 7" in note for note in made.warnings)
 

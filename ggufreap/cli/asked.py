@@ -41,6 +41,7 @@ SPLIT = flags(Output(), output.SPLIT, output.DRY_RUN, title="output", one_of=("s
 DRY_RUN = flags(Output(), output.DRY_RUN)
 PLACE = flags(Output(), output.PLACE)
 PROOF = flags(Output(), output.PROOF)
+FORCE = flags(Output(), output.FORCE)
 JUDGEMENT = flags(
     Judgement(),
     *(judgement.HELD_OUT, judgement.SPLIT, judgement.LENGTH, judgement.RIVAL, judgement.GATES, judgement.REPORT),

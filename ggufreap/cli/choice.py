@@ -3,23 +3,26 @@
 import argparse
 from pathlib import Path
 
-from ggufreap.cli.asked import TARGET
+from ggufreap.cli.asked import FORCE, TARGET
 from ggufreap.cli.common import Result, Verbs, progress
 from ggufreap.cli.flags import argument, model, out
 from ggufreap.cli.generated import value
+from ggufreap.options.output import Output
 from ggufreap.options.target import Target
 
 
 def _run_plan(options: argparse.Namespace) -> Result:
     from ggufreap import console, verbs
-    from ggufreap.files import check_output
+    from ggufreap.container import open_gguf
+    from ggufreap.files import claim, writing
     from ggufreap.planning import save_plan
     from ggufreap.saliency import METHODS
 
     path, target = Path(options.output), value(options, Target)
-    check_output(path, options.model, options.stats, target.from_imatrix)
-    plan = verbs.plan(options.model, target, stats=options.stats, progress=progress())
-    save_plan(path, plan)
+    with writing(value(options, Output).force):
+        claim(path, inputs=(*open_gguf(options.model).paths, options.stats, target.from_imatrix))
+        plan = verbs.plan(options.model, target, stats=options.stats, progress=progress())
+        save_plan(path, plan)
     covered = verbs.coverage(options.stats, plan) if plan.method in METHODS else None
     return console.Choice(plan, covered), 0
 
@@ -33,7 +36,7 @@ def _run_coverage(options: argparse.Namespace) -> Result:
 def _run_merge(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
-    return verbs.merge(options.stats, options.output), 0
+    return verbs.merge(options.stats, options.output, force=value(options, Output).force), 0
 
 
 _PLAN = argument("--plan", required=True, metavar="P.json", help="what plan saved")
@@ -41,7 +44,11 @@ VERBS: Verbs = {
     "merge": (
         _run_merge,
         "add statistics that were calibrated apart, such as shards",
-        (argument("stats", nargs="+", metavar="S.npz", help="what calibrate saved"), out("statistics file, S.npz")),
+        (
+            argument("stats", nargs="+", metavar="S.npz", help="what calibrate saved"),
+            out("statistics file, S.npz"),
+            FORCE,
+        ),
     ),
     "plan": (
         _run_plan,
@@ -50,6 +57,7 @@ VERBS: Verbs = {
             model,
             argument("--stats", metavar="S.npz", help="what calibrate saved"),
             out("plan file, P.json"),
+            FORCE,
             TARGET,
         ),
     ),

@@ -3,12 +3,13 @@
 import argparse
 from dataclasses import replace
 
-from ggufreap.cli.asked import HELD_OUT, JUDGED, WEIGHING
+from ggufreap.cli.asked import FORCE, HELD_OUT, JUDGED, WEIGHING
 from ggufreap.cli.common import Result, Verbs, command, progress
 from ggufreap.cli.engine import engine_of_text, settings
 from ggufreap.cli.flags import argument, model, out
 from ggufreap.cli.generated import value
 from ggufreap.options.judgement import HeldOut, Judgement
+from ggufreap.options.output import Output
 from ggufreap.options.target import Target
 
 FAILED = 4
@@ -23,6 +24,7 @@ def _run_eval(options: argparse.Namespace) -> Result:
         reference=options.reference,
         kl_divergence_base=options.kl_divergence_base,
         kl_divergence=options.kl_divergence,
+        force=value(options, Output).force,
         settings=settings(options),
         progress=progress(),
     )
@@ -61,6 +63,7 @@ def _run_report(options: argparse.Namespace) -> Result:
         stats=options.stats,
         imatrix=options.imatrix,
         reproduction=Reproduction(command()),
+        force=value(options, Output).force,
         settings=settings(options),
         progress=progress(),
     )
@@ -102,6 +105,7 @@ VERBS: Verbs = {
             argument(
                 "--kl-divergence", action="store_true", help="compare with --kl-divergence-base, which holds the text"
             ),
+            FORCE,
             engine_of_text,
         ),
     ),
@@ -116,6 +120,7 @@ VERBS: Verbs = {
                 "--stats", metavar="S.npz", help="what calibrate saved: scores, coverage and the curve over ratios"
             ),
             out("folder"),
+            FORCE,
             JUDGED,
             _tasks,
             engine_of_text,

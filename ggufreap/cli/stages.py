@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 
-from ggufreap.cli.asked import DRAWING, OUTPUT_HEAD, SOURCE, SPLIT, request
+from ggufreap.cli.asked import DRAWING, FORCE, OUTPUT_HEAD, SOURCE, SPLIT, request
 from ggufreap.cli.common import Result, Verbs, progress
 from ggufreap.cli.engine import engine_of_data, engine_that_is_exact, settings
 from ggufreap.cli.flags import (
@@ -36,6 +36,7 @@ def _run_calibrate(options: argparse.Namespace) -> Result:
         shard=options.shard,
         imatrix_out=None if options.no_imatrix else options.imatrix_out or beside,
         process_output=value(options, Quantisation).process_output,
+        force=value(options, Output).force,
         settings=settings(options),
         progress=progress(),
     )
@@ -56,7 +57,7 @@ def _run_quantize(options: argparse.Namespace) -> Result:
     from ggufreap.quantization import parse_tensor_type
 
     common = {name: getattr(options, name) for name in ("imatrix", "keep_split", "allow_requantize", "threads")}
-    common |= {"dry_run": options.dry_run, "progress": progress()}
+    common |= {"dry_run": options.dry_run, "force": value(options, Output).force, "progress": progress()}
     own = {name: getattr(options, name) for name in ("token_embedding_type", "output_tensor_type", "pure")}
     if options.recipe is None:
         types = [parse_tensor_type(text) for text in options.tensor_type]
@@ -69,7 +70,8 @@ def _run_quantize(options: argparse.Namespace) -> Result:
 def _run_imatrix(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
-    return verbs.imatrix(options.files, out=options.output, model=options.model, plan=options.plan), 0
+    named = {name: getattr(options, name) for name in ("model", "plan")}
+    return verbs.imatrix(options.files, out=options.output, **named, force=value(options, Output).force), 0
 
 
 def _run_verify(options: argparse.Namespace) -> Result:
@@ -84,7 +86,7 @@ VERBS: Verbs = {
     "calibrate": (
         _run_calibrate,
         "run text through the model and record what every expert does",
-        (model, out("statistics file, S.npz"), *SOURCE, DRAWING, shard, imatrix, OUTPUT_HEAD, engine_of_data),
+        (model, out("statistics file, S.npz"), FORCE, *SOURCE, DRAWING, shard, imatrix, OUTPUT_HEAD, engine_of_data),
     ),
     "apply": (
         _run_apply,
@@ -93,6 +95,7 @@ VERBS: Verbs = {
             model,
             argument("--plan", required=True, metavar="P.json", help="what plan saved"),
             out("GGUF file"),
+            FORCE,
             SPLIT,
         ),
     ),
@@ -109,7 +112,7 @@ VERBS: Verbs = {
     "quantize": (
         _run_quantize,
         "requantise a model with llama.cpp's own quantiser",
-        (model, out("GGUF file, or a folder for the variants of a recipe"), quantiser),
+        (model, out("GGUF file, or a folder for the variants of a recipe"), FORCE, quantiser),
     ),
     "imatrix": (
         _run_imatrix,
@@ -117,6 +120,7 @@ VERBS: Verbs = {
         (
             argument("files", nargs="+", metavar="FILE", help="GGUF or .dat; several are added up"),
             out("where it goes; .dat for the legacy format", required=False),
+            FORCE,
             argument("--model", metavar="MODEL", help="check that it fits this model"),
             argument("--plan", metavar="P.json", help="slice it to the experts that stay of MODEL, the unpruned one"),
         ),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ggufreap.cli.asked import (
     DRY_RUN,
+    FORCE,
     JUDGEMENT,
     OUTPUT_HEAD,
     PLACE,
@@ -79,7 +80,10 @@ def _shown(pruned: "Pruned", output: Output) -> Result:
 def _run_demo(options: argparse.Namespace) -> Result:
     from ggufreap.demonstration import demo
 
-    demonstration = demo(options.output, ratio=options.ratio, settings=settings(options), progress=progress())
+    force = value(options, Output).force
+    demonstration = demo(
+        options.output, ratio=options.ratio, force=force, settings=settings(options), progress=progress()
+    )
     return demonstration, _proven(demonstration.pruned)
 
 
@@ -96,6 +100,7 @@ VERBS: Verbs = {
         (
             model,
             PLACE,
+            FORCE,
             TARGET,
             SEARCH,
             *SOURCE,
@@ -114,6 +119,7 @@ VERBS: Verbs = {
             argument("recipe", metavar="RECIPE", help="a name such as q4_k_m (see README), or a .toml file"),
             model,
             PLACE,
+            FORCE,
             *SOURCE,
             REPORT,
             engine_of_fixed_length,
@@ -127,6 +133,7 @@ VERBS: Verbs = {
             argument(
                 "-o", "--output", default="ggufreap-demo", metavar="DIR", help="folder for the files (ggufreap-demo)"
             ),
+            FORCE,
             argument("--ratio", default="0.25", metavar="R", help="fraction of the experts to remove (0.25)"),
             engine_of_fixed_batch,
         ),

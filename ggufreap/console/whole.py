@@ -28,7 +28,8 @@ def _pruned(pruned: Pruned) -> None:
     say(styled(f"{pruned.plan.summary}:", "bold"), f"{size(before)} -> {size(after)} ({after / before:.0%})")
     draw_note(pruned.plan)
     for file in pruned.script.files:
-        gone = "  (removed once it was quantised)" if pruned.quantized and not file.path.exists() else ""
+        why = "removed once it was quantised" if pruned.quantized else "not kept: it is not what the plan promised"
+        gone = "" if file.path.exists() else f"  ({why})"
         say(f"{shown(file.path)}{gone}")
     if pruned.verification is None:
         say("not verified")

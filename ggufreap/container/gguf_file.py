@@ -3,7 +3,6 @@
 Names and rules of split sets: src/llama.cpp (llama_split_path) and src/llama-model-loader.cpp (llama_model_loader).
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap.container import identity
 from ggufreap.container.header import Header, TensorRecord, read_header
 from ggufreap.container.values import MetadataEntry
 from ggufreap.errors import FormatError, InputError
@@ -92,22 +92,18 @@ class GgufFile:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 that tells models apart without reading them whole.
+        """What tells its weights apart (ggufreap.container.identity)."""
+        return identity.fingerprint(self.headers)
 
-        It covers the metadata but `split.*`, every tensor's name, shape and type, and the first 256 bytes of each
-        tensor's data: so it is instant at any size, equal for a split and a merged copy, and differs between
-        fine-tunes whose headers agree.
-        """
-        digest = hashlib.sha256()
-        for entry in self.metadata.values():
-            if entry.key not in SPLIT_KEYS:
-                digest.update(entry.raw)
-        for record in sorted(self.tensors, key=lambda tensor: tensor.name):
-            digest.update(f"{record.name}{record.shape}{record.type}".encode())
-            with self.headers[record.shard].path.open("rb") as file:
-                file.seek(record.offset)
-                digest.update(file.read(min(256, record.nbytes)))
-        return digest.hexdigest()
+    @cached_property
+    def structure(self) -> str:
+        """What all conversions of one model share."""
+        return identity.structure(self.headers)
+
+    @property
+    def types(self) -> str:
+        """How many tensors are of which type."""
+        return identity.types(self.headers)
 
 
 def open_gguf(path: str | Path) -> GgufFile:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from gguf.constants import GGUFValueType
 
-from ggufreap.activity import doing, temporary
+from ggufreap.activity import doing
 from ggufreap.container.gguf_file import SPLIT_KEYS, split_path
 from ggufreap.container.header import MAGIC, pad
 from ggufreap.container.values import U32, U64, MetadataEntry, encode
 from ggufreap.errors import OutputError
-from ggufreap.files import PARTIAL, check_output, check_space, sync
+from ggufreap.files import check_free, check_space, claim, create, private_folder, publish, writing
 from ggufreap.progress import Bar
 
 # Read and written in large pieces, with the next ones announced to the kernel: the slabs of kept experts lie scattered,
@@ -77,6 +77,14 @@ class OutputFile:
         """The exact size it will have on disk."""
         return len(self.header) + sum(tensor.padded(self.alignment) for tensor in self.tensors)
 
+    def is_at(self, path: Path) -> bool:
+        """Whether the file at `path` was written for the same: it has the same header and size."""
+        try:
+            with path.open("rb") as file:
+                return path.stat().st_size == self.nbytes and file.read(len(self.header)) == self.header
+        except OSError:
+            return False
+
 
 def lay_out(
     target: Path, metadata: Sequence[MetadataEntry], groups: Sequence[Sequence[OutputTensor]], alignment: int
@@ -115,32 +123,32 @@ def _header(metadata: Sequence[MetadataEntry], tensors: Sequence[OutputTensor], 
 
 
 def check_target(files: Sequence[OutputFile], *inputs: str | Path | None) -> None:
-    """Raise OutputError when the files would overwrite their own source or other `inputs`, or not fit on the disk."""
+    """Claim the files; raises OutputError when one is their own source or another of the `inputs`, is not of this work
+    and must not be replaced, or does not fit on the disk.
+    """
     sources = {piece.path for file in files for tensor in file.tensors for piece in tensor.pieces}
+    claim(*(file.path for file in files), inputs=(*sources, *inputs))
     for file in files:
-        check_output(file.path, *sources, *inputs)
+        check_free(file.path, file.is_at(file.path))
     check_space(files[0].path.parent, sum(file.nbytes for file in files))
 
 
 def write(files: Sequence[OutputFile], bar: Bar) -> None:
-    """Write `files`, all or none: each beside its target first, synced, then renamed.
+    """Write `files`, all or none: each in a private folder first, synced, then renamed.
 
     `bar` is told of every byte. Raises OutputError; whatever happens, nothing partial is left behind.
     """
-    check_target(files)
-    partial = [file.path.with_name(file.path.name + PARTIAL) for file in files]
-    with doing("writing", files[0].path), temporary(*partial):
-        try:
-            for file, path in zip(files, partial, strict=True):
-                _write_one(file, path, bar)
-            for file, path in zip(files, partial, strict=True):
-                path.replace(file.path)
-        except OSError as error:
-            raise OutputError(f"cannot write {files[0].path}: {error.strerror}; nothing was left behind") from error
-        finally:
-            for path in partial:
-                path.unlink(missing_ok=True)
-    sync(files[0].path.parent)
+    with writing():
+        check_target(files)
+        with doing("writing", files[0].path), private_folder(files[0].path.parent) as folder:
+            hidden = {folder / file.path.name: file for file in files}
+            try:
+                for path, file in hidden.items():
+                    _write_one(file, path, bar)
+            except OSError as error:
+                raise OutputError(f"cannot write {files[0].path}: {error.strerror}; nothing was left behind") from error
+            places = {file.path: file for file in files}
+            publish({path: file.path for path, file in hidden.items()}, lambda path: places[path].is_at(path))
 
 
 def _write_one(file: OutputFile, path: Path, bar: Bar) -> None:
@@ -149,8 +157,7 @@ def _write_one(file: OutputFile, path: Path, bar: Bar) -> None:
             source: stack.enter_context(source.open("rb", buffering=0))
             for source in {piece.path for tensor in file.tensors for piece in tensor.pieces}
         }
-        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
-        stack.callback(os.close, target)
+        target = stack.enter_context(create(path)).fileno()
         _write_all(target, file.header)
         bar.update(len(file.header))
         reader = _Reader(sources, [part for tensor in file.tensors for part in _parts(tensor)])

@@ -45,6 +45,12 @@ class Opened:
         return tuple(named.record for named in self.sources)
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files on this machine that are read, those of folders, globs and domains included."""
+        found = [path for named in self.sources if isinstance(named.source, Source) for path in named.source.paths]
+        return (*found, *([Path(self.request.tokens)] if self.request.tokens else []))
+
+    @property
     def names(self) -> str:
         """What the data are called in one line."""
         return ", ".join(record.name for record in self.records) + self.note

@@ -60,6 +60,14 @@ class Source:
         return self.data.identity
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files on this machine that are read."""
+        if isinstance(self.data, LocalFiles):
+            return self.data.paths
+        folder = Path(self.spec.name).expanduser()
+        return LocalFiles.all_of(folder).paths if self.spec.local and folder.is_dir() else ()
+
+    @property
     def nbytes(self) -> int | None:
         """Bytes that will be read in all."""
         if isinstance(self.data, DataSet):

@@ -8,7 +8,7 @@ from ggufreap.corpus.standard_library import calibration_text, held_out_text
 from ggufreap.engine.generator import Sampling
 from ggufreap.engine.session import LlamaSession
 from ggufreap.evaluation import Perplexity, answers, perplexity
-from ggufreap.files import make_folder, replacing
+from ggufreap.files import make_folder, replacing, written_by
 from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.output import Output
@@ -40,10 +40,12 @@ class Demonstration:
     sample: str
 
 
+@written_by
 def demo(
     out: str | Path = "ggufreap-demo",
     *,
     ratio: str | float = "0.25",
+    force: bool = False,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Demonstration:

@@ -11,9 +11,9 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ggufreap.engine.native import bindings
 from ggufreap.errors import EngineError, OutputError
+from ggufreap.files import create, private_folder
 from ggufreap.process import Child, last_words
 
 Importance = Mapping[str, npt.NDArray[np.float32]]  # tensor -> mean squares of its inputs [n_mat * n_in]
@@ -70,14 +71,20 @@ class Quantizer:
         """Kill the process; what it was writing grows no more."""
         self._process.stop()
 
-    def run(self, call: QuantizerCall, on_line: Callable[[str], None], importance: Importance | None = None) -> None:
-        """Run one call, every line of llama.cpp's log to `on_line`; raises EngineError with llama.cpp's own reason."""
-        path = None if importance is None else _save(importance)
-        try:
+    def run(
+        self,
+        call: QuantizerCall,
+        on_line: Callable[[str], None],
+        importance: Importance | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Run one call, every line of llama.cpp's log to `on_line`; raises EngineError with llama.cpp's own reason.
+
+        The matrix is handed over in a private `folder`, where there is one.
+        """
+        with private_folder() if folder is None else nullcontext(folder) as place:
+            path = None if importance is None else _save(importance, place)
             reason = self._ask(json.dumps({"call": asdict(call), "importance": path}), on_line)
-        finally:
-            if path is not None:
-                Path(path).unlink(missing_ok=True)
         if reason is not None:
             raise EngineError(f"llama.cpp does not quantise {call.model}: {reason}")
 
@@ -104,17 +111,16 @@ class Quantizer:
         return f"it {last_words(ending, last)}{hint}"
 
 
-def _save(importance: Importance) -> str:
+def _save(importance: Importance, folder: Path) -> str:
     """The file that hands the matrix over; whoever has read it removes it."""
     values = (np.ascontiguousarray(array, np.float32) for array in importance.values())
-    handle, path = tempfile.mkstemp(prefix="ggufreap-", suffix=".npz")
+    path = folder / "importance.npz"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with create(path) as file:
             np.savez(file, np.array(json.dumps(list(importance))), *values)
     except OSError as error:
-        Path(path).unlink()
-        raise OutputError(f"cannot write {path} for llama.cpp: {error.strerror}; free some or set TMPDIR") from None
-    return path
+        raise OutputError(f"cannot write {path} for llama.cpp: {error.strerror}; free some space there") from None
+    return str(path)
 
 
 # --- the process itself -----------------------------------------------------------------------------------------------
@@ -160,7 +166,7 @@ def _load(path: str | None) -> Importance:
     with np.load(path) as archive:
         names = json.loads(str(archive["arr_0"]))
         importance = {name: archive[f"arr_{index}"] for index, name in enumerate(names, 1)}
-    Path(path).unlink()  # nobody else reads it, and a killed run leaves nothing in the temporary folder
+    Path(path).unlink()  # nobody else reads it
     return importance
 
 

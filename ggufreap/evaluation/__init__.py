@@ -1,6 +1,6 @@
 """What a model is worth: how well it predicts held-out text, what it lost against another, and what it writes."""
 
-from ggufreap.evaluation.base_file import BaseFile, open_base, writing_base
+from ggufreap.evaluation.base_file import BaseFile, is_base_of, open_base, writing_base
 from ggufreap.evaluation.comparing import compare_with, compare_with_base, of_engine, threads
 from ggufreap.evaluation.gates import METRICS, Gate, Outcome, parse_gate
 from ggufreap.evaluation.generation import Answer, answers
@@ -23,6 +23,7 @@ __all__ = [
     "compare_with_base",
     "geometric_mean",
     "ignore",
+    "is_base_of",
     "of_engine",
     "open_base",
     "parse_gate",

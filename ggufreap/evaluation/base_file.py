@@ -89,6 +89,15 @@ def open_base(path: Path) -> BaseFile:
     return BaseFile(path, n_vocab, chunks)
 
 
+def is_base_of(path: Path, chunks: Tokens, n_vocab: int) -> bool:
+    """Whether a file of such log-probabilities of the same chunks is there; of which model, only its bytes tell."""
+    try:
+        found = open_base(path)
+    except InputError:
+        return False
+    return found.n_vocab == n_vocab and np.array_equal(found.chunks, chunks)
+
+
 class BaseWriter:
     """Takes the logits of one chunk after the other."""
 

@@ -30,15 +30,16 @@ def load(path: str | Path) -> Imatrix:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def save(path: str | Path, imatrix: Imatrix, legacy: bool = False) -> None:
+def save(path: str | Path, imatrix: Imatrix, legacy: bool = False, own: bool = False) -> None:
     """Write `imatrix` as llama-imatrix would, whole or not at all; raises OutputError.
 
     `legacy` loses the counts of the experts and all data sets but the last; only programs of before July 2025 need it.
+    `own` as for files.replacing.
     """
     path = Path(path)
     if not imatrix.entries:
         raise OutputError(f"cannot write {path}: an importance matrix without entries; llama.cpp reads none such")
-    with replacing(path) as file:
+    with replacing(path, own) as file:
         try:
             (write_dat if legacy else write_gguf)(file, path, imatrix)
         except struct.error as error:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 from ggufreap.architecture.layout import bind
@@ -18,7 +19,7 @@ from ggufreap.evaluation import METRICS, Comparison, Gate, Outcome, parse_gate
 from ggufreap.model import warn_of_context
 from ggufreap.observation import Provenance
 from ggufreap.options.engine import EngineSettings
-from ggufreap.options.judgement import LEAST_CTX, HeldOut
+from ggufreap.options.judgement import LEAST_CTX, HeldOut, given_name
 
 HEADLESS = "this model ends in hidden states: it predicts no text that could be scored"
 MUCH = 0.1  # of its lines: licences and imports stand in any two texts of code
@@ -27,12 +28,16 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Exam:
-    """Domain -> text or other data, of which at most `chunks` chunks are run; all of it is known to be good."""
+    """Domain -> text or other data, of which at most `chunks` chunks are run; all of it is known to be good.
+
+    `paths`: the files that it was read from.
+    """
 
     texts: Texts
     chunks: int | None
     gates: tuple[Gate, ...]
     settings: EngineSettings
+    paths: tuple[Path, ...] = ()
 
     @classmethod
     def of(
@@ -54,7 +59,9 @@ class Exam:
         texts = held_out_data.named((*held_out.files, *more))
         for gate in found:
             gate.require(texts, metrics)
-        return replace(exam, texts=texts)
+        opened = (path for each in texts.values() if isinstance(each, Opened) for path in each.paths)
+        plain = (Path(given_name(file)[1]) for file in held_out.files if isinstance(file, str))
+        return replace(exam, texts=texts, paths=(*opened, *plain))
 
     def tokenised(self, engine: LlamaSession, model: GgufFile) -> dict[str, Corpus]:
         """Domain -> its chunks, as `model`, which `engine` has loaded, reads it; what was left out is said."""

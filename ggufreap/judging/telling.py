@@ -1,7 +1,6 @@
 """The facts of a report, out of what was judged."""
 
 import datetime
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Self
 from ggufreap import blending
 from ggufreap.container import open_gguf
 from ggufreap.coverage import Coverage
+from ggufreap.files import private_folder
 from ggufreap.judging.judged import EqualSize, Judged, kind_of
 from ggufreap.judging.masking import Candidate
 from ggufreap.model import Model
@@ -74,7 +74,7 @@ def tell(
 
 def _model(model: Model, plan: PruningPlan) -> facts.Model:
     """The model before and after; the byte-exact file may be gone by now, so its header is written once more."""
-    with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
+    with private_folder() as folder:
         script = lower(model.file, model.layout, plan, Path(folder) / "exact.gguf")
         exact = open_gguf(write_skeleton(script, Path(folder)))
         return describe.describe_model(model.file, model.layout, plan, exact)

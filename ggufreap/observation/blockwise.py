@@ -140,13 +140,15 @@ def observe_blockwise(
                 before = run.through
                 run = _joined(run, found)
                 if not piece.ends:
-                    save(checkpoint_path(out), run.statistics, provenance, run.sums, texts.digest, run.through)
+                    save(
+                        checkpoint_path(out), run.statistics, provenance, run.sums, texts.digest, run.through, own=True
+                    )
                 _spill(folder, before).unlink(missing_ok=True)
     run.statistics.check()
     for note in chunks.notes():
         _LOG.info("%s", note)
     with held():  # no checkpoint stays behind a finished file
-        save(out, run.statistics, replace(provenance, sources=chunks.records()), run.sums)
+        save(out, run.statistics, replace(provenance, sources=chunks.records()), run.sums, own=True)
         checkpoint_path(out).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
     return run.statistics

@@ -17,8 +17,8 @@ from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.corpus import Chunk, Chunks
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.protocol import Engine
-from ggufreap.errors import MismatchError
-from ggufreap.files import check_output
+from ggufreap.errors import MismatchError, OutputError
+from ggufreap.files import claim, forced, written_by
 from ggufreap.interrupts import held
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.provenance import Provenance, Shard
@@ -45,6 +45,7 @@ class _Run:
     digest: "_Hash"
 
 
+@written_by
 def observe(
     engine: Engine,
     nodes: RoutingNodes,
@@ -62,10 +63,10 @@ def observe(
     that is wanted, an unfinished run from its last checkpoint.
     Raises MismatchError when either belongs to other work, NumericFailure on NaN or infinite activations.
     """
-    check_output(out)
+    claim(out, checkpoint_path(out))
     if ready := finished(out, nodes, provenance, importance):
         return ready.domain_statistics()
-    if out.exists():
+    if out.exists() and not forced():
         before = Stored.open(out)
         gone = f", without {', '.join(before.unknown)} of another version" if before.unknown else ""
         _LOG.warning("%s lacks %s: calibrating again to add it%s", out, lacking(before, importance), gone)
@@ -96,7 +97,7 @@ def observe(
     for note in chunks.notes():
         _LOG.info("%s", note)
     with held():  # no checkpoint stays behind a finished file
-        save(out, run.statistics, replace(provenance, sources=chunks.records()), run.sums)
+        save(out, run.statistics, replace(provenance, sources=chunks.records()), run.sums, own=True)
         checkpoint.unlink(missing_ok=True)
     return run.statistics
 
@@ -116,9 +117,12 @@ def _bytes(chunk: Chunk) -> bytes:
 
 
 def _save(path: Path, run: _Run, provenance: Provenance) -> float:
-    """Save a checkpoint; returns the seconds it took."""
+    """Save a checkpoint; returns the seconds it took. Without one the run goes on: it only cannot be interrupted."""
     started = time.monotonic()
-    save(path, run.statistics, provenance, run.sums, run.digest.hexdigest())
+    try:
+        save(path, run.statistics, provenance, run.sums, run.digest.hexdigest(), own=True)
+    except OutputError as error:
+        _LOG.warning("no checkpoint: %s. The calibration goes on; if it is stopped, what is not saved is lost", error)
     return time.monotonic() - started
 
 

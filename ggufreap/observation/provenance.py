@@ -28,6 +28,8 @@ class Provenance:
     sources: tuple[SourceRecord, ...] = ()
     shard: str = "1/1"
     count: str = "all"  # which tokens were counted: all, or those of the assistant
+    structure: str = ""  # of the model, and its types, as in ModelIdentity; empty in files of earlier versions
+    types: str = ""
 
     def differences(self, other: Self) -> list[str]:
         """In what `other` differs so that its sums are others."""

@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 
 from ggufreap.architecture.nodes import RoutingNodes
-from ggufreap.errors import MismatchError
+from ggufreap.errors import InputError, MismatchError
+from ggufreap.files import forced
 from ggufreap.observation.provenance import Provenance
 from ggufreap.observation.statistics import Importance
 from ggufreap.observation.store import Stored
@@ -14,7 +15,7 @@ _LOG = logging.getLogger(__name__)
 
 def checkpoint_path(out: Path) -> Path:
     """Where an unfinished calibration of `out` waits."""
-    return out.with_name(out.name + ".checkpoint")
+    return out.parent / f"{out.name}.checkpoint"
 
 
 def finished(
@@ -22,8 +23,20 @@ def finished(
 ) -> Stored | None:
     """The finished file at `out` where it holds all that is wanted, None where there is something to do.
 
-    Raises MismatchError when what is there, finished or not, belongs to other work; `blockwise` as in `unfinished`.
+    Raises MismatchError when what is there, finished or not, belongs to other work; where the run may `force`, that
+    is None. `blockwise` as in `unfinished`.
     """
+    try:
+        return _finished(out, nodes, provenance, importance, blockwise)
+    except InputError:
+        if not forced():
+            raise
+        return None
+
+
+def _finished(
+    out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None, blockwise: bool
+) -> Stored | None:
     if out.exists():
         stored = _of_same_work(out, nodes, provenance, "statistics")
         if not lacking(stored, importance):
@@ -39,29 +52,42 @@ def unfinished(
     """The checkpoint of `out` that can be gone on from, None where there is none.
 
     Raises MismatchError when it belongs to other work, or was begun without what is wanted, or in the other order:
-    `blockwise` all chunks block by block, or else all blocks chunk by chunk.
+    `blockwise` all chunks block by block, or else all blocks chunk by chunk. Where the run may `force`, that is None.
     """
+    try:
+        return _unfinished(out, nodes, provenance, importance, blockwise)
+    except InputError:
+        if not forced():
+            raise
+        return None
+
+
+def _unfinished(
+    out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None, blockwise: bool
+) -> Stored | None:
     path, what = checkpoint_path(out), "an unfinished calibration"
     if not path.exists():
         return None
     through = Stored.open(path).through
     if blockwise != (through is not None):
         how, flag = ("chunk by chunk", "off") if through is None else ("block by block", "fit")
-        raise MismatchError(f"{path} holds {what} that went {how}; go on with --blockwise {flag}, or delete the file")
+        raise MismatchError(
+            f"{path} holds {what} that went {how}; go on with --blockwise {flag}, or --force to begin anew"
+        )
     stored = _of_same_work(path, nodes, provenance, what, through)
     if stored.lacking:
         raise MismatchError(
-            f"{path} holds {what} without {', '.join(stored.lacking)}; delete the file, or choose another -o"
+            f"{path} holds {what} without {', '.join(stored.lacking)}; choose another -o, or --force to begin anew"
         )
     if importance and not stored.importance:
         raise MismatchError(
             f"{path} holds {what} without importance matrix; "
-            "finish it with --no-imatrix, delete the file, or choose another -o"
+            "finish it with --no-imatrix, choose another -o, or --force to begin anew"
         )
     if importance and stored.importance and stored.importance.output != importance.output:
         raise MismatchError(
             f"{path} holds {what} {'with' if stored.importance.output else 'without'} --process-output; "
-            "finish it so, delete the file, or choose another -o"
+            "finish it so, choose another -o, or --force to begin anew"
         )
     return stored
 
@@ -72,8 +98,10 @@ def _of_same_work(
     stored = Stored.open(path)
     differing = provenance.differences(stored.provenance)
     if differing:
+        earlier = "" if stored.provenance.structure else ", or of an earlier version that identified models otherwise"
         raise MismatchError(
-            f"{path} holds {what} with another {', '.join(differing)}; delete the file or choose another -o"
+            f"{path} holds {what} with another {', '.join(differing)}{earlier}; choose another -o, or --force to begin "
+            "anew"
         )
     blocks = tuple(block.index for block in nodes.blocks if through is None or block.index <= through)
     if stored.blocks != blocks:

@@ -156,9 +156,11 @@ def save(
     sums: ImportanceSums | None = None,
     digest: str = "",
     through: int | None = None,
+    own: bool = False,
 ) -> None:
     """Write the file atomically and synced, so that a killed run leaves the last whole one; with a `digest` if it waits
-    for more, `through` the last finished block where it is blocks that it waits for.
+    for more, `through` the last finished block where it is blocks that it waits for. `own`: what lies there is known to
+    be of the same work. Raises OutputError.
     """
     header = {
         "schema": SCHEMA,
@@ -182,7 +184,7 @@ def save(
         arrays[name] = np.array(rows).reshape(*frame, *STATISTICS[name].shape(statistics.n_expert))
     if sums is not None:
         arrays |= {f"{_PREFIX}{name}": array for name, array in sums.to_arrays().items()}
-    with replacing(path) as file:
+    with replacing(path, own) as file:
         np.savez(file, **arrays)
 
 

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from ggufreap.observation import Floats
 from ggufreap.saliency import IMATRIX
 from ggufreap.showing import EXCERPT, excerpt, shown
 
+_LOG = logging.getLogger(__name__)
 SCHEMA = "ggufreap.plan/1"
 # What whoever meets a plan, or a file made by it, must know of the method.
 NOTES = {
@@ -27,11 +30,38 @@ NOTES = {
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which file a plan was made for; `fingerprint` decides, the rest is for the reader."""
+    """Which file a plan was made for.
+
+    `fingerprint` decides; `structure` and `types` (see ggufreap.container.identity) tell another conversion of what
+    looks like the same model, and are empty in plans of earlier versions. The rest is for the reader.
+    """
 
     fingerprint: str
     architecture: str
     name: str
+    structure: str = ""
+    types: str = ""
+
+    def require(self, known: str, advice: str, fingerprint: str, structure: str, types: str) -> None:
+        """Whether what is `known` of a model, in words and by these, is of this one; or of another conversion of it,
+        which is said aloud.
+
+        Raises MismatchError, with the `advice`.
+        """
+        if fingerprint == self.fingerprint:
+            return
+        this = f"this one is {self.name or self.architecture} ({self.fingerprint[:12]})"
+        if not structure:
+            raise MismatchError(f"{known}, by an earlier version of ggufreap or of another model; {this}; {advice}")
+        if structure != self.structure:
+            raise MismatchError(f"{known}, {this}: another model; {advice}")
+        if types == self.types:
+            raise MismatchError(f"{known}, {this}: other weights in the same types; {advice}")
+        _LOG.warning(
+            "%s, in other types (%s) than this file (%s): names, shapes and tokenizer agree, and that the weights are "
+            "those of the same model is taken on trust",
+            *(known, types, self.types),
+        )
 
 
 @dataclass(frozen=True)
@@ -92,6 +122,11 @@ class PruningPlan:
         } | ({"note": self.note} if self.note else {})
         lines = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
         return f'{{\n{lines}  "layers": {{\n    {layers}\n  }}\n}}\n'
+
+    def same_request(self, other: "PruningPlan") -> bool:
+        """Whether both answer the same request: all is the same but what the calibration told."""
+        told: dict[str, Any] = {"keep": {}, "why": {}, "datasets": ()}
+        return replace(self, **told) == replace(other, **told)
 
     @property
     def sha256(self) -> str:
@@ -215,11 +250,9 @@ def _share(scores: Floats, kept: tuple[int, ...]) -> float:
 
 def check_plan(plan: PruningPlan, model: ModelIdentity, layout: MoeLayout) -> None:
     """Raise MismatchError or InfeasiblePlan unless the plan can be applied to this model."""
-    if plan.model.fingerprint != model.fingerprint:
-        raise MismatchError(
-            f"the plan is for {plan.model.name or plan.model.architecture} ({plan.model.fingerprint[:12]}), "
-            f"the model is {model.name or model.architecture} ({model.fingerprint[:12]}); make a plan for this file"
-        )
+    known = plan.model.fingerprint, plan.model.structure, plan.model.types
+    told = f"the plan is for {plan.model.name or plan.model.architecture} ({plan.model.fingerprint[:12]})"
+    model.require(told, "make a plan for this file", *known)
     layout.check_keep(plan.n_keep)
     expected = {block.index for block in (layout.trunk if plan.mtp == "drop" else layout.blocks)}
     if set(plan.keep) != expected:

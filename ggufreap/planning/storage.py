@@ -31,6 +31,8 @@ class _Model(Struct, forbid_unknown_fields=True):
     fingerprint: _Hash
     architecture: _Line
     name: _Line
+    structure: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    types: _Line = ""
 
 
 class _Source(Struct, forbid_unknown_fields=True):

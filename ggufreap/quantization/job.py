@@ -2,17 +2,17 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggufreap.activity import doing, temporary
+from ggufreap.activity import doing
 from ggufreap.container import GgufFile, nbytes_of, open_gguf, type_name
 from ggufreap.container.gguf_file import split_path
+from ggufreap.container.header import read_header
 from ggufreap.engine.quantizer import Importance, Quantizer, QuantizerCall
 from ggufreap.errors import EngineError, GgufReapError, InputError, OutputError
-from ggufreap.files import PARTIAL, check_output, check_space, sync
-from ggufreap.interrupts import held
+from ggufreap.files import check_free, check_space, claim, private_folder, publish, sync, written_by
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization.checks import check_importance, check_reach, check_requantizing, check_rows, other_warnings
 from ggufreap.quantization.forecast import ALIGNMENT, TENSOR_LINE, DryRun, Fallback, Forecast, file_sizes, forecast
@@ -38,6 +38,7 @@ class Quantized:
     warnings: tuple[str, ...]
 
 
+@written_by
 def quantize_file(
     source: GgufFile,
     out: Path,
@@ -57,11 +58,12 @@ def quantize_file(
     With `keep_split` a split set becomes a split set named after `out`, anything else one file.
     """
     if not dry_run:
-        for target in _targets(source, out, request):
-            check_output(target, *source.paths)
+        claim(*_targets(source, out, request), inputs=source.paths)
     with Quantizer() as quantizer:
         job = _prepare(source, out, request, quantizer.dry_run, imatrix, imatrix_later)
         if not dry_run:
+            for target, size in zip(job.targets, job.sizes, strict=True):
+                check_free(target, _may_be_same(target, size, job.expected))
             _write(job, quantizer, imatrix, progress)
     return job.result()
 
@@ -177,39 +179,48 @@ def _targets(source: GgufFile, out: Path, request: QuantRequest) -> list[Path]:
 
 
 def _write(job: _Job, quantizer: Quantizer, imatrix: Importance | None, progress: Progress) -> None:
-    """Let llama.cpp write beside the targets; rename when all of it is there, as expected, and on disk."""
+    """Let llama.cpp write in a private folder; publish when all of it is there, as expected, and on disk."""
     source, targets, sizes = job.source, job.targets, job.sizes
-    call = replace(job.call, tensor_types=job.call.tensor_types + job.expected.pins)
-    folder = targets[0].parent
-    if call.keep_split:  # llama.cpp numbers the shards itself
-        prefix = targets[0].with_name(targets[0].name.split("-00001-of-")[0] + PARTIAL)
-        partial = [split_path(prefix, index, len(targets)) for index in range(len(targets))]
-    else:
-        prefix = targets[0].with_name(targets[0].name + PARTIAL)
-        partial = [prefix]
-    with temporary(*partial), doing("quantising", source.path):
+    check_space(targets[0].parent, sum(sizes))
+    with private_folder(targets[0].parent) as folder, doing("quantising", source.path):
+        hidden = [folder / target.name for target in targets]
+        # llama.cpp numbers the shards itself.
+        out = folder / targets[0].name.split("-00001-of-")[0] if job.call.keep_split else hidden[0]
+        call = replace(job.call, out=str(out), tensor_types=job.call.tensor_types + job.expected.pins)
         try:
-            for path in partial:
-                path.unlink(missing_ok=True)  # of a run that was killed
-            check_space(folder, sum(sizes))
-            _run(source, replace(call, out=str(prefix)), quantizer, imatrix, progress)
-            _check_written(partial, sizes, job.expected)
-            for path in partial:
+            _run(source, call, quantizer, imatrix, folder, progress)
+            _check_written(hidden, sizes, job.expected)
+            for path in hidden:
                 sync(path)
-            with held():
-                for path, target in reversed(list(zip(partial, targets, strict=True))):  # the first shard opens the set
-                    path.replace(target)
-            sync(folder)
         except OSError as error:
             raise OutputError(f"cannot write {targets[0]}: {error.strerror}; nothing was left behind") from error
         finally:
             quantizer.stop()
-            for path in partial:
-                path.unlink(missing_ok=True)
+        publish(dict(zip(hidden, targets, strict=True)))
+
+
+def _may_be_same(target: Path, size: int, expected: Forecast) -> bool:
+    """Whether what is there looks like what is wanted; whether it is that, its bytes will tell when they are known."""
+    types = {name: type_name(kind) for name, kind in expected.types.items()}
+    return has_types(target, types) and target.stat().st_size == size
+
+
+def has_types(path: Path, types: Mapping[str, str]) -> bool:
+    """Whether the file at `path` is a GGUF whose tensors are all among `types`, and of these types."""
+    try:
+        found = read_header(path).tensors
+    except GgufReapError:
+        return False
+    return all(types.get(each.name) == type_name(each.type) for each in found)
 
 
 def _run(
-    source: GgufFile, call: QuantizerCall, quantizer: Quantizer, imatrix: Importance | None, progress: Progress
+    source: GgufFile,
+    call: QuantizerCall,
+    quantizer: Quantizer,
+    imatrix: Importance | None,
+    folder: Path,
+    progress: Progress,
 ) -> None:
     with progress("quantize", sum(record.nbytes for record in source.tensors), "B") as bar:
 
@@ -218,7 +229,7 @@ def _run(
                 bar.update(source.by_name[match["name"]].nbytes)
 
         try:
-            quantizer.run(call, on_line, imatrix)
+            quantizer.run(call, on_line, imatrix, folder)
         except EngineError as error:
             raise _explained(error, call) from None
 
@@ -227,8 +238,9 @@ def _explained(error: EngineError, call: QuantizerCall) -> GgufReapError:
     """The failures of a running job that have nothing to do with llama.cpp."""
     if "iostream error" in str(error):  # all that the C++ library says of a failed write
         free = shutil.disk_usage(Path(call.out).parent).free
+        place = Path(call.out).parent.parent / Path(call.out).name
         return OutputError(
-            f"llama.cpp could not write {call.out} to the end, {free:,} bytes are free there; "
+            f"llama.cpp could not write {place} to the end, {free:,} bytes are free there; "
             "free some or choose another -o"
         )
     if "has invalid data" in str(error):  # src/llama-model-loader.cpp, load_data_range

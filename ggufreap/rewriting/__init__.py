@@ -1,5 +1,5 @@
 """Turns a plan into the exact file it asks for: first as a script of bytes, then on disk."""
 
-from ggufreap.rewriting.script import RewriteScript, execute, lower, parse_size, write_skeleton
+from ggufreap.rewriting.script import RewriteScript, execute, lower, parse_size, release, write_skeleton
 
-__all__ = ["RewriteScript", "execute", "lower", "parse_size", "write_skeleton"]
+__all__ = ["RewriteScript", "execute", "lower", "parse_size", "release", "write_skeleton"]

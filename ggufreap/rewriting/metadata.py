@@ -3,7 +3,9 @@
 Every other entry keeps its bytes. Key names: gguf/constants.py, Keys.General.
 """
 
+import logging
 import re
+from pathlib import Path
 
 from gguf.constants import GGUFValueType
 from gguf.utility import model_weight_count_rounded_notation
@@ -11,11 +13,19 @@ from gguf.utility import model_weight_count_rounded_notation
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.architecture.metadata import OTHER_ARRAYS, PER_BLOCK_ARRAYS
 from ggufreap.container import GgufFile, MetadataEntry, Value, encode
-from ggufreap.errors import UnsupportedModel
+from ggufreap.container.header import read_header
+from ggufreap.errors import InputError, MismatchError, UnsupportedModel
 from ggufreap.planning import PruningPlan
 from ggufreap.showing import file_name
 
-EXPERTS_BEFORE = "ggufreap.source.expert_count"
+_LOG = logging.getLogger(__name__)
+PREFIX = "ggufreap."
+EXPERTS_BEFORE = f"{PREFIX}source.expert_count"
+PLAN = f"{PREFIX}plan.sha256"
+SOURCE = f"{PREFIX}source.fingerprint"
+# What the source says of its own past: the base model of its base model, and how it was pruned before.
+_OF_THE_SOURCE = ("general.base_model.", PREFIX)
+_TOLD_LATER = re.compile(r"ggufreap\.(plan\.sha256|dataset\.\d+\.(samples|tokens|sha256))")  # by the calibration
 STRING, U32, U64 = GGUFValueType.STRING, GGUFValueType.UINT32, GGUFValueType.UINT64
 LINEAGE = ("author", "organization", "version", "repo_url")
 
@@ -30,12 +40,12 @@ def pruned_metadata(
     edits = _counts(file, layout, plan, n_block) | _names(file, layout, plan, n_parameters)
     if n_block < layout.n_block:
         edits |= _shorter_arrays(file, layout, n_block)
-    edits |= _provenance(plan, layout, version) | _datasets(file, plan)
+    edits |= _provenance(file, plan, version) | _datasets(file, plan)
     entries = []
     for key, entry in file.metadata.items():
         if key in edits:
             entries.append(edits.pop(key))
-        elif not key.startswith("general.base_model."):
+        elif not key.startswith(_OF_THE_SOURCE):
             entries.append(entry)
     return entries + list(edits.values())
 
@@ -102,19 +112,44 @@ def size_label(old: str, n_expert: int, n_keep: int, n_parameters: int) -> str:
     return total + active[1] if active else total
 
 
-def _provenance(plan: PruningPlan, layout: MoeLayout, version: str) -> dict[str, MetadataEntry]:
+def has_origin(path: Path, file: GgufFile, plan: PruningPlan) -> bool:
+    """Whether the GGUF at `path` says of itself that it comes of `file`, by a plan that answers the same request."""
+    try:
+        found = read_header(path).metadata
+    except InputError:
+        return False
+    known = (_provenance(file, plan, "") | _datasets(file, plan)).items()
+    wanted = {key: entry.raw for key, entry in known if key.startswith(PREFIX) and not _TOLD_LATER.fullmatch(key)}
+    return wanted == {key: found[key].raw for key in found if key in wanted}
+
+
+def check_made_by(file: GgufFile, plan: PruningPlan) -> None:
+    """Say, or raise MismatchError, that a pruned file is not the plan's: by the SHA-256 of the plan that it carries."""
+    found = file.get(PLAN)
+    if found is None:
+        _LOG.warning(
+            "%s does not say by which plan it was made (%s): nothing shows that it is this one", file.path, PLAN
+        )
+    elif found != plan.sha256:
+        raise MismatchError(
+            f"{file.path} was made by the plan {str(found)[:12]}, this one is {plan.sha256[:12]}; give what belongs "
+            "together"
+        )
+
+
+def _provenance(file: GgufFile, plan: PruningPlan, version: str) -> dict[str, MetadataEntry]:
     texts = (
         ("version", version),
         ("method", plan.method),
         ("blend", plan.blend),
         ("ratio", plan.ratio),
         ("mtp", plan.mtp),
-        ("source.fingerprint", plan.model.fingerprint),
+        ("source.fingerprint", file.fingerprint),
         ("plan.sha256", plan.sha256),
         ("corpus.sha256", plan.corpus),
     )
-    entries = [encode(f"ggufreap.{key}", text, STRING) for key, text in texts if text]
-    entries.append(encode(EXPERTS_BEFORE, layout.n_expert, U32))
+    entries = [encode(f"{PREFIX}{key}", text, STRING) for key, text in texts if text]
+    entries.append(encode(EXPERTS_BEFORE, plan.n_expert, U32))
     return {entry.key: entry for entry in entries}
 
 

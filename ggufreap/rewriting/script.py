@@ -13,11 +13,11 @@ from ggufreap.container import (
     OutputTensor,
     Piece,
     TensorRecord,
-    check_target,
     lay_out,
     write,
 )
 from ggufreap.errors import InputError, OutputError, UnsupportedModel
+from ggufreap.files import publish
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting.metadata import pruned_metadata
@@ -30,13 +30,15 @@ _UNITS = {"M": 1000**2, "G": 1000**3}
 class RewriteScript:
     """The files to be written; what `--dry-run` shows.
 
-    `n_parameters` are the weights that stay, `metadata` what the file says of itself, in its order.
+    `n_parameters` are the weights that stay, `metadata` what the file says of itself, in its order; shards are named
+    after `target`.
     """
 
     files: tuple[OutputFile, ...]
     source_nbytes: int
     n_parameters: int
     metadata: tuple[MetadataEntry, ...]
+    target: Path
 
     @property
     def nbytes(self) -> int:
@@ -64,14 +66,22 @@ def lower(
     metadata = pruned_metadata(file, layout, plan, n_block, n_parameters, __version__)
     groups = _groups(file, records, tensors, split_max_size, keep_split)
     files = lay_out(out, metadata, groups, file.alignment)
-    return RewriteScript(files, file.nbytes, n_parameters, tuple(metadata))
+    return RewriteScript(files, file.nbytes, n_parameters, tuple(metadata), out)
 
 
 def execute(script: RewriteScript, progress: Progress = silent) -> None:
     """Write the script's files, all or none; raises OutputError."""
-    check_target(script.files)
     with progress("write", script.nbytes, "B") as bar:
         write(script.files, bar)
+
+
+def release(hidden: RewriteScript, final: RewriteScript) -> None:
+    """Give the files that were written as `hidden` the names that they have in `final`, all or none; raises
+    OutputError.
+    """
+    places = {file.path: file for file in final.files}
+    names = dict(zip((file.path for file in hidden.files), places, strict=True))
+    publish(names, lambda path: places[path].is_at(path))
 
 
 def write_skeleton(script: RewriteScript, folder: Path) -> Path:

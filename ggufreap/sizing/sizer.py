@@ -2,7 +2,6 @@
 llama.cpp's own dry run."""
 
 import json
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.engine.quantizer import Importance, Quantizer, QuantizerCall
 from ggufreap.errors import EngineError
+from ggufreap.files import private_folder
 from ggufreap.planning import PruningPlan, ratio_label
 from ggufreap.quantization import Quantized, QuantRequest, foretell, foretell_types, written_metadata
 from ggufreap.quantization.forecast import entries_nbytes, header_nbytes
@@ -120,7 +120,7 @@ class Sizer:
         if n_keep is None:
             return self.source
         if n_keep not in self._files:
-            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ggufreap-"))
+            folder = self._stack.enter_context(private_folder())
             self._files[n_keep] = open_gguf(write_skeleton(self.script(n_keep), Path(folder)))
         return self._files[n_keep]
 

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from ggufreap.container import check_target
+from ggufreap.files import written_by
 from ggufreap.model import AnyModel, Model
 from ggufreap.options.output import Output
 from ggufreap.planning import PruningPlan, check_plan, load_plan
@@ -15,13 +16,14 @@ from ggufreap.verbs import trust
 _LOG = logging.getLogger(__name__)
 
 
+@written_by
 def apply(
     model: AnyModel, plan: PruningPlan | str | Path, output: Output | str | Path, *, progress: Progress = silent
 ) -> RewriteScript:
     """Write the file that `plan` asks for; with a dry run only tell exactly what it would be.
 
     `output` is the file, or that with how it is to be cut. Raises UnsupportedModel for a model of an unknown
-    architecture that `doctor` has not tried out.
+    architecture that `doctor` has not tried out. Nothing is proven of the file until `verify` has run.
     """
     model = Model.open(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
@@ -33,8 +35,10 @@ def apply(
         trust.require_trust(model)
         check_target(script.files, *model.file.paths, None if isinstance(plan, PruningPlan) else plan)
         execute(script, progress)
+        named = "P.json" if isinstance(plan, PruningPlan) else plan
         ran = "" if chosen.corpus else f", and llama.cpp has not run {model.path.name} for this plan"
-        _LOG.info("nothing proves %s yet%s; that is for ggufreap verify", script.files[0].path, ran)
+        first = script.files[0].path
+        _LOG.warning("%s is unproven: ggufreap verify %s %s --plan %s%s", first, model.path, first, named, ran)
     return script
 
 

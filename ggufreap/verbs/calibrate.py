@@ -1,7 +1,7 @@
 """Running text through a model and recording what every expert does."""
 
-import hashlib
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from ggufreap.corpus.request import Opened
 from ggufreap.engine.fitting import insisted
 from ggufreap.engine.importance import OUTPUT
 from ggufreap.engine.session import LlamaSession
-from ggufreap.files import check_output
+from ggufreap.errors import GgufReapError
+from ggufreap.files import check_free, claim, discard, private_folder, same_bytes, written_by
 from ggufreap.imatrix import Imatrix
 from ggufreap.model import AnyModel, Model, warn_of_context
 from ggufreap.observation import DomainStatistics, Importance, Provenance, Stored, checkpoint_path, finished, observe
@@ -24,6 +25,7 @@ from ggufreap.version import __version__
 _LOG = logging.getLogger(__name__)
 
 
+@written_by
 def calibrate(
     model: AnyModel,
     out: str | Path,
@@ -32,6 +34,7 @@ def calibrate(
     shard: str = "1/1",
     imatrix_out: str | Path | None = None,
     process_output: bool = False,
+    force: bool = False,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> DomainStatistics:
@@ -44,6 +47,7 @@ def calibrate(
     arguments. A finished one is used again, without loading the model, where `out` holds all that is wanted; else it
     is said what is missing, and calibration runs again. The matrix is always written from what `out` holds. With
     `settings.blockwise`, or if the model does not fit into memory, it is computed block by block, with the same result.
+    Files of other work are replaced with `force` alone.
     """
     observed = observed_of(
         Model.open(model),
@@ -78,9 +82,8 @@ def observed_of(
     progress: Progress = silent,
 ) -> Observed:
     """What `calibrate` does, for opened values: out of the file at `out` where all is there, else from the model."""
-    for path in (out, imatrix_out):
-        if path is not None:
-            check_output(path, *model.file.paths, *data.request.paths)
+    beside = [imatrix_out] if imatrix_out is not None else []
+    claim(out, checkpoint_path(out), *beside, inputs=(*model.file.paths, *data.paths))
     settings = settings or CALIBRATING
     settings = replace(settings, n_ctx=data.chunk_length(settings.n_ctx))
     provenance = Provenance(
@@ -93,18 +96,23 @@ def observed_of(
         data.records,
         shard,
         data.request.reading.count,
+        model.identity.structure,
+        model.identity.types,
     )
     process_output = process_output and OUTPUT in model.file.by_name
     importance = Importance(process_output) if imatrix_out is not None else None
     blockwise = goes_blockwise(model.file, settings, out)
     stored = finished(out, model.layout.nodes, provenance, importance, blockwise)
+    older = imatrix_out is not None and is_matrix_of(out, imatrix_out)
     if stored is None:
+        for path in beside:
+            check_free(path, older)
         model.check_weights()
         warn_of_context(model.file, settings.n_ctx)
         run = calibrate_blockwise if blockwise else _run
         run(model, out, data, provenance, importance, settings, progress)
         stored = Stored.open(out)
-    matrix = export_matrix(stored, imatrix_out, process_output) if imatrix_out is not None else None
+    matrix = export_matrix(stored, imatrix_out, process_output, older) if imatrix_out is not None else None
     return Observed(stored, matrix)
 
 
@@ -130,17 +138,21 @@ def _run(
         observe(engine, nodes, chunks, provenance, out, importance=importance, progress=progress)
 
 
-def export_matrix(stored: Stored, path: Path, process_output: bool) -> Imatrix:
-    """Write the importance matrix that statistics hold, as llama-imatrix would have; what lay at `path` gives way."""
-    before, matrix = _digest(path), matrices.collected(stored, process_output)
-    matrices.save(path, matrix, legacy=path.suffix == ".dat")
-    if before not in (None, _digest(path)):
-        _LOG.warning("%s was another importance matrix than %s holds; it was replaced", path, stored.path)
+def export_matrix(stored: Stored, path: Path, process_output: bool, own: bool = False) -> Imatrix:
+    """Write the importance matrix that statistics hold, as llama-imatrix would have; `own` as for files.replacing."""
+    matrix = matrices.collected(stored, process_output)
+    matrices.save(path, matrix, legacy=path.suffix == ".dat", own=own)
     return matrix
 
 
-def _digest(path: Path) -> bytes | None:
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def is_matrix_of(stats: Path, path: Path) -> bool:
+    """Whether the file `path` is what `stats` gives as a matrix, with the output head or without."""
+    if not (stats.exists() and path.exists()):
+        return False
+    with private_folder() as folder, suppress(GgufReapError):
+        for output in (True, False):
+            export_matrix(Stored.open(stats), folder / path.name, output)
+            if same_bytes(folder / path.name, path):
+                return True
+            discard(folder / path.name)
+    return False

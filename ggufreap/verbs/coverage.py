@@ -14,11 +14,10 @@ def coverage(stats: AnyStatistics, plan: PruningPlan | str | Path) -> Coverage:
     """What a plan leaves of each domain of the text, and whether there was enough of it to plan by."""
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     stored = Stored.of(stats)
-    if stored.provenance.model != chosen.model.fingerprint:
-        raise MismatchError(
-            f"{stored.path} was calibrated on model {stored.provenance.model[:12]}, the plan is for "
-            f"{chosen.model.fingerprint[:12]}; give what belongs together"
-        )
+    provenance = stored.provenance
+    known = provenance.model, provenance.structure, provenance.types
+    told = f"{stored.path} was calibrated on model {provenance.model[:12]}"
+    chosen.model.require(told, "give what belongs together", *known)
     statistics = stored.domain_statistics()
     if statistics.n_expert != chosen.n_expert:
         raise MismatchError(

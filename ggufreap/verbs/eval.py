@@ -17,13 +17,14 @@ from ggufreap.evaluation import (
     compare_with_base,
     geometric_mean,
     ignore,
+    is_base_of,
     open_base,
     parse_gate,
     perplexity,
     threads,
     writing_base,
 )
-from ggufreap.files import check_output
+from ggufreap.files import check_free, claim, written_by
 from ggufreap.judging import Exam, compare_files, open_engine
 from ggufreap.judging.exam import check_ctx, check_gates
 from ggufreap.model import AnyModel, file_of
@@ -50,6 +51,7 @@ class Evaluation:
         return not any(outcome.failed for outcome in self.gates)
 
 
+@written_by
 def eval(
     model: AnyModel,
     held_out: HeldOut | None = None,
@@ -57,6 +59,7 @@ def eval(
     reference: AnyModel | None = None,
     kl_divergence_base: str | Path | None = None,
     kl_divergence: bool = False,
+    force: bool = False,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -64,7 +67,8 @@ def eval(
 
     The original is the model `reference`, or with `kl_divergence` the file `kl_divergence_base`, which holds the text
     too; without `kl_divergence` that file is written. As in llama-perplexity, whose figures these are. The two models
-    are loaded one after the other, and compared exactly (ggufreap.judging.passes).
+    are loaded one after the other, and compared exactly (ggufreap.judging.passes). A base file of other work is
+    replaced with `force` alone.
     """
     held_out, source = held_out or HeldOut(), file_of(model)
     if kl_divergence:
@@ -100,7 +104,7 @@ def _alone(source: GgufFile, exam: Exam, base: str | Path | None, progress: Prog
             raise InputError(
                 f"--kl-divergence-base holds one text, {len(exam.texts)} were given; write one file for each"
             )
-        check_output(Path(base), *source.paths)
+        claim(Path(base), inputs=(*source.paths, *exam.paths))
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(source, exam.settings))
         domains = exam.tokenised(engine, source)
@@ -109,6 +113,7 @@ def _alone(source: GgufFile, exam: Exam, base: str | Path | None, progress: Prog
         for name, corpus in domains.items():
             also: Callable[[Logits], object] = ignore
             if base is not None:
+                check_free(Path(base), is_base_of(Path(base), corpus.chunks, engine.n_vocab))
                 also = stack.enter_context(writing_base(Path(base), corpus.chunks, engine.n_vocab)).add
             found[name] = perplexity(engine, corpus, progress, f"perplexity, {name}", run, also)
     figures = {name: each.figures for name, each in found.items()}

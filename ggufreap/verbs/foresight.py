@@ -4,32 +4,31 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggufreap import imatrix as matrices
 from ggufreap import naming, saliency
-from ggufreap.container import check_target
-from ggufreap.errors import InputError, OutputError
-from ggufreap.files import check_space, make_folder
-from ggufreap.planning import PruningPlan, load_plan, make_plan
+from ggufreap.files import make_folder
+from ggufreap.planning import PruningPlan, make_plan
 from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
 from ggufreap.sizing import Sizer
 from ggufreap.verbs.apply import scripts_of
+from ggufreap.verbs.exact import Planned
 from ggufreap.verbs.job import Job
 from ggufreap.verbs.plan import default_blend
 from ggufreap.verbs.variants import VariantJobs
+from ggufreap.verification import check_room
 
-_KNOWN = ("model", "method", "n_keep", "mtp", "corpus", "blend")
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """The byte-exact file `script`, a plan of the same counts as the real one, and the variants."""
+    """The byte-exact file `script`, and whether it `stays`; a plan of the same counts as the real one; the variants."""
 
     script: RewriteScript
     plan: PruningPlan
     jobs: VariantJobs
     quantized: tuple[Quantized, ...]
+    stays: bool
 
     @property
     def plan_path(self) -> Path:
@@ -41,7 +40,7 @@ def foresee(job: Job) -> Foreseen:
     """All files, and whether they may be written there.
 
     Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
-    Raises OutputError for want of space or where another plan's file would be overwritten, and whatever the quantiser
+    Raises OutputError for want of space or where a file of other work lies in the way, and whatever the quantiser
     would for want of importance or of leave to quantise twice.
     """
     model = job.model
@@ -54,14 +53,16 @@ def foresee(job: Job) -> Foreseen:
     jobs.check_names(script)
     with Sizer(model.file, scripts) as sizer:
         quantized = jobs.foresee(sizer, plan, job.given, job.data.names if job.data else None)
-    foreseen = Foreseen(script, plan, jobs, quantized)
+    stays = not job.wanted.variants or job.wanted.keep or job.quantisation.keep_intermediate or result == job.out
+    foreseen = Foreseen(script, plan, jobs, quantized, stays)
     if not job.output.dry_run:
         make_folder(result.parent)
-        check_target(script.files, *model.file.paths, *(job.data.request.paths if job.data else ()))
-        _check_plan(foreseen.plan_path, plan)
-        # The importance sums lie there with the statistics, as a matrix, and sliced.
-        more = 3 * matrices.full_nbytes(model.file) if job.wanted.variants else 0
-        check_space(result.parent, script.nbytes + more + sum(made.nbytes for made in quantized))
+        sliced = jobs.imatrix_path if job.wanted.variants and (job.given or job.collected_path) else None
+        places = Planned(foreseen.plan_path, script.files if stays else (), quantized, sliced)
+        places.claim(model.file, plan, job.stats_path, job.collected_path)
+        places.check_room(model.file, script, job.judgement.compare)
+        if job.output.verify:
+            check_room(model.file, model.layout)
     _tell(job, foreseen)
     return foreseen
 
@@ -80,24 +81,6 @@ def _any_plan(job: Job) -> PruningPlan:
         datasets=[replace(record, sha256="0" * 64) for record in records],
         blend=target.blend or default_blend({record.domain for record in records}) if job.data else "",
     )
-
-
-def _check_plan(path: Path, plan: PruningPlan) -> None:
-    """Raise OutputError where the files of this name were made by another plan, as far as that is known already."""
-    if not path.exists():
-        return
-    try:
-        before = load_plan(path)
-    except InputError as error:
-        raise OutputError(f"{error}; it lies where the plan would go: remove it or choose another -o") from error
-    # Only chance chooses without having seen anything.
-    known = (*_KNOWN, "keep") if plan.method == saliency.RANDOM else _KNOWN
-    differing = [name for name in known if getattr(before, name) != getattr(plan, name)]
-    if differing:
-        raise OutputError(
-            f"{path} and its file are of another plan, with another {', '.join(differing)}; remove them or choose "
-            "another -o"
-        )
 
 
 def _tell(job: Job, foreseen: Foreseen) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ggufreap import imatrix as matrices
 from ggufreap.errors import InputError
-from ggufreap.files import check_output
+from ggufreap.files import claim, written_by
 from ggufreap.imatrix import Coverage, Filled, ImatrixSummary
-from ggufreap.model import AnyModel, Model
+from ggufreap.model import AnyModel, Model, file_of
 from ggufreap.planning import PruningPlan, check_plan, load_plan
 
 
@@ -25,21 +25,25 @@ class ImatrixReport:
     path: Path | None = None
 
 
+@written_by
 def imatrix(
     files: Sequence[str | Path],
     *,
     out: str | Path | None = None,
     model: AnyModel | None = None,
     plan: PruningPlan | str | Path | None = None,
+    force: bool = False,
 ) -> ImatrixReport:
     """Describe the importance matrix in `files`, GGUF or .dat, several of them added up, and save it at `out`.
 
     `model`: check that it fits. `plan`: fill experts without data and slice to the experts that stay, of `model`, the
-    unpruned one; what `prune` does. `out` ending in .dat gets the legacy format.
+    unpruned one; what `prune` does. `out` ending in .dat gets the legacy format; another file there is replaced
+    with `force` alone.
     """
     if out is not None:
-        named = [each for each in (model, plan) if isinstance(each, str | Path)]
-        check_output(Path(out), *files, *named)
+        named = [plan] if isinstance(plan, str | Path) else []
+        shards = file_of(model).paths if model is not None else []
+        claim(Path(out), inputs=(*files, *shards, *named))
     matrix = matrices.merged([matrices.load(file) for file in files])
     coverage: Coverage | None = None
     filled: tuple[Filled, ...] = ()

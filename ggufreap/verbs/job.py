@@ -10,7 +10,7 @@ from ggufreap.corpus.request import TEXT_CTX, Opened
 from ggufreap.engine.fitting import checked_nbytes
 from ggufreap.errors import InputError
 from ggufreap.evaluation import parse_gate
-from ggufreap.files import make_folder
+from ggufreap.files import claim, make_folder
 from ggufreap.imatrix import Imatrix
 from ggufreap.judging import Exam
 from ggufreap.model import Model
@@ -115,7 +115,7 @@ def settle(
     if target.ratio == AUTO_RATIO and output.dry_run:
         raise InputError("the ratio auto is found by calibrating and masking; a dry run takes a number")
     if judgement.report is not None:
-        check_report(Path(judgement.report))
+        check_report(Path(judgement.report), model.identity.fingerprint)
     length = judgement.ctx_size or (settings and settings.n_ctx) or TEXT_CTX
     exam = Exam.of(replace(judgement, ctx_size=length), settings, more=split) if judges else None
     wanted = resolved(quantisation.quant, model.file)
@@ -130,6 +130,8 @@ def settle(
         exam.warn_of_seen(opened)
     if exam and not output.dry_run:
         checked_nbytes(model.path, settings or EngineSettings())
+    data_paths, exam_paths = opened.paths if opened else (), exam.paths if exam else ()
+    claim(inputs=(*model.file.paths, *data_paths, *exam_paths, quantisation.imatrix, target.from_imatrix))
     target = replace(target, method=method)
     return Job(model, target, quantisation, judgement, output, wanted, opened, exam, given, settings, progress)
 

@@ -6,7 +6,6 @@ expert and was not known to have, or a router that finds its experts by other me
 """
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import Piece, open_gguf
 from ggufreap.errors import InfeasiblePlan, VerificationFailed
-from ggufreap.files import check_output, check_space
+from ggufreap.files import check_space, private_folder
 from ggufreap.model import AnyModel, Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan
@@ -43,11 +42,9 @@ def try_out(
     where it has no room, EngineError when llama.cpp does not run the model.
     """
     model = Model.open(model)
-    if tmp_dir is not None:
-        check_output(Path(tmp_dir) / TRIAL)
-    with tempfile.TemporaryDirectory(prefix="ggufreap-", dir=tmp_dir) as folder:
+    with private_folder(None if tmp_dir is None else Path(tmp_dir)) as folder:
         checks: list[Check] = []
-        for check in _checks(model, Path(folder), settings, progress):
+        for check in _checks(model, folder, settings, progress):
             checks.append(check)
             if not check.ok:
                 break

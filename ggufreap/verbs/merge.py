@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ggufreap.files import check_output
+from ggufreap.files import claim, written_by
 from ggufreap.observation import DomainStatistics, Stored, save
 from ggufreap.observation import merge as merged
 from ggufreap.verbs.calibrate import export_matrix
@@ -12,16 +12,16 @@ from ggufreap.verbs.calibrate import export_matrix
 _LOG = logging.getLogger(__name__)
 
 
-def merge(stats: Sequence[str | Path], out: str | Path) -> DomainStatistics:
+@written_by
+def merge(stats: Sequence[str | Path], out: str | Path, *, force: bool = False) -> DomainStatistics:
     """Add statistics that were observed apart, and their importance matrices where all have one.
 
-    The matrix is also written beside `out`, as llama-imatrix would have.
+    The matrix is also written beside `out`, as llama-imatrix would have. Other files are replaced with `force` alone.
     """
     paths = [Path(path) for path in stats]
     target = Path(out)
     matrix = matrix_beside(target)
-    for path in (target, matrix):
-        check_output(path, *paths)
+    claim(target, matrix, inputs=paths)
     found = merged(paths)
     save(target, *found)
     if found.sums is not None:

@@ -98,11 +98,9 @@ def default_blend(domains: Collection[str]) -> str:
 
 def _statistics_of(stored: Stored, model: Model) -> DomainStatistics:
     provenance = stored.provenance
-    if provenance.model != model.identity.fingerprint:
-        raise MismatchError(
-            f"{stored.path} was calibrated on model {provenance.model[:12]}, this one is "
-            f"{model.identity.fingerprint[:12]}; calibrate this file"
-        )
+    known = provenance.model, provenance.structure, provenance.types
+    told = f"{stored.path} was calibrated on model {provenance.model[:12]}"
+    model.identity.require(told, "calibrate this file", *known)
     blocks = model.layout.nodes.blocks
     missing = [block.index for block in blocks if block.index not in stored.blocks]
     if missing:

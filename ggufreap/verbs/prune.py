@@ -1,9 +1,11 @@
 """The whole job over the stages: prune."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ggufreap.coverage import Coverage
+from ggufreap.files import written_by
 from ggufreap.model import AnyModel, Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.judgement import Judgement
@@ -14,11 +16,12 @@ from ggufreap.planning import PruningPlan, save_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized
 from ggufreap.reporting import facts
-from ggufreap.rewriting import RewriteScript, execute
+from ggufreap.rewriting import RewriteScript
 from ggufreap.verbs.apply import script_of
 from ggufreap.verbs.calibrate import Observed
 from ggufreap.verbs.coverage import coverage
 from ggufreap.verbs.data import Data
+from ggufreap.verbs.exact import exact_file
 from ggufreap.verbs.foresight import Foreseen, foresee
 from ggufreap.verbs.job import Job, settle, with_ratio_found
 from ggufreap.verbs.plan import plan
@@ -47,6 +50,7 @@ class Pruned:
     imatrix_path: Path | None = None
 
 
+@written_by
 def prune(
     model: AnyModel,
     data: Data = None,
@@ -66,7 +70,8 @@ def prune(
     architecture is first tried out as by `doctor`, beside the output.
 
     Whatever could fail for want of space, of experts or of leave to quantise twice fails before the calibration.
-    Statistics that are already there for the same model, text and settings are used again.
+    Statistics that are already there for the same model, text and settings are used again; files of other work are
+    replaced with `output.force` alone. The byte-exact file gets its name when it is proven.
 
     The model's header is read once. llama.cpp loads the model once to calibrate, if the statistics are not there yet;
     once to search, for the ratio `auto`; once to verify, in a process of its own, as it does the pruned file; and once
@@ -81,47 +86,47 @@ def prune(
     if job.output.dry_run:
         return Pruned(foreseen.script, foreseen.plan, foreseen.plan_path, None, None, quantized=foreseen.quantized)
     observed = observed or job.observe()
-    pruned = _written(job, foreseen, observed)
-    if job.output.verify:
-        first = pruned.script.files[0].path
-        pruned = replace(pruned, verification=verify(model, first, pruned.plan, settings=settings, progress=progress))
-        if pruned.verification and not pruned.verification.ok:
+    pruned = _planned(job, foreseen, observed)
+    prove = partial(verify, model, plan=pruned.plan, settings=settings, progress=progress)
+    lowered = partial(script_of, model, pruned.plan, asked=job.output)
+    with exact_file(pruned.script, lowered, prove if job.output.verify else None, foreseen.stays, progress) as (
+        exact,
+        proof,
+    ):
+        pruned = replace(pruned, verification=proof)
+        if proof and not proof.ok:
             return pruned
-    pruned = _quantised(job, foreseen, observed, pruned)
-    return _judged(job, observed, pruned, command)
+        pruned = _quantised(job, foreseen, observed, pruned, exact)
+    return _judged(job, foreseen, observed, pruned, command)
 
 
-def _written(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
-    """The plan, what it leaves, and the byte-exact file."""
+def _planned(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
+    """The plan, what it leaves, and how the byte-exact file will be."""
     stored = observed.stored if observed else None
     chosen = plan(job.model, job.target, stats=stored, progress=job.progress)
     covered = coverage(stored, chosen) if stored else None
     save_plan(foreseen.plan_path, chosen)
     script = script_of(job.model, chosen, foreseen.jobs.result, job.output)
-    execute(script, job.progress)
     return Pruned(script, chosen, foreseen.plan_path, job.stats_path, None, covered)
 
 
-def _quantised(job: Job, foreseen: Foreseen, observed: Observed | None, pruned: Pruned) -> Pruned:
-    """The variants, made of the byte-exact file, which goes unless it is wanted."""
+def _quantised(job: Job, foreseen: Foreseen, observed: Observed | None, pruned: Pruned, exact: Path) -> Pruned:
+    """The variants, made of the byte-exact file."""
     if not job.wanted.variants:
         return pruned
     matrix = job.given or (observed.matrix if observed else None)
-    quantized, sliced = foreseen.jobs.make(pruned.script.files[0].path, pruned.plan, matrix, job.progress)
-    if not (job.wanted.keep or job.quantisation.keep_intermediate or foreseen.jobs.result == job.out):
-        for written in pruned.script.files:
-            written.path.unlink()
+    quantized, sliced = foreseen.jobs.make(exact, pruned.plan, matrix, job.progress)
     return replace(pruned, quantized=quantized, imatrix_path=sliced)
 
 
-def _judged(job: Job, observed: Observed | None, pruned: Pruned, command: str) -> Pruned:
+def _judged(job: Job, foreseen: Foreseen, observed: Observed | None, pruned: Pruned, command: str) -> Pruned:
     """What the files that are left are worth."""
     if job.exam is None and job.judgement.report is None:
         return pruned
-    paths = [pruned.script.files[0].path, *(made.paths[0] for made in pruned.quantized)]
+    exact = [pruned.script.files[0].path] if foreseen.stays else []
     account = report(
         job.model,
-        [path for path in paths if path.exists()],
+        [*exact, *(made.paths[0] for made in pruned.quantized)],
         pruned.plan,
         job.judgement,
         exam=job.exam,

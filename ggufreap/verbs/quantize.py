@@ -12,7 +12,7 @@ from ggufreap.architecture.layout import bind
 from ggufreap.container import GgufFile
 from ggufreap.engine.quantizer import Importance
 from ggufreap.errors import InputError, OutputError, UnsupportedModel
-from ggufreap.files import check_space, make_folder
+from ggufreap.files import check_space, claim, make_folder, written_by
 from ggufreap.imatrix import Filled, Imatrix
 from ggufreap.model import AnyModel, file_of
 from ggufreap.progress import Progress, silent
@@ -64,6 +64,7 @@ class Guide:
         return cls(metadata=imatrix_metadata(name, 1, 1, dataset), later=tensors)
 
 
+@written_by
 def quantize(
     model: AnyModel,
     out: str | Path,
@@ -78,12 +79,14 @@ def quantize(
     allow_requantize: bool = False,
     threads: int = 0,
     dry_run: bool = False,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Quantized:
     """Quantise `model` to `type` (Q4_K_M, IQ4_XS ...) at `out`, or with `dry_run` tell exactly what it would be.
 
     `imatrix` is a GGUF or .dat importance matrix of this very model: for a pruned model one that was sliced with it.
     A model that ggufreap pruned gets the types that it would have had before, where llama.cpp's mix counts experts.
+    Files of other work are replaced with `force` alone.
     """
     source = file_of(model)
     request = QuantRequest(
@@ -97,12 +100,14 @@ def quantize(
         allow_requantize,
     )
     guide = guide_of(imatrix, source)
+    claim(inputs=(imatrix,))
     if dry_run:
         with Sizer(source) as sizer:
             return foresee(sizer, None, Path(out), request, guide)
     return make(source, Path(out), request, guide, progress)
 
 
+@written_by
 def quantize_variants(
     model: AnyModel,
     out: str | Path,
@@ -113,11 +118,13 @@ def quantize_variants(
     allow_requantize: bool = False,
     threads: int = 0,
     dry_run: bool = False,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Variants:
     """Make the variants of `model` that `recipe` names, one of ggufreap's or a TOML file; of it all else is ignored.
 
     `out` is a folder, or for a single variant a file that ends in .gguf. Everything is checked before the first one.
+    Files of other work are replaced with `force` alone.
     """
     chosen = load_variants(recipe)
     out, source = Path(out), file_of(model)
@@ -139,6 +146,7 @@ def quantize_variants(
     check_space(paths[0].parent, foreseen.nbytes)
     if paths != [out]:
         make_folder(out)
+    claim(*(path for made in foreseen.quantized for path in made.paths), inputs=(*source.paths, imatrix, recipe))
     return Variants(tuple(make(source, path, request, guide, progress) for path, request in jobs))
 
 

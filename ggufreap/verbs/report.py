@@ -1,16 +1,15 @@
 """What pruned files are worth: measured against the original on held-out text, compared with their rival, reported."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufreap import saliency
-from ggufreap.activity import temporary
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.errors import InputError
 from ggufreap.evaluation import Outcome
+from ggufreap.files import check_space, claim, private_folder, written_by
 from ggufreap.judging import Candidate, Exam, compare_files
 from ggufreap.judging.judged import EqualSize, Judged, kind_of
 from ggufreap.judging.masking import mask_of
@@ -20,9 +19,10 @@ from ggufreap.observation import AnyStatistics, Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.target import Target
-from ggufreap.planning import PruningPlan, load_plan
+from ggufreap.planning import PruningPlan, check_plan, load_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.reporting import check_report, facts, write_report
+from ggufreap.rewriting.metadata import check_made_by
 from ggufreap.showing import published
 from ggufreap.verbs.bench import bench_trial
 from ggufreap.verbs.coverage import coverage
@@ -58,6 +58,7 @@ class Measures:
     questions: tuple[tuple[str, str], ...] = ()
 
 
+@written_by
 def report(
     model: AnyModel,
     pruned: Sequence[str | Path],
@@ -70,6 +71,7 @@ def report(
     ratios: Sequence[str] = RATIOS,
     exam: Exam | None = None,
     reproduction: facts.Reproduction | None = None,
+    force: bool = False,
     verification: Verification | None = None,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
@@ -82,14 +84,18 @@ def report(
     To compare, the unpruned model is quantised to the size of the first file, with `imatrix` where it is given; the
     gates are on every file. The original is loaded once, and reads the text once, for all files, the rival and the
     ratios (ggufreap.judging.passes); what is written, answered and timed loads it once more each.
+
+    Raises MismatchError where model, plan and files do not belong together. Files that are not of a report on the same
+    are replaced with `force` alone.
     """
-    judgement, settings = judgement or Judgement(), settings or EngineSettings()
-    if judgement.report is not None:
-        check_report(Path(judgement.report))
+    judgement, settings, measures = judgement or Judgement(), settings or EngineSettings(), measures or Measures()
     model = Model.open(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
-    if not pruned:
-        raise InputError("no pruned file was given; name one or more")
+    files = _belonging(model, pruned, chosen, judgement.compare)
+    told_by = (each for each in (plan, stats, imatrix) if isinstance(each, str | Path))
+    claim(inputs=(*told_by, *(path for _, path in measures.questions)))
+    if judgement.report is not None:
+        check_report(Path(judgement.report), chosen.model.fingerprint, chosen.sha256)
     if judgement.split is not None and exam is None:
         raise InputError(
             "--eval-split holds out a part of what is calibrated on; these files are made already: give -f FILE"
@@ -100,9 +106,9 @@ def report(
         exam = Exam.of(judgement, settings)
     stored = Stored.of(stats) if stats is not None and chosen.method in saliency.METHODS else None
     wanted = _curve(model, chosen, stored, ratios, progress) if exam and stored and judgement.report else []
-    files = [open_gguf(path) for path in pruned]
+    claim(inputs=exam.paths if exam else ())
     judged, curve, rival = _on_text(model, files, exam, wanted, judgement.compare, imatrix, progress)
-    judged = _beside_text(model, judged, measures or Measures(), settings, progress)
+    judged = _beside_text(model, judged, measures, settings, progress)
     paths: tuple[Path, ...] = ()
     if judgement.report is not None:
         known = Known.of(stored, chosen, coverage(stored, chosen), TRYING_OUT) if stored else None
@@ -112,6 +118,20 @@ def report(
         told = replace(told, reproduction=reproduction, verification=_proof(verification))
         paths = write_report(told, Path(judgement.report))
     return Account(judged, rival, judged[0].gates, paths)
+
+
+def _belonging(model: Model, pruned: Sequence[str | Path], plan: PruningPlan, compare: bool) -> list[GgufFile]:
+    """The pruned files, once they, the model and the plan belong together, and there is room for the rival."""
+    if not pruned:
+        raise InputError("no pruned file was given; name one or more")
+    check_plan(plan, model.identity, model.layout)
+    files = [open_gguf(path) for path in pruned]
+    for file in files:
+        check_made_by(file, plan)
+    claim(inputs=(path for file in (model.file, *files) for path in file.paths))
+    if compare:
+        check_space(files[0].path.parent, files[0].nbytes)  # the rival is about as large
+    return files
 
 
 def _curve(
@@ -156,14 +176,11 @@ def _on_text(
 @contextmanager
 def _rival(model: Model, pruned: Judged, exam: Exam, imatrix: str | Path | None, progress: Progress) -> Iterator[Rival]:
     """The unpruned model quantised to the size of a pruned file, for as long as it takes to measure it."""
-    with (
-        tempfile.TemporaryDirectory(prefix="ggufreap-", dir=pruned.path.parent) as folder,
-        temporary(folder),
-    ):
+    with private_folder(pruned.path.parent) as folder:
         yield make_rival(
             model,
             pruned.nbytes,
-            Path(folder),
+            folder,
             imatrix=imatrix,
             threads=exam.settings.n_threads,
             progress=progress,

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from ggufreap.files import claim, discard, written_by
 from ggufreap.model import AnyModel
 from ggufreap.options.data import Request
 from ggufreap.options.engine import EngineSettings
@@ -15,6 +16,7 @@ from ggufreap.verbs.data import as_request
 from ggufreap.verbs.prune import Pruned, prune
 
 
+@written_by
 def run(
     recipe: Recipe | str | Path,
     model: AnyModel,
@@ -32,6 +34,7 @@ def run(
     recipe decides on the tokens per chunk; `settings` takes the place of its other engine options.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    claim(inputs=() if isinstance(recipe, Recipe) else (recipe,))
     calibration, quantization, output = chosen.calibration, chosen.quantization, output or Output()
     if data is not None or calibration.datasets:
         request = Request() if data is None else as_request(data)
@@ -52,6 +55,6 @@ def run(
         progress=progress,
     )
     if pruned.imatrix_path is not None and not quantization.keep_imatrix:
-        pruned.imatrix_path.unlink()
+        discard(pruned.imatrix_path)
         pruned = replace(pruned, imatrix_path=None)
     return pruned

@@ -14,7 +14,7 @@ from ggufreap.model import AnyModel, Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, check_plan, load_plan
 from ggufreap.progress import Progress, silent
-from ggufreap.verification import N_TOKENS, Verification, verify_file
+from ggufreap.verification import N_TOKENS, Verification, check_room, verify_file
 
 
 def verify(
@@ -32,6 +32,7 @@ def verify(
     model = Model.open(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     check_plan(chosen, model.identity, model.layout)
+    check_room(model.file, model.layout)
     settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS, n_batch=0, exact=True)
     settings = insisted(model.path, settings)  # one micro-batch a pass, so it takes minutes at the most
     warn_unused(settings)  # the model is loaded in a process that is not heard

@@ -4,6 +4,6 @@ The law: the pruned file computes what the original computes with the dropped ex
 """
 
 from ggufreap.verification.checks import FREE, Check
-from ggufreap.verification.proof import N_TOKENS, Verification, verify_file
+from ggufreap.verification.proof import N_TOKENS, Verification, check_room, verify_file
 
-__all__ = ["FREE", "N_TOKENS", "Check", "Verification", "verify_file"]
+__all__ = ["FREE", "N_TOKENS", "Check", "Verification", "check_room", "verify_file"]

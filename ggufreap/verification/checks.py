@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from ggufreap.container import GgufFile, MetadataEntry, TensorRecord, open_gguf
 from ggufreap.errors import FormatError, InfeasiblePlan, UnsupportedModel
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Bar, Progress
+from ggufreap.rewriting.metadata import EXPERTS_BEFORE, SOURCE
 
 COMPARE_BYTES = 16 << 20
 # What a pruned file says of itself.
@@ -57,6 +59,10 @@ def check_metadata(source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: 
             return Check("metadata", False, f"{key} is only in the {'source' if before else 'pruned file'}")
         if before.raw != after.raw and not _is_cut(before, after, layout.n_block, n_block):
             return Check("metadata", False, f"{key} differs from the source")
+    expected: dict[str, Any] = {EXPERTS_BEFORE: layout.n_expert, SOURCE: source.fingerprint}
+    for key, value in expected.items():
+        if (found := pruned.get(key)) != value:
+            return Check("metadata", False, f"{key} is {found!r}, and should be {value!r}")
     return Check("metadata", True, f"{len(keys)} entries equal the source's")
 
 

@@ -1,6 +1,5 @@
 """All checks in order, those without llama.cpp first, and what they say together."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,15 @@ from ggufreap.container import GgufFile
 from ggufreap.engine.protocol import Tokens
 from ggufreap.engine.subprocess_probe import Pass, Ran
 from ggufreap.errors import EngineError, VerificationFailed
+from ggufreap.files import check_temporary_space, private_folder
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
+from ggufreap.rewriting.metadata import PLAN
 from ggufreap.verification.blocks import compare_blocks, relative, tolerance
 from ggufreap.verification.checks import Check, check_bytes, check_header, check_metadata
 
 N_TOKENS = 64
+STREAMS, PASSES = 6, 6  # at most: nodes recorded per block, and runs whose logits are kept
 QUANTILE = 0.9  # of the tokens, in what is told of the logits
 
 # Runs the chunk through a file, pass by pass, and leaves records in the folder; ggufreap.engine.subprocess_probe.run.
@@ -59,6 +61,15 @@ def verify_file(
     return Verification(tuple(checks))
 
 
+def check_room(source: GgufFile, layout: MoeLayout) -> None:
+    """Raise OutputError unless the temporary files of a proof have room, about: what two loads compute in every block,
+    and the logits of their passes, in float32.
+    """
+    n_vocab, n_embd = source.by_name["token_embd.weight"].shape
+    per_block = 2 * (STREAMS * n_embd + 2 * layout.n_expert)
+    check_temporary_space(4 * N_TOKENS * (per_block * layout.n_block + PASSES * n_vocab), "the proof")
+
+
 def _checks(
     source: GgufFile, layout: MoeLayout, plan: PruningPlan, out: Path, run: RunPasses, progress: Progress
 ) -> Iterator[Check]:
@@ -67,8 +78,10 @@ def _checks(
     assert pruned  # or the header does not hold
     yield check_metadata(source, pruned, layout, plan)
     yield check_bytes(source, pruned, layout, plan, progress)
-    with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
-        yield from _computing(source, layout, plan, pruned, run, Path(folder), progress)
+    if (made_by := pruned.get(PLAN)) != plan.sha256:
+        yield Check("plan", False, f"{PLAN} is {made_by!r}, the plan's is {plan.sha256}")
+    with private_folder() as folder:
+        yield from _computing(source, layout, plan, pruned, run, folder, progress)
 
 
 def _computing(

@@ -1,0 +1,117 @@
+"""Folders: those that users name, and private ones for what a run makes and nobody else shall see.
+
+A private folder lies beside what is made in it, so that a finished file is only renamed; its name cannot be foreseen
+and nobody else may write in it, so no link can be planted there. It holds a lock, its owner's: what a killed run left
+is known by that, and cleared when the next run works in the same place.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ggufreap.activity import temporary
+from ggufreap.errors import OutputError
+from ggufreap.files.locks import Lock, left_by_the_dead
+
+OWNER = "owner.json"
+_NAME = re.compile(r"\.ggufreap-\d+-\w{8}")  # with the process that made it
+_LOCK = re.compile(r"\.ggufreap-[0-9a-f]{16}\.lock")  # of an output
+
+
+@contextmanager
+def private_folder(beside: Path | None = None) -> Iterator[Path]:
+    """A new folder in `beside`, by default in the system's folder for temporary files; it is removed with all in it.
+
+    What dead runs left in the same place is removed first. Raises OutputError where none can be made.
+    """
+    parent = Path(tempfile.gettempdir()) if beside is None else beside
+    if not parent.is_dir():
+        raise OutputError(f"the folder {parent} does not exist; make it or choose another one")
+    _clear(parent)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".ggufreap-{os.getpid()}-", dir=parent))
+    except OSError as error:
+        other = "set TMPDIR to another folder" if beside is None else "choose another -o"
+        raise OutputError(f"cannot write in {parent}: {error.strerror}; free some space or {other}") from error
+    with temporary(folder):
+        lock = None
+        try:
+            with suppress(OSError):  # a full disk: whatever is to be written here will meet it and say so
+                lock = Lock(folder / OWNER)
+            yield folder
+        finally:
+            if lock is not None:
+                lock.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear(parent: Path) -> None:
+    """Remove the private folders and locks in `parent` whose owners are gone, and nothing else."""
+    with suppress(OSError):
+        for path in parent.iterdir():
+            if _NAME.fullmatch(path.name) and _is_own(path) and left_by_the_dead(path / OWNER):
+                shutil.rmtree(path, ignore_errors=True)
+            elif _LOCK.fullmatch(path.name):
+                left_by_the_dead(path, remove=True)
+
+
+def lock_of(path: Path) -> Path:
+    """Where the lock of an output lies; its name does not grow with the output's, and is the same for any spelling."""
+    name = hashlib.sha256(os.fsencode(path.name.casefold())).hexdigest()[:16]
+    return path.with_name(f".ggufreap-{name}.lock")
+
+
+def _is_own(folder: Path) -> bool:
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and (not hasattr(os, "getuid") or found.st_uid == os.getuid())
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the renames in a folder, on disk."""
+    if path.is_dir() and os.name != "posix":  # a rename is durable once its folder is, but not every system opens one
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path, parents: bool = False) -> None:
+    """Make a folder that may be there already; raises OutputError."""
+    try:
+        path.mkdir(parents=parents, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path}: {error.strerror}; choose another -o") from error
+
+
+def check_folder(path: Path) -> None:
+    """Raise OutputError unless the folder `path` can be written in, or can be made."""
+    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise OutputError(f"{there} is no folder; choose another one for {path}")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"the folder {there} is not writable; choose another one for {path}")
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise OutputError unless `needed` bytes are free where `folder` is, or will be."""
+    _check_free(folder, needed, "the output", "choose another -o")
+
+
+def check_temporary_space(needed: int, what: str) -> None:
+    """Raise OutputError unless `needed` bytes are free in the system's folder for temporary files."""
+    _check_free(Path(tempfile.gettempdir()), needed, what, "set TMPDIR to a folder with room")
+
+
+def _check_free(folder: Path, needed: int, what: str, other: str) -> None:
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise OutputError(f"{what} needs {needed:,} bytes and {folder} has {free:,} free; free some or {other}")
