@@ -191,6 +191,7 @@ ASKED = (
     (("--keep-split",), Output, "keep_split", True, None),
     (("--dry-run",), Output, "dry_run", True, None),
     (("--no-verify",), Output, "verify", False, None),
+    (("--force",), Output, "force", True, None),
     (("-f", "a", "-f", "b"), Request, "file", ("a", "b"), None),
     (("--dataset", "a:5"), Request, "dataset", ("a:5",), "[calibration]\ndatasets = ['a:5']\n"),
     (("--domain", "x=a"), Request, "domain", ("x=a",), None),

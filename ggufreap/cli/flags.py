@@ -65,12 +65,6 @@ def out(meaning: str, required: bool = True) -> AddFlags:
     return add
 
 
-def force(command: argparse.ArgumentParser) -> None:
-    """Leave to lose what is there."""
-    help = "replace files that are there already, also those that this very work did not make (never an input)"
-    command.add_argument("--force", action="store_true", help=help)
-
-
 def argument(*names: str, **settings: Any) -> AddFlags:
     """A flag of one verb alone."""
 
