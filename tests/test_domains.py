@@ -414,7 +414,7 @@ def test_a_checkpoint_of_the_second_schema_goes_on(tmp_path: Path) -> None:
     np.savez(path, **arrays | {"header": np.array(json.dumps(header))})
     older, _ = load(path)
     assert older.total.values["sum_gf"].any()
-    with pytest.raises(InputError, match=r"hold no sum_f, only count, sum_g, sum_gf, sum_gf2, max_f; calibrate again"):
+    with pytest.raises(InputError, match=r"hold no sum_f, only count, sum_g, .*, gram; calibrate again"):
         older.total.values["sum_f"]
     with pytest.raises(InputError, match="holds no importance sums; calibrate again without --no-imatrix"):
         Stored.open(path).importance_sums()
