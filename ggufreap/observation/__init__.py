@@ -3,6 +3,7 @@
 from ggufreap.observation.chunkwise import observe
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.experts import ExpertStatistics
+from ggufreap.observation.held_out import HeldOut
 from ggufreap.observation.merging import merge
 from ggufreap.observation.provenance import Provenance, Shard
 from ggufreap.observation.reuse import checkpoint_path, finished
@@ -15,6 +16,7 @@ __all__ = [
     "DomainStatistics",
     "ExpertStatistics",
     "Floats",
+    "HeldOut",
     "Importance",
     "Provenance",
     "Shard",

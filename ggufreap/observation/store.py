@@ -1,7 +1,7 @@
 """All that a pass over text recorded as one file: an .npz with a JSON header and the arrays.
 
 A statistic is the array of its name, `[n_domains, 2, n_moe_blocks, *shape]`; the importance sums, where they were
-collected, are `importance values <weight>` and `importance counts <weight>`.
+collected, are `importance values <weight>` and `importance counts <weight>`; the chunks to judge by are `held out ...`.
 """
 
 import json
@@ -21,6 +21,7 @@ from ggufreap.errors import InputError
 from ggufreap.files import replacing
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.experts import ExpertStatistics
+from ggufreap.observation.held_out import HeldOut
 from ggufreap.observation.provenance import Provenance
 from ggufreap.observation.statistics import STATISTICS, Importance
 
@@ -30,7 +31,7 @@ SCHEMA_2 = "ggufreap.statistics/2"
 # Besides, one body of text, arrays [n_moe_blocks, n_expert]; read as the first half of the domain `text`.
 SCHEMA_1 = "ggufreap.statistics/1"
 ONLY_DOMAIN = "text"
-_PREFIX = "importance "
+_PREFIX, _HELD_OUT = "importance ", "held out "
 _LOG = logging.getLogger(__name__)
 
 
@@ -124,6 +125,12 @@ class Stored:
             found = {name.removeprefix(prefix): archive[name] for name in archive if name.startswith(prefix)}
             return ImportanceSums.from_arrays(found)
 
+    def held_out(self) -> HeldOut:
+        """The chunks to judge by; none in a file of a version that kept none, or of an unfinished run."""
+        with _archive(self.path) as archive:
+            found = {name.removeprefix(_HELD_OUT): archive[name] for name in archive if name.startswith(_HELD_OUT)}
+        return HeldOut.from_arrays(found, [domain["name"] for domain in self.header["domains"]])
+
 
 def load(path: Path) -> tuple[DomainStatistics, Provenance]:
     """The statistics in a file, and where they come from; raises InputError for what is none."""
@@ -137,6 +144,7 @@ def save(
     provenance: Provenance,
     sums: ImportanceSums | None = None,
     digest: str = "",
+    held_out: HeldOut | None = None,
 ) -> None:
     """Write the file atomically and synced, so that a killed run leaves the last whole one; with a `digest` if it waits
     for more.
@@ -162,6 +170,9 @@ def save(
         arrays[name] = np.array(rows).reshape(*frame, *STATISTICS[name].shape(statistics.n_expert))
     if sums is not None:
         arrays |= {f"{_PREFIX}{name}": array for name, array in sums.to_arrays().items()}
+    if held_out is not None:
+        kept = held_out.to_arrays(statistics.domains)
+        arrays |= {f"{_HELD_OUT}{name}": array for name, array in kept.items()}
     with replacing(path) as file:
         np.savez(file, **arrays)
 
