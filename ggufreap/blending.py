@@ -31,10 +31,23 @@ def blend(statistics: DomainStatistics, how: str, method: str) -> Floats:
 
     Raises InputError for a blend that cannot be read or names other domains, and for a domain without tokens.
     """
+    if how == MAXMIN:
+        _check_weights(statistics, dict.fromkeys(statistics.domains, 1.0))
+        return most_needed(statistics, method)
+    return METHODS[method].score(together(statistics, how))
+
+
+def together(statistics: DomainStatistics, how: str) -> ExpertStatistics:
+    """The statistics of all domains together, by any blend that weighs them; raises InputError as `blend` does."""
     if how == TOKENS:
-        return METHODS[method].score(statistics.total)
+        return statistics.total
+    weights = dict.fromkeys(statistics.domains, 1.0) if how in BLENDS else _named(how)
+    _check_weights(statistics, weights)
+    return weighted(statistics, weights)
+
+
+def _check_weights(statistics: DomainStatistics, weights: Mapping[str, float]) -> None:
     tokens = {domain: statistics.of(domain).n_tokens for domain in statistics.domains}
-    weights = dict.fromkeys(tokens, 1.0) if how in BLENDS else _named(how)
     if set(weights) != set(tokens):
         raise InputError(
             f"the blend weighs {', '.join(weights)}, the statistics hold {', '.join(tokens)}; "
@@ -43,7 +56,6 @@ def blend(statistics: DomainStatistics, how: str, method: str) -> Floats:
     for domain, weight in weights.items():
         if weight and not tokens[domain]:
             raise InputError(f"no token of {domain} was counted, so it has no weight; calibrate with more of its text")
-    return most_needed(statistics, method) if how == MAXMIN else METHODS[method].score(weighted(statistics, weights))
 
 
 def weighted(statistics: DomainStatistics, weights: Mapping[str, float]) -> ExpertStatistics:

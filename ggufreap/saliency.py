@@ -59,6 +59,12 @@ METHODS: Mapping[str, Method] = {
     "ean_mean": _mean("sum_f", "1/|X_j| Σ ‖f_j‖", f"{_REAP}: option of its code"),
     "weighted_ean_sum": _total("sum_gf", "Σ g_j‖f_j‖", f"{_REAP}: option of its code"),
     "weighted_frequency_sum": _total("sum_g", "Σ g_j", "soft counts of SEER-MoE, arXiv 2404.05089"),
+    "sum_squares": _total("sum_gf2", "Σ (g_j‖f_j‖)²", "total of squares, (0, 2, 2) of arXiv 2606.15716"),
+    "relative_squares": _total(
+        "sum_gf2_s2",
+        "Σ (g_j‖f_j‖/‖s‖)², s the residual stream behind the block",
+        "as sum_squares, by how far the next block's norm lets it show",
+    ),
     "max_activations": _total("max_f", "max |f_j|", f"{_REAP}: option of its code"),
 }
 # These need no calibration.

@@ -47,7 +47,7 @@ ROWS = (
     ("saliency", "evaluation"),
     ("planning", "blending"),
     ("blending",),
-    ("coverage",),
+    ("coverage", "selection"),
     ("naming", "inspection", "rewriting", "verification", "quantization"),
     ("reporting",),
     ("recipe",),
