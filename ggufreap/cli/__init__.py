@@ -23,6 +23,7 @@ WITH_ENGINE = frozenset(
         "calibrate",
         "demo",
         "eval",
+        "plan",
         "preview",
         "probe",
         "prune",

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ggufreap.cli.common import Result, Verbs, choice, progress
+from ggufreap.cli.engine import engine_of_fixed_length, settings
 from ggufreap.cli.flags import argument, model, out, seed, target
 
 
@@ -11,13 +12,18 @@ def _run_plan(options: argparse.Namespace) -> Result:
     from ggufreap import console, verbs
     from ggufreap.files import check_output
     from ggufreap.planning import save_plan
-    from ggufreap.saliency import METHODS
 
     path = Path(options.output)
     check_output(path, options.model, options.stats, options.from_imatrix)
-    plan = verbs.plan(options.model, stats=options.stats, **choice(options), progress=progress())
+    plan = verbs.plan(
+        options.model,
+        stats=options.stats,
+        **choice(options),
+        settings=settings(options),
+        progress=progress(),
+    )
     save_plan(path, plan)
-    covered = verbs.coverage(options.stats, plan) if plan.method in METHODS else None
+    covered = verbs.coverage(options.stats, plan) if plan.corpus else None
     return console.Choice(plan, covered), 0
 
 
@@ -49,6 +55,7 @@ VERBS: Verbs = {
             out("plan file, P.json"),
             target,
             seed,
+            engine_of_fixed_length,
         ),
     ),
     "coverage": (

@@ -49,7 +49,8 @@ def splitting(options: argparse.Namespace) -> dict[str, Any]:
 def choice(options: argparse.Namespace) -> dict[str, Any]:
     """How many experts go, and which."""
     return {
-        name: getattr(options, name) for name in ("ratio", "keep", "method", "from_imatrix", "blend", "mtp", "seed")
+        name: getattr(options, name)
+        for name in ("ratio", "keep", "method", "budget", "from_imatrix", "blend", "mtp", "seed")
     }
 
 

@@ -77,6 +77,12 @@ def target(command: argparse.ArgumentParser) -> None:
         "--method", default="reap", metavar="NAME", help="saliency: reap (default), frequency, ... (see README)"
     )
     group.add_argument(
+        "--budget",
+        type=at_least(0),
+        metavar="MINUTES",
+        help="for judging methods, with --method best (30; 0: all that calibration held out)",
+    )
+    group.add_argument(
         "--from-imatrix",
         metavar="FILE",
         help="choose by a GGUF importance matrix of the model, without calibration: a weaker choice",

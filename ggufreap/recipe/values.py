@@ -16,6 +16,8 @@ from ggufreap.planning import MTP_MODES, as_fraction
 from ggufreap.quantization import QuantRequest, file_type_name, parse_tensor_type
 from ggufreap.quantization.request import tensor_type
 from ggufreap.saliency import METHOD_NAMES
+from ggufreap.selection.methods import JOINT
+from ggufreap.selection.portfolio import BEST
 
 _PLACEHOLDER = re.compile(r"\{(first|last)([1-9]\d{0,2})?\}")
 _UNKNOWN_PLACEHOLDER = re.compile(r"\{[^\d}][^}]*\}")
@@ -55,7 +57,7 @@ class Target:
             raise InputError("ratio and keep are both given or both missing; give one of them")
         if self.ratio is not None:
             as_fraction(self.ratio)
-        check_known(self.method, "method", METHOD_NAMES)
+        check_known(self.method, "method", (*METHOD_NAMES, *JOINT, BEST))
         check_known(self.mtp, "mtp", MTP_MODES)
         if self.blend is not None:
             check_blend(self.blend)

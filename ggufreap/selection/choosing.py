@@ -26,7 +26,7 @@ class Choice:
 
 
 def choose(statistics: DomainStatistics, method: str, how: str, n_keep: int, n_group: int = 1) -> Choice:
-    """The experts that stay by the name of a method, see selection.methods.method_of, and a blend; super experts always do."""
+    """The experts that stay by a method, named as for method_of, and a blend; super experts always stay."""
     row = method_of(method)
     rows = row.choose(statistics, how, n_keep, n_group)
     protected = super_experts(statistics.total)

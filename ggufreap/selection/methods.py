@@ -24,26 +24,28 @@ class Method:
     """`choose` takes statistics, a blend of domains, the number to keep in every block and the number of groups.
 
     `score` is `[n_moe_blocks, n_expert]`: what the method, or the part of it that scores, thinks of each expert alone.
+    `criterion` is the row of saliency.METHODS that tells how much of a domain stays.
     """
 
     choose: Choose
     score: Score
+    criterion: str
     formula: str
     source: str
 
 
-def scoring(score: Score, formula: str, source: str) -> Method:
+def scoring(score: Score, criterion: str, formula: str, source: str) -> Method:
     """A method that takes the best scores, equally many of every group."""
 
     def choose(statistics: DomainStatistics, how: str, n_keep: int, n_group: int) -> Rows:
         return select(score(statistics, how), n_keep, n_group)
 
-    return Method(choose, score, formula, source)
+    return Method(choose, score, criterion, formula, source)
 
 
 def _criterion(name: str) -> Method:
     row = saliency.METHODS[name]
-    return scoring(lambda statistics, how: blend(statistics, how, name), row.formula, row.source)
+    return scoring(lambda statistics, how: blend(statistics, how, name), name, row.formula, row.source)
 
 
 def _gram(statistics: DomainStatistics, how: str, n_keep: int, n_group: int) -> Rows:
@@ -72,11 +74,13 @@ JOINT: Mapping[str, Method] = {
     "gram": Method(
         _gram,
         lambda statistics, how: blend(statistics, how, "relative_squares"),
+        "relative_squares",
         "least Σ_{i,j removed} Σ g_i g_j <f_i, f_j>/‖s‖²",
         "the signed form of HOPE's, arXiv 2609.18916, weighed by token; greedy, then exchanges",
     ),
     "rank_average": scoring(
         _rank_average,
+        "relative_squares",
         "mean rank by reap, by relative_squares, and by max_d Σ g_j‖f_j‖ / Σ_i Σ g_i‖f_i‖ over the tokens of domain d",
         "what a mean, a total and the neediest domain all call unimportant",
     ),

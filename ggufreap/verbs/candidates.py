@@ -14,6 +14,7 @@ from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import lower
+from ggufreap.selection.portfolio import BEST
 from ggufreap.verbs.choice import chosen_method
 from ggufreap.verbs.choice import plan as make_plan
 from ggufreap.verbs.evaluation import check_ctx, check_gates, named_texts, tokenised
@@ -84,6 +85,8 @@ def preview(
     """
     for method in methods:
         chosen_method(method, mtp, blend=blend)
+        if method == BEST:
+            raise InputError(f"a preview compares methods itself; name some instead of {BEST}")
     texts, gates = named_texts(files), [parse_gate(text) for text in fail_if or (DEFAULT_GATE,)]
     plans, refused = [], {}
     for method in methods:

@@ -12,6 +12,7 @@ from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import check_output
 from ggufreap.observation import DomainStatistics, Provenance, load, save
 from ggufreap.observation import merge as merged
+from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import (
     MTP_MODES,
     NOTES,
@@ -22,7 +23,11 @@ from ggufreap.planning import (
     make_plan,
 )
 from ggufreap.progress import Progress, silent
+from ggufreap.selection.choosing import choose
+from ggufreap.selection.methods import JOINT, method_of
+from ggufreap.selection.portfolio import BEST
 from ggufreap.verbs import trust
+from ggufreap.verbs.best import best_method
 from ggufreap.verbs.stages import export_matrix, open_model
 
 _LOG = logging.getLogger(__name__)
@@ -40,6 +45,8 @@ def plan(
     blend: str | None = None,
     mtp: str = "mirror",
     seed: int = 0,
+    budget: float | None = None,
+    settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> PruningPlan:
     """Choose the experts that stay, `ratio` removed or `keep` kept in every block.
@@ -47,12 +54,15 @@ def plan(
     `stats` is what `calibrate` saved; the methods `random` and `weight_norm` need none. `blend` says how the domains of
     the text are weighed, by default `maxmin` where there are several. `from_imatrix` takes a GGUF importance matrix of
     the model instead, which is a weaker guide than any calibration; it is a method of its own.
+
+    The method `best` loads the model, with `settings`, and judges methods on what calibration held out, for `budget`
+    minutes at most; then the winner chooses from all of the text.
     """
     method = chosen_method(method, mtp, from_imatrix, blend)
     source, layout, identity = open_model(model)
     trust.warn(source, layout)
-    count_to_keep(layout, ratio, keep)
-    provenance, how = None, ""
+    n_keep = count_to_keep(layout, ratio, keep)
+    provenance, how, chosen, criterion, remarks = None, "", None, "", []
     if method == saliency.IMATRIX and from_imatrix is not None:
         if stats is not None:
             raise InputError("both statistics and an importance matrix were given to choose by; give one of them")
@@ -68,8 +78,23 @@ def plan(
         raise InputError(f"method {method} needs statistics; make them with calibrate, or use {saliency.WEIGHT_NORM}")
     else:
         statistics, provenance = _statistics_of(Path(stats), identity, layout)
-        how = blend or default_blend(statistics.domains)
-        scores = blending.blend(statistics, how, method)
+        how, criterion = blend or default_blend(statistics.domains), method
+        if method == BEST:
+            verdict = best_method(
+                source,
+                layout,
+                Path(stats),
+                statistics,
+                n_keep,
+                budget=budget,
+                settings=settings,
+                progress=progress,
+            )
+            criterion, how = verdict.chosen.method, verdict.chosen.blend
+            remarks.append(verdict.line)
+        found = choose(statistics, criterion, how, n_keep, layout.n_group)
+        chosen, scores = found.rows, method_of(criterion).score(statistics, how)
+        remarks += [found.note] if found.note else []
     return make_plan(
         layout,
         identity,
@@ -81,6 +106,9 @@ def plan(
         corpus=provenance.corpus if provenance else "",
         datasets=provenance.sources if provenance else (),
         blend=how,
+        chosen=chosen,
+        criterion=criterion if method == BEST else "",
+        remarks=remarks,
     )
 
 
@@ -92,11 +120,14 @@ def chosen_method(method: str, mtp: str, from_imatrix: str | Path | None = None,
         method = saliency.IMATRIX
     elif method == saliency.IMATRIX:
         raise InputError("method imatrix needs an importance matrix; name one with --from-imatrix")
-    for what, name, known in (("method", method, (*saliency.METHOD_NAMES, saliency.IMATRIX)), ("mtp", mtp, MTP_MODES)):
+    methods = (*saliency.METHOD_NAMES, *JOINT, BEST, saliency.IMATRIX)
+    for what, name, known in (("method", method, methods), ("mtp", mtp, MTP_MODES)):
         if name not in known:
             raise InputError(f"{what} {name!r} is not known; choose one of {', '.join(known)}")
     if blend is not None:
         blending.check_blend(blend)
+        if method == BEST:
+            raise InputError(f"method {BEST} chooses the blend too; leave out --blend {blend}, or name a method")
     return method
 
 
@@ -131,7 +162,8 @@ def coverage(stats: str | Path, plan: PruningPlan | str | Path) -> Coverage:
             f"{stats} was calibrated on model {provenance.model[:12]}, the plan is for "
             f"{chosen.model.fingerprint[:12]}; give what belongs together"
         )
-    method = chosen.method if chosen.method in saliency.METHODS else DEFAULT_METHOD
+    calibrated = chosen.scored_by in (*saliency.METHODS, *JOINT)
+    method = method_of(chosen.scored_by).criterion if calibrated else DEFAULT_METHOD
     return measure(statistics, chosen.keep, method, chosen.blend or blending.TOKENS, chosen.n_group)
 
 

@@ -25,6 +25,8 @@ from ggufreap.quantization import Quantized
 from ggufreap.recipe import Variant
 from ggufreap.reporting import check_report
 from ggufreap.rewriting import RewriteScript, execute, lower
+from ggufreap.selection.methods import JOINT
+from ggufreap.selection.portfolio import BEST
 from ggufreap.verbs.account import Account, report
 from ggufreap.verbs.candidates import choose_ratio
 from ggufreap.verbs.choice import DEFAULT_METHOD, chosen_method, coverage, default_blend, plan
@@ -66,6 +68,7 @@ def prune(
     ratio: str | float | None = None,
     keep: int | None = None,
     method: str = DEFAULT_METHOD,
+    budget: float | None = None,
     from_imatrix: str | Path | None = None,
     blend: str | None = None,
     mtp: str = "mirror",
@@ -108,6 +111,8 @@ def prune(
 
     A model of an unknown architecture is first tried out as by `doctor`, beside the output.
 
+    The method `best` judges methods on what calibration held out, for `budget` minutes at most, as in `plan`.
+
     Whatever could fail for want of space, of experts or of leave to quantise twice fails before the calibration.
     Statistics that are already there for the same model, text and settings are used again.
     """
@@ -128,7 +133,8 @@ def prune(
     # Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
     # Sizes can be told without any data but their names, which stand in the header.
-    opened = open_data(data) if method in saliency.METHODS and not (dry_run and data is None) else None
+    calibrates = method in (*saliency.METHODS, *JOINT, BEST)
+    opened = open_data(data) if calibrates and not (dry_run and data is None) else None
     guide = imatrix if imatrix is not None else from_imatrix
     given = matrices.load(guide) if guide is not None else None
     if given is not None:
@@ -155,6 +161,8 @@ def prune(
     _warn_of_seen(eval_file, opened)
     judges = replace(settings or EngineSettings(), n_ctx=eval_ctx_size or (settings and settings.n_ctx) or TEXT_CTX)
     if ratio == AUTO:
+        if method == BEST:
+            raise InputError(f"the ratio auto is searched with one method; name one instead of {BEST}")
         if dry_run:
             raise InputError("the ratio auto is found by calibrating and masking; a dry run takes a number")
         make_folder(folder)
@@ -217,6 +225,8 @@ def prune(
         blend=blend,
         mtp=mtp,
         seed=seed,
+        budget=budget,
+        settings=settings,
         progress=progress,
     )
     covered = coverage(stats_path, chosen) if stats_path else None
