@@ -25,6 +25,7 @@ VALUES = {
 }
 EXPECTED = {
     "reap": [0.8, 10.0, -np.inf],
+    "reap_root": [8 / np.sqrt(10), 20 / np.sqrt(2), 0.0],
     "reap_l2": [1.0, 10.0, -np.inf],
     "frequency": [10.0, 2.0, 0.0],
     "ean_sum": [20.0, 30.0, 0.0],

@@ -74,7 +74,10 @@ def target(command: argparse.ArgumentParser) -> None:
     )
     size.add_argument("--keep", type=int, metavar="N", help="experts to keep in every block")
     group.add_argument(
-        "--method", default="reap", metavar="NAME", help="saliency: reap (default), frequency, ... (see README)"
+        "--method",
+        default="reap",
+        metavar="NAME",
+        help="reap (default), rank_average, gram, ...; best judges several on held-out text (see README)",
     )
     group.add_argument(
         "--budget",
@@ -90,7 +93,7 @@ def target(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--blend",
         metavar="HOW",
-        help="domains of the text: maxmin (default for several), uniform, tokens, or NAME=WEIGHT,NAME=WEIGHT",
+        help="domains of the text: uniform (default for several), tokens, maxmin, or NAME=WEIGHT,NAME=WEIGHT",
     )
     group.add_argument(
         "--mtp", choices=("mirror", "drop"), default="mirror", help="MTP blocks: as the last block (default), or out"

@@ -52,7 +52,7 @@ def plan(
     """Choose the experts that stay, `ratio` removed or `keep` kept in every block.
 
     `stats` is what `calibrate` saved; the methods `random` and `weight_norm` need none. `blend` says how the domains of
-    the text are weighed, by default `maxmin` where there are several. `from_imatrix` takes a GGUF importance matrix of
+    the text are weighed, by default all alike. `from_imatrix` takes a GGUF importance matrix of
     the model instead, which is a weaker guide than any calibration; it is a method of its own.
 
     The method `best` loads the model, with `settings`, and judges methods on what calibration held out, for `budget`
@@ -132,8 +132,8 @@ def chosen_method(method: str, mtp: str, from_imatrix: str | Path | None = None,
 
 
 def default_blend(domains: Collection[str]) -> str:
-    """Every domain's need where there are several; one alone has nothing to be weighed against."""
-    return blending.MAXMIN if len(domains) > 1 else blending.TOKENS
+    """All domains alike, however much text each has; one alone has nothing to be weighed against."""
+    return blending.UNIFORM if len(domains) > 1 else blending.TOKENS
 
 
 def _statistics_of(path: Path, identity: ModelIdentity, layout: MoeLayout) -> tuple[DomainStatistics, Provenance]:
