@@ -111,9 +111,8 @@ class Bench:
         found = self.losses(sets, self.held_out)
         reap = found[", ".join(REAP)]
         title = f"{size or 'all'} chunks of {', '.join(self.text)}; {ratio} removed, {n_keep} stay"
-        print(
-            f"\n{title}\n| method | mean | x | worst | x | difference to REAP | seconds |\n|---|---|---|---|---|---|---|"
-        )
+        header = "| method | mean | x | worst | x | difference to REAP | seconds |"
+        print(f"\n{title}\n{header}\n{'|---' * 7}|")
         for name in sorted(found, key=lambda name: mean_loss(found[name])):
             mean, worst = mean_loss(found[name]), worst_loss(found[name])
             difference = Difference.of(found[name], reap)
