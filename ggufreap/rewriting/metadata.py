@@ -105,6 +105,7 @@ def _provenance(plan: PruningPlan, layout: MoeLayout, version: str) -> dict[str,
     texts = (
         ("version", version),
         ("method", plan.method),
+        ("criterion", plan.criterion),
         ("blend", plan.blend),
         ("ratio", plan.ratio),
         ("mtp", plan.mtp),
