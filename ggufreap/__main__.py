@@ -14,7 +14,7 @@ def main(program: str = "ggufreap") -> int:
     if options.verb not in cli.WITH_ENGINE or not can_supervise():
         return cli.main()
     try:
-        return supervise(sys.argv[1:], vars(options), program)
+        return supervise(sys.argv[1:], getattr(options, "offered", ()), program)
     except OSError as error:  # no child, or no temporary folder for it
         return cli.fail(str(error), 1)
 

@@ -114,7 +114,7 @@ def measure(
     """What `keep`, block -> ids as in a PruningPlan, leaves of each domain.
 
     `method` is a name of saliency.METHODS and `how` a blend, as for the plan. Raises MismatchError when a block of the
-    statistics is not in `keep`.
+    statistics is not in `keep`, or keeps experts that they do not have.
     """
     missing = [block for block in statistics.blocks if block not in keep]
     if missing:
@@ -123,6 +123,13 @@ def measure(
         )
     chosen = [keep[block] for block in statistics.blocks]
     n_keep = len(chosen[0])
+    for block, ids in zip(statistics.blocks, chosen, strict=True):
+        if len(ids) != n_keep or not ids or min(ids) < 0 or max(ids) >= statistics.n_expert or n_keep % n_group:
+            raise MismatchError(
+                f"the plan keeps {len(ids)} experts up to {max(ids, default=0)} in block {block}, the statistics have "
+                f"{statistics.n_expert} in each and other blocks keep {n_keep} in {n_group} groups; "
+                "give what belongs together"
+            )
 
     def row(domain: str) -> DomainCoverage:
         whole, halves = statistics.of(domain), statistics.halves[domain]

@@ -12,11 +12,19 @@ GgufReapError
 └── VerificationFailed    the result is not what the plan promised
 """
 
+from ggufreap.showing import message
+
 
 class GgufReapError(Exception):
-    """A foreseeable failure; the command line shows it as one line and exits with `exit_code`."""
+    """A foreseeable failure; the command line shows it as one line and exits with `exit_code`.
+
+    Whatever names and values its text holds, it is one line of bounded length that no terminal takes for commands.
+    """
 
     exit_code = 1
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(message(text))
 
 
 class InputError(GgufReapError):

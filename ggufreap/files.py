@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             partial.replace(path)
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}; free some space or choose another -o") from None
+            raise OutputError(f"cannot write {path}: {error.strerror}; free some space or choose another -o") from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -46,7 +46,7 @@ def make_folder(path: Path, parents: bool = False) -> None:
     try:
         path.mkdir(parents=parents, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {path}: {error.strerror}; choose another -o") from None
+        raise OutputError(f"cannot make the folder {path}: {error.strerror}; choose another -o") from error
 
 
 def check_space(folder: Path, needed: int) -> None:

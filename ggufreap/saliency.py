@@ -154,8 +154,8 @@ def _expert_weights(file: GgufFile, record: TensorRecord, expert: int) -> npt.ND
     data = file.map(record, expert * size, size).reshape(prod(record.shape[1:-1]), -1)
     try:
         return cast(npt.NDArray[np.float32], dequantize(data, GGMLQuantizationType(record.type)))
-    except (NotImplementedError, ValueError):
+    except (NotImplementedError, ValueError) as error:
         raise UnsupportedModel(
             f"{record.name} is {type_name(record.type)}, which the gguf package cannot read; "
             "use a method that calibrates, such as reap"
-        ) from None
+        ) from error

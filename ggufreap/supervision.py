@@ -21,8 +21,8 @@ from ggufreap.process import Child, Ending, last_words
 INTERRUPTED = 130
 _CLEAR_LINE = "\r\x1b[K"  # a progress bar of the dead
 # What to try, where the verb has that flag.
-_OTHER_WAYS = {"repack": "--no-repack", "n_gpu_layers": "-ngl 0", "ubatch_size": "a smaller -ub"}
-_LESS_MEMORY = {"ubatch_size": "a smaller -ub", "ctx_size": "a smaller -c"}
+_OTHER_WAYS = {"repack": "--no-repack", "n_gpu_layers": "-ngl 0", "n_ubatch": "a smaller -ub"}
+_LESS_MEMORY = {"n_ubatch": "a smaller -ub", "n_ctx": "a smaller -c"}
 
 
 def can_supervise() -> bool:
@@ -33,7 +33,7 @@ def can_supervise() -> bool:
 def supervise(arguments: Sequence[str], flags: Collection[str], program: str = "ggufreap") -> int:
     """Run the command line with `arguments` in a child; returns its exit code, 1 with one line where it died.
 
-    `flags`: the names of the flags that the verb has; `program`: the module, or the path of a script, to run.
+    `flags`: the fields of EngineSettings that the verb has flags for; `program`: the module, or the path of a script, to run.
     """
     folder = Path(tempfile.mkdtemp(prefix="ggufreap-"))
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_gguf
 
-from ggufreap import calibrate, coverage, plan, preview, prune, verbs
+from ggufreap import calibrate, plan, preview, prune, verbs
 from ggufreap.errors import InputError
 from ggufreap.observation import load
 from ggufreap.options.engine import EngineSettings
@@ -44,7 +44,7 @@ def test_the_winner_chooses_from_all_of_the_text(calibrated: tuple[Path, Path], 
     assert "judged on 4 chunks" in chosen.note
     save_plan(tmp_path / "p.json", chosen)
     assert load_plan(tmp_path / "p.json") == chosen
-    assert coverage(stats, chosen).domains[0].domain == "tokens"
+    assert verbs.coverage(stats, chosen).domains[0].domain == "tokens"
 
 
 def test_what_was_judged_is_not_judged_again(calibrated: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

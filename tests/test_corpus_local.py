@@ -76,7 +76,7 @@ def test_bad_rows_are_counted_where_they_stand(tmp_path: Path) -> None:
     bad = [b'{"text": "\xff"}\n', b'{"text": \n', b"[1]\n", b"3\n", b"[" * 200_000 + b"\n"]
     (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + good + b" \n" + b"".join(bad) + b'"y"\n' + good.strip())
     found = list(LocalFiles.find(str(tmp_path / "rows.jsonl")).entries())
-    reasons = [local.NOT_UTF8, local.NOT_JSON, local.NOT_OBJECT, local.NOT_OBJECT, local.NOT_JSON]
+    reasons = [local.NOT_UTF8, local.NOT_JSON, local.NOT_OBJECT, local.NOT_OBJECT, local.TOO_MUCH]
     assert values(tmp_path / "rows.jsonl") == [{"text": "x"}, *reasons, {"text": "y"}, {"text": "x"}]
     assert [entry.place for entry in found] == [f"rows.jsonl:{number}" for number in (1, 3, 4, 5, 6, 7, 8, 9)]
 
@@ -247,17 +247,26 @@ def measured(path: Path) -> tuple[list[str], float]:
         ("escapes.json", b'[{"text": "a"}, {"text": "', b"\\", b'"}, {"text": "b"}]'),
         ("nested.json", b'["a", ', b"[", b""),
         ("line.csv", b"text\na\n", b"x", b"\nb\n"),
+        ("lines.csv", b'text\na\n"x"', b',"\n"', b"\nb\n"),
     ],
 )
 def test_a_row_of_any_size_is_skipped_in_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, before: bytes, filler: bytes, after: bytes
 ) -> None:
-    monkeypatch.setattr(streams, "LONGEST", 1 << 20)
+    monkeypatch.setattr(streams, "LONGEST", 1 << 20 if len(filler) == 1 else 1 << 16)
     path = tmp_path / name
-    path.write_bytes(before + filler * (20 << 20) + after)
+    path.write_bytes(before + filler * ((20 << 20) // len(filler) ** 4) + after)
     found, peak = measured(path)
-    assert found == ["read", streams.TOO_LONG, "read"][: 3 if after else 2]
+    assert found[:2] == ["read", streams.TOO_LONG]
+    assert not after or found[-1] == "read"
     assert peak < 6
+
+
+def test_a_row_of_too_many_values_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": [' + b"[]," * 2_000_000 + b"[]]}\n" + b'{"text": "b", "score": NaN}\n')
+    first, second = values(tmp_path / "x.jsonl")
+    assert first == local.TOO_MUCH
+    assert second["text"] == "b"
 
 
 def test_texts_without_lines_stream_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

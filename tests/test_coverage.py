@@ -57,6 +57,11 @@ def test_no_mass_lacks_nothing() -> None:
 def test_a_plan_of_another_model_is_refused() -> None:
     with pytest.raises(MismatchError, match="the plan has no block 1"):
         measure(of_parts({"code": CODE}), {0: (0, 1)}, "reap")
+    for keep in ({0: (0, 1), 1: (0, 4)}, {0: (0, 1), 1: (0, -1)}, {0: (0, 1), 1: (0, 1, 2)}, {0: (), 1: ()}):
+        with pytest.raises(MismatchError, match="the statistics have 4 in each"):
+            measure(of_parts({"code": CODE}), keep, "reap")
+    with pytest.raises(MismatchError, match="keep 2 in 4 groups"):
+        measure(of_parts({"code": CODE}), {0: (0, 1), 1: (0, 1)}, "reap", n_group=4)
 
 
 def test_halves_that_agree_and_halves_that_do_not() -> None:

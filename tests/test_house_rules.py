@@ -27,6 +27,7 @@ LONG_FUNCTIONS = {
 ROWS = (
     (
         "errors",
+        "showing",
         "progress",
         "process",
         "interrupts",
@@ -39,6 +40,7 @@ ROWS = (
         "__init__",
     ),
     ("options",),
+    ("decoding",),
     ("container",),
     ("architecture",),
     ("engine",),

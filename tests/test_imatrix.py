@@ -242,7 +242,7 @@ HOSTILE = 2**31 - 1
         (b"GG", "is no importance matrix"),
         (b"GGUF", "is not a GGUF file"),
         (b"not an importance matrix at all", "is no importance matrix"),
-        (struct.pack("<i20x", 0), "would hold 0 entries"),
+        (struct.pack("<i20x", 0), "is nothing but zeros"),
         (struct.pack("<i20x", HOSTILE), "would hold 2147483647 entries"),
         (struct.pack("<ii20x", 1, HOSTILE), "entry 1's name takes 2147483647 bytes, 20 are left"),
         (struct.pack("<ii20x", 1, -1), "entry 1's name takes -1 bytes"),

@@ -88,7 +88,7 @@ def test_a_load_heeds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not loaded(False)
     with pytest.raises(EngineError, match=r"repacked buffers do not work .* died of SIGSEGV: .*; use --no-repack"):
         LlamaSession(file.path, bind(file).nodes, EngineSettings(n_ctx=64, repack=True))
-    monkeypatch.setattr("ggufreap.engine.session.machine", lambda: Machine(True, False))
+    monkeypatch.setattr("ggufreap.engine.session.machine", lambda: Machine(True, False, gains=True))
     assert loaded(None)
     assert loaded(True)
     assert not loaded(False)
@@ -213,12 +213,13 @@ def test_repacking_takes_twice_the_memory_of_the_machine_and_no_question_of_what
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(room, "memory", lambda: Memory(1000, 0, limited=False))
-    works = Machine(True, True)
+    works = Machine(True, True, gains=True)
     assert chooses_repack(500, None, works)
     assert not chooses_repack(501, None, works)
     assert chooses_repack(501, True, works)
     assert not chooses_repack(1, False, works)
-    assert not chooses_repack(1, None, Machine(False, True))
+    assert not chooses_repack(1, None, Machine(False, True, gains=True))
+    assert not chooses_repack(1, None, Machine(True, True)), "where nothing is gained"
 
 
 def test_a_trial_that_hangs_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

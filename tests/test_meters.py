@@ -27,6 +27,7 @@ from ggufreap.evaluation import (
 )
 from ggufreap.evaluation import base_file as base_files
 from ggufreap.evaluation import scores as per_token
+from ggufreap.evaluation.perplexity import Perplexity
 from ggufreap.evaluation.scores import Reference, TokenScores, compare, negative_log_likelihood, targets_of
 
 RNG = np.random.default_rng(0)
@@ -235,7 +236,11 @@ def test_a_model_against_its_own_base_file_loses_the_rounding(tmp_path: Path) ->
     [
         (lambda data: data[:-1], r"it is truncated or damaged"),
         (lambda data: data + b"x", r"it is truncated or damaged"),
-        (lambda data: b"GGUF" + data[4:], r"is not a file of log-probabilities"),
+        (lambda data: b"GGUF" + data[4:], r"is a GGUF file, not a file of log-probabilities"),
+        (lambda data: data[:8] + struct.pack("<3i", 2, 10, 1) + data[20:], r"chunks of 2 tokens, 3 are the least"),
+        (lambda data: data[:12] + struct.pack("<i", 2**31 - 1) + data[16:], r"it is truncated or damaged"),
+        (lambda data: data[:20] + struct.pack("<i", -7) + data[24:], r"holds token -7, its vocabulary is 0 to 9"),
+        (lambda data: data[:20] + struct.pack("<i", 10) + data[24:], r"holds token 10, its vocabulary is 0 to 9"),
         (lambda data: data[:15], r"is not a file of log-probabilities"),
         (lambda data: data[:8] + struct.pack("<i", -1) + data[12:], r"is not a file of log-probabilities"),
     ],
@@ -249,6 +254,27 @@ def test_a_spoilt_base_file_is_refused(tmp_path: Path, spoil: object, message: s
         open_base(path)
     with pytest.raises(InputError, match="cannot read"):
         open_base(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -1e30, 3e38])
+@pytest.mark.parametrize("field", [0, 1])
+def test_a_base_file_without_probabilities_is_refused(tmp_path: Path, number: float, field: int) -> None:
+    path = tmp_path / "base"
+    with writing_base(path, np.zeros((1, 8), np.int32), 10) as writer:
+        writer.add(logits(3, 10))
+    data, at = path.read_bytes(), 20 + 8 * 4 + 4 * field
+    path.write_bytes(data[:at] + struct.pack("<f", number) + data[at + 4 :])
+    with pytest.raises(InputError, match="chunk 1 holds what is no log-probability"):
+        open_base(path).reference(0)
+
+
+def test_figures_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(NumericFailure, match=r"perplexity is not a number: exp\(1e\+06\)"):
+        Perplexity.of(1e6, 1.0, 3)
+    values = np.array([1.0, np.nan])
+    scores = TokenScores(values, np.array([True, False]), values, values, values)
+    with pytest.raises(NumericFailure, match="kld is not a number"):
+        Meters.of(scores)
 
 
 def test_nothing_half_written_stays(tmp_path: Path) -> None:

@@ -117,13 +117,15 @@ def test_the_built_in_prompts_are_of_many_kinds() -> None:
 def test_prompts_of_a_file(tmp_path: Path) -> None:
     lines, rows = tmp_path / "p.txt", tmp_path / "p.jsonl"
     lines.write_text("one\n\ntwo words\n")
-    rows.write_text('{"prompt": "a\\nb", "domain": "x"}\n{"prompt": "c"}\n')
+    rows.write_text('{"prompt": "a\\nb", "domain": "x"}\n{"prompt": "c", "domain": null, "id": 1}\n')
     assert load_prompts(lines) == (Prompt("one"), Prompt("two words"))
     assert load_prompts(rows) == (Prompt("a\nb", "x"), Prompt("c"))
     for content, message in (
         ("", "has no prompts"),
-        ("{", "line 1 is not JSON"),
-        ('{"prompt": 3}', "line 1 has no prompt"),
+        ("{", "line 1 is no prompt: it is not JSON"),
+        ('{"prompt": 3}', r"line 1 is no prompt: Expected `str`, got `int` - at `\$.prompt`"),
+        ('{"prompt": " "}', "line 1 has no prompt"),
+        ('{"prompt": ' + "[" * 480, "line 1 is no prompt: it nests more than 64 deep"),
     ):
         rows.write_text(content)
         with pytest.raises(InputError, match=message):

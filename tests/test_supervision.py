@@ -26,12 +26,12 @@ pytestmark = [pytest.mark.native, pytest.mark.skipif(sys.platform == "win32", re
 
 # The command line, with another program for the child.
 PARENT = "import sys\nfrom ggufreap.__main__ import main\nsys.exit(main(sys.argv.pop(1)))\n"
-# A child that dies inside native work: at a decode, or once the quantiser writes, or asks another process for logits.
+# A child that dies inside native work: at a decode, or once the quantiser writes, or asks another process to run a model.
 DYING = """
 import ctypes, os, sys, time
 from functools import partial
 from itertools import count
-from ggufreap import calibration
+from ggufreap.observation import chunkwise
 from ggufreap.__main__ import main
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.quantizer import Quantizer
@@ -60,12 +60,12 @@ def quantise(self, call, on_line, importance=None, before=Quantizer.run):
             die()
     return before(self, call, dying, importance)
 
-def probed(*arguments, before=subprocess_probe.logits):
+def probed(*arguments, before=subprocess_probe.run):
     die()
     return before(*arguments)
 
-LlamaSession.decode, Quantizer.run, subprocess_probe.logits = decode, quantise, probed
-stages.observe = partial(calibration.observe, checkpoint_seconds=0)
+LlamaSession.decode, Quantizer.run, subprocess_probe.run = decode, quantise, probed
+stages.observe = partial(chunkwise.observe, checkpoint_seconds=0)
 sys.exit(main())
 """
 FLAGS = ("-c", "64", "-ub", "64", "-t", "1")
@@ -230,11 +230,11 @@ def test_calibration_after_a_death_is_bit_identical(made: Made, tmp_path: Path, 
 
 
 def test_what_to_try_is_what_the_verb_has(made: Made, tmp_path: Path, run: Callable[..., Ran]) -> None:
-    assert run(commands(made, tmp_path)["eval"], "SIGILL").line.endswith("-ngl 0 or a smaller -ub")
+    assert run(commands(made, tmp_path)["eval"], "SIGILL").line.endswith("try --no-repack or -ngl 0 or a smaller -ub")
     assert run(commands(made, tmp_path)["quantize"], "SIGILL").line.endswith(
         "an instruction that this CPU does not have"
     )
-    flags = {"repack": None, "ubatch_size": 512, "ctx_size": 512}
+    flags = ["repack", "n_ubatch", "n_ctx"]
     explained = supervision._explained
     doing = Activity([("loading", "m.gguf", ""), ("calibrating with", "m.gguf", "/nowhere/S.checkpoint")])
     assert explained(Ending(-signal.SIGFPE), doing, flags) == (
@@ -262,7 +262,7 @@ def test_an_assertion_at_a_load_is_one_line(made: Made, tmp_path: Path, run: Cal
     assert (ran.code, ran.out, ran.left) == (1, "", [])
     cause = rf"[\w-]+\.cpp:\d+: GGML_ASSERT\(.*{re.escape(assertion)}.* failed"
     hint = "see that the file is whole, or convert it again"
-    assert re.fullmatch(rf"ggufreap: while loading {model}, llama\.cpp stopped: {cause}; {hint}\n", ran.err)
+    assert re.match(rf"ggufreap: while loading {model}, llama\.cpp stopped: {cause}; {hint}", ran.line)
     assert files(tmp_path) == ["m.gguf"]
 
 

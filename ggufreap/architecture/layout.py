@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ggufreap.architecture.catalog import ARCHITECTURES, Architecture, unknown
+from ggufreap.architecture.files import what_else
 from ggufreap.architecture.metadata import KNOWN_EXPERT_KEYS, REFUSED_IF_SET
 from ggufreap.architecture.nodes import EXPERT_OUTPUT, EXPERT_OUTPUT_BIASED, RoutedBlock, RoutingNodes
 from ggufreap.architecture.roles import Handling, role_of
 from ggufreap.container import GgufFile
 from ggufreap.errors import FormatError, InfeasiblePlan, UnsupportedModel
+from ggufreap.showing import EXCERPT, excerpt, shown
 
 BLOCK_TENSOR = re.compile(r"blk\.(\d+)\.(.+)")
 MAX_EXPERTS, MAX_BLOCKS = 1024, 512  # LLAMA_MAX_EXPERTS and LLAMA_MAX_LAYERS, src/llama-hparams.h
@@ -158,10 +160,12 @@ def bind(file: GgufFile) -> MoeLayout:
 
 def _architecture(file: GgufFile) -> Architecture:
     name = file.get("general.architecture")
+    if other := what_else(file):
+        raise UnsupportedModel(f"{file.path}: it is {other}; give the model itself")
     if not isinstance(name, str):
         raise FormatError(f"{file.path}: metadata key general.architecture is missing; this is not a model file")
     if not file.get(f"{name}.expert_count"):
-        raise UnsupportedModel(f"{file.path}: a dense {name} model: no routed experts to prune")
+        raise UnsupportedModel(f"{file.path}: a dense {shown(name, EXCERPT)} model: no routed experts to prune")
     row = ARCHITECTURES.get(name)
     if row is None:
         row = unknown(name)
@@ -196,7 +200,7 @@ def _check_keys(file: GgufFile, architecture: Architecture) -> None:
             continue
         if suffix in REFUSED_IF_SET:
             if entry.value:
-                raise UnsupportedModel(f"{file.path}: {key} = {entry.value}: {REFUSED_IF_SET[suffix]}")
+                raise UnsupportedModel(f"{file.path}: {key} = {excerpt(entry.value)}: {REFUSED_IF_SET[suffix]}")
         elif "expert" in suffix and suffix not in KNOWN_EXPERT_KEYS:
             raise UnsupportedModel(f"{file.path}: metadata key {key} is in no table; unknown keys are refused")
 
@@ -246,5 +250,5 @@ def _used(file: GgufFile, name: str, n_block: int) -> list[int]:
 def _integer(file: GgufFile, key: str) -> int:
     value = file.get(key, 0)
     if not isinstance(value, int) or value < 0:
-        raise FormatError(f"{file.path}: metadata key {key} is {value!r}, not a count; the file is damaged")
+        raise FormatError(f"{file.path}: metadata key {key} is {excerpt(value)}, not a count; the file is damaged")
     return value

@@ -14,6 +14,7 @@ from ggufreap.cli.common import Verbs
 from ggufreap.cli.flags import general
 from ggufreap.errors import GgufReapError
 from ggufreap.interrupts import as_ctrl_c, hear
+from ggufreap.showing import shown
 
 VERBS: Verbs = {**stages.VERBS, **choice.VERBS, **evaluate.VERBS, **probing.VERBS, **whole.VERBS, **doctor.VERBS}
 # Those that start llama.cpp.
@@ -75,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def fail(message: str, code: int) -> int:
     """Say in one line what went wrong; gives the exit code back."""
-    sys.stderr.write(f"ggufreap: {message}\n")
+    sys.stderr.write(f"ggufreap: {shown(message)}\n")
     return code
 
 

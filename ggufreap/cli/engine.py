@@ -39,7 +39,7 @@ def _flags(base: EngineSettings, *groups: str, instead: Mapping[str, Flag] | Non
     """The flags of these groups, whose defaults are those of `base`; `instead`: field -> flag that the verb has."""
 
     def add(command: argparse.ArgumentParser) -> None:
-        command.set_defaults(engine=base)
+        offered = []
         titled: dict[str, Any] = {}
         for name, usual in flags_of(base).items():
             flag = (instead or {}).get(name, usual)
@@ -47,6 +47,8 @@ def _flags(base: EngineSettings, *groups: str, instead: Mapping[str, Flag] | Non
                 title = _TITLES.get(flag.group, "llama.cpp")
                 group = titled[title] = titled.get(title) or command.add_argument_group(title)
                 _add(group, name, flag, getattr(base, name))
+                offered.append(name)
+        command.set_defaults(engine=base, offered=offered)  # what to try where llama.cpp dies
 
     return add
 

@@ -1,10 +1,8 @@
 """What the verbs that judge do with their flags."""
 
 import argparse
-import shlex
-import sys
 
-from ggufreap.cli.common import Result, Verbs, progress
+from ggufreap.cli.common import Result, Verbs, command, progress
 from ggufreap.cli.engine import engine_of_text, settings
 from ggufreap.cli.flags import argument, at_least, model, out
 
@@ -66,7 +64,7 @@ def _run_report(options: argparse.Namespace) -> Result:
         with_speed=options.bench,
         questions=questions,
         fail_if=options.fail_if,
-        command=shlex.join(["ggufreap", *sys.argv[1:]]),
+        command=command(),
         settings=settings(options),
         progress=progress(),
     )

@@ -1,12 +1,10 @@
 """What the verbs of the whole job do with their flags."""
 
 import argparse
-import shlex
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ggufreap.cli.common import Result, Verbs, choice, data, progress, splitting
+from ggufreap.cli.common import Result, Verbs, choice, command, data, progress, splitting
 from ggufreap.cli.engine import engine_of_data, engine_of_fixed_batch, engine_of_fixed_length, given, settings
 from ggufreap.cli.evaluate import FAILED
 from ggufreap.cli.flags import (
@@ -60,12 +58,8 @@ def _judgement(options: argparse.Namespace) -> dict[str, Any]:
         "compare": options.compare,
         "fail_if": options.fail_if,
         "report_out": options.report,
-        "command": _command(),
+        "command": command(),
     }
-
-
-def _command() -> str:
-    return shlex.join(["ggufreap", *sys.argv[1:]])
 
 
 def _run_recipe(options: argparse.Namespace) -> Result:
@@ -79,7 +73,7 @@ def _run_recipe(options: argparse.Namespace) -> Result:
         data(options),
         out=options.output,
         report_out=options.report,
-        command=_command(),
+        command=command(),
         settings=replace(recipe.engine, **given(options)),
         dry_run=options.dry_run,
         progress=progress(),

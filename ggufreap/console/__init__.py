@@ -6,7 +6,6 @@ where its JSON is not simply its fields.
 """
 
 import io
-import json
 import logging
 import sys
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from ggufreap.console import account, doctor, evaluation, importance, probing, s
 from ggufreap.console.draw import Drawers, Plain, size
 from ggufreap.console.stages import Choice, DryRun
 from ggufreap.progress import Bar
+from ggufreap.showing import shown, to_json
 
 __all__ = ["Choice", "DryRun", "listen", "progress", "show", "size"]
 _DRAWERS: Drawers = {
@@ -60,7 +60,7 @@ def listen(verbosity: int) -> None:
 class _Notes(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         mark = "WARNING: " if record.levelno >= logging.WARNING else ""
-        return mark + record.getMessage()
+        return mark + shown(record.getMessage())
 
 
 def show(result: Any, as_json: bool) -> None:
@@ -68,9 +68,7 @@ def show(result: Any, as_json: bool) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text, nor terminals know every letter
         sys.stdout.reconfigure(errors="backslashreplace")
     if as_json:
-        sys.stdout.write(
-            json.dumps(_PLAIN.get(type(result), asdict)(result), indent=2, ensure_ascii=False, default=str) + "\n"
-        )
+        sys.stdout.write(to_json(_PLAIN.get(type(result), asdict)(result), indent=2) + "\n")
     else:
         _DRAWERS[type(result)](result)
     sys.stdout.flush()

@@ -5,6 +5,7 @@ from typing import Any
 
 from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
 from ggufreap.console.evaluation import draw_comparison, draw_gates, plain_comparison
+from ggufreap.showing import shown
 from ggufreap.verbs import Account
 from ggufreap.verbs.judging import Judged
 
@@ -53,7 +54,7 @@ def draw_account(account: Account) -> None:
     draw_gates(account.gates)
     for path in account.paths:
         if path.suffix != ".png":
-            say(str(path))
+            say(shown(path))
 
 
 def _verdict(loses: bool, kind: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
 from ggufreap.evaluation import Comparison, Meters, Outcome
+from ggufreap.showing import shown
 from ggufreap.verbs import Evaluation, Preview
 
 COLUMNS = ("KLD", "p90", "p99", "top-1", "1-TV", "PPL", "PPL ratio")
@@ -25,7 +26,7 @@ def _row(meters: Meters) -> tuple[str, ...]:
 
 def _evaluation(found: Evaluation) -> None:
     against = f"against {found.reference}, " if found.reference else ""
-    say(styled(found.model, "bold"), f"{against}{found.n_chunks} chunks of {found.n_ctx} tokens")
+    say(styled(shown(found.model), "bold"), f"{against}{found.n_chunks} chunks of {found.n_ctx} tokens")
     if found.comparison is None:
         rows = [(name, f"{each.value:.4f} ± {each.stderr:.5f}") for name, each in found.perplexity.items()]
         table("Perplexity", ("domain", "PPL"), rows)
@@ -41,7 +42,7 @@ def draw_comparison(comparison: Comparison) -> None:
         rows.append(("mean", *_row(comparison.mean)))
     table("What was lost (KLD in nats per token)", ("domain", *COLUMNS), rows)
     if len(rows) > 1:
-        say(f"worst domain  {comparison.worst_domain}")
+        say(f"worst domain  {shown(comparison.worst_domain)}")
     low, high = comparison.mean.top1_interval
     say(f"top-1         {comparison.mean.top1:.2%}, between {low:.2%} and {high:.2%} (95 % Wilson interval)")
 
@@ -50,12 +51,12 @@ def draw_gates(outcomes: Sequence[Outcome]) -> None:
     """Which gates let it through."""
     for outcome in outcomes:
         mark = styled("FAILS", "red") if outcome.failed else styled("passes", "green")
-        say(mark, f" {outcome.gate}: {outcome.value:.6g} ({outcome.where})")
+        say(mark, f" {outcome.gate}: {outcome.value:.6g} ({shown(outcome.where)})")
 
 
 def _preview(found: Preview) -> None:
-    n_chunks = ", ".join(f"{name} {count}" for name, count in found.n_chunks.items())
-    say(styled(found.model, "bold"), f" {size(found.nbytes)}; chunks of {found.n_ctx} tokens: {n_chunks}")
+    n_chunks = ", ".join(f"{shown(name)} {count}" for name, count in found.n_chunks.items())
+    say(styled(shown(found.model), "bold"), f" {size(found.nbytes)}; chunks of {found.n_ctx} tokens: {n_chunks}")
     rows, by_domain = [], []
     for candidate in found.candidates:
         plan, mean, worst = candidate.plan, candidate.comparison.mean, candidate.comparison.worst

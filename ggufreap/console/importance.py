@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ggufreap.console.draw import Drawers, say, styled, table
 from ggufreap.imatrix import Coverage, EntrySummary
+from ggufreap.showing import shown
 from ggufreap.verbs import ImatrixReport, gap_note
 
 _BLOCK = re.compile(r"^blk\.\d+\.")
@@ -14,7 +15,7 @@ def _report(report: ImatrixReport) -> None:
     summary = report.summary
     chunks = f"{summary.chunk_count:,} chunks of {summary.chunk_size:,} tokens" if summary.chunk_count else "not told"
     say(styled(f"{len(summary.entries)} weights", "bold"), f" data in {summary.share:.1%} of their matrices")
-    say(f"from     {', '.join(summary.datasets) or 'no data set named'}\ntext     {chunks}\n")
+    say(f"from     {', '.join(map(shown, summary.datasets)) or 'no data set named'}\ntext     {chunks}\n")
     kinds: dict[str, list[EntrySummary]] = {}
     for entry in summary.entries:
         kinds.setdefault(_BLOCK.sub("", entry.weight), []).append(entry)
@@ -23,9 +24,9 @@ def _report(report: ImatrixReport) -> None:
     if report.coverage:
         _coverage(report.coverage)
     for gap in report.filled:
-        say(f"note: {gap_note(gap)}")
+        say(f"note: {shown(gap_note(gap))}")
     if report.path:
-        say(str(report.path))
+        say(shown(report.path))
 
 
 def _row(kind: str, entries: Sequence[EntrySummary]) -> tuple[str, ...]:
@@ -49,7 +50,7 @@ def _coverage(coverage: Coverage) -> None:
         ("entries for weights that the model does not have", coverage.unknown),
     ):
         if names:
-            say(f"{what}: {len(names)}, first {names[0]}")
+            say(f"{what}: {len(names)}, first {shown(names[0])}")
 
 
 DRAWERS: Drawers = {ImatrixReport: _report}

@@ -9,6 +9,7 @@ from ggufreap.evaluation.proportions import Share
 from ggufreap.evaluation.speed import Speed, SpeedReport
 from ggufreap.evaluation.tasks import TaskReport
 from ggufreap.evaluation.tasks.scoring import Accuracy
+from ggufreap.showing import shown
 
 PROMPT_CHARS = 50
 
@@ -21,7 +22,7 @@ def _share(share: Share | None) -> str:
 
 
 def _probes(found: Probes) -> None:
-    say(f"{found.model}" + (f" against {found.control}" if found.control else ", without a control"))
+    say(shown(found.model) + (f" against {shown(found.control)}" if found.control else ", without a control"))
     columns = ("", "answers", *(("control", "new") if found.control else ()))
     for temperature in found.temperatures:
         rows = []
@@ -31,11 +32,11 @@ def _probes(found: Probes) -> None:
                 row += [_share(found.control_share(sign, temperature)), str(found.new(sign, temperature).count)]
             rows.append(row)
         table(f"Temperature {temperature:g}, at most {found.n_predict} tokens, 95 % intervals", columns, rows)
-    shown = [(probe, signs) for probe in found.probes if found.control is not None and (signs := _new_signs(probe))]
-    if shown:
+    new = [(probe, signs) for probe in found.probes if found.control is not None and (signs := _new_signs(probe))]
+    if new:
         say("What the control does not show:", style="italic")
-    for probe, signs in shown:
-        say(f"{probe.temperature:g}  {_title(probe)}  {signs}")
+    for probe, signs in new:
+        say(f"{probe.temperature:g}  {_title(probe)}  {shown(signs)}")
 
 
 def _new_signs(probe: Probe) -> str:
@@ -46,7 +47,7 @@ def _new_signs(probe: Probe) -> str:
 def _title(probe: Probe) -> str:
     line = " ".join(probe.prompt.text.split())
     cut = line if len(line) <= PROMPT_CHARS else f"{line[:PROMPT_CHARS]}…"
-    return f"{probe.prompt.domain}: {cut}" if probe.prompt.domain else cut
+    return f"{shown(probe.prompt.domain)}: {cut}" if probe.prompt.domain else cut
 
 
 def _plain_probes(found: Probes) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def _plain_share(share: Share | None) -> dict[str, Any] | None:
 
 def _tasks(report: TaskReport) -> None:
     say(f"{report.task}, {report.accuracy.share.n} questions")
-    say(f"{report.model}" + (f" against {report.reference}" if report.reference else ""))
+    say(shown(report.model) + (f" against {shown(report.reference)}" if report.reference else ""))
     columns = ("", "accuracy", *(("reference", "lost", "won", "p (McNemar)") if report.reference else ()))
     rows = (("sum", report.accuracy), ("by length (acc_norm)", report.normalised))
     table("Log-likelihood of the right choice, 95 % intervals", columns, [(name, *_cells(each)) for name, each in rows])
@@ -95,7 +96,7 @@ def _plain_tasks(report: TaskReport) -> dict[str, Any]:
 
 
 def _speeds(report: SpeedReport) -> None:
-    say(f"{report.model}" + (f" against {report.reference}" if report.reference else ""))
+    say(shown(report.model) + (f" against {shown(report.reference)}" if report.reference else ""))
     columns = ("test", "tokens/s", *(("reference", "of it") if report.reference else ()))
     pairs = zip(report.speeds, report.reference_speeds or [None] * len(report.speeds), strict=True)
     rows = []

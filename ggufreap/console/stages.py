@@ -13,6 +13,7 @@ from ggufreap.observation import DomainStatistics, ExpertStatistics
 from ggufreap.planning import PruningPlan
 from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
+from ggufreap.showing import shown
 from ggufreap.verbs import Variants
 from ggufreap.verification import Check, Verification
 
@@ -30,7 +31,7 @@ def _inspection(found: Inspection) -> None:
     groups = f", in {found.n_group} groups of which {found.n_group_used} are used" if found.n_group > 1 else ""
     mtp = f", and {found.n_mtp_block} MTP" if found.n_mtp_block else ""
     rest = found.nbytes - found.expert_nbytes
-    say(styled(found.name, "bold"), f" {found.architecture}, {size(found.nbytes)}{shards}")
+    say(styled(shown(found.name), "bold"), f" {found.architecture}, {size(found.nbytes)}{shards}")
     if not found.proven:
         say(styled("no table knows this architecture, so pruning it is unproven: ggufreap doctor tries it", "yellow"))
     say(f"blocks   {found.n_block}, {found.n_moe_block} with routed experts{mtp}")
@@ -99,7 +100,7 @@ def draw_coverage(coverage: Coverage) -> None:
     columns = ("domain", "tokens", "retained", "lowest (block)", "halves agree", "tokens per expert, least / median")
     table("What stays of each domain, against experts chosen for it alone", columns, rows)
     for warning in coverage.warnings():
-        say(styled("WARNING", "yellow"), f" {warning}")
+        say(styled("WARNING", "yellow"), f" {shown(warning)}")
     say(coverage.advice)
 
 
@@ -119,7 +120,7 @@ def draw_note(plan: PruningPlan) -> None:
 def draw_script(script: RewriteScript) -> None:
     """The files and what they save."""
     for file in script.files:
-        say(f"{file.path}  {file.nbytes:,} bytes")
+        say(f"{shown(file.path)}  {file.nbytes:,} bytes")
     say(f"{size(script.source_nbytes)} -> {size(script.nbytes)} ({script.nbytes / script.source_nbytes:.0%})")
 
 
@@ -129,7 +130,7 @@ def _dry_run(run: DryRun) -> None:
             (tensor.name, "x".join(map(str, reversed(tensor.shape))), type_name(tensor.type), f"{tensor.nbytes:,}")
             for tensor in file.tensors
         ]
-        table(str(file.path), ("tensor", "shape", "type", "bytes"), rows)
+        table(shown(file.path), ("tensor", "shape", "type", "bytes"), rows)
         say(f"header {len(file.header):,} bytes\n")
     draw_script(run.script)
     for made in run.quantized:
@@ -145,7 +146,7 @@ def draw_verification(verification: Verification) -> None:
 def draw_check(check: Check) -> None:
     """Whether it holds."""
     mark = styled("holds", "green") if check.ok else styled("FAILS", "red")
-    say(mark, f" {check.name}: {check.detail}")
+    say(mark, f" {check.name}: {shown(check.detail)}")
 
 
 def _quantized(made: Quantized) -> None:
@@ -153,13 +154,13 @@ def _quantized(made: Quantized) -> None:
     rows = [(kind, size(nbytes)) for kind, nbytes in made.type_nbytes.items()]
     table("Tensor data by type", ("type", "bytes"), rows)
     for path in made.paths:
-        say(str(path))
+        say(shown(path))
     say(f"{made.nbytes:,} bytes")
 
 
 def _draw_notes(made: Quantized) -> None:
     for warning in made.warnings:
-        say(f"note: {warning}")
+        say(f"note: {shown(warning)}")
     if made.fallbacks:
         first = made.fallbacks[0]
         say(
@@ -171,7 +172,7 @@ def _draw_notes(made: Quantized) -> None:
 def draw_variant(made: Quantized) -> None:
     """One of several quantised files, in two lines, and what deserves a note."""
     _draw_notes(made)
-    say(f"{', '.join(map(str, made.paths))}  {made.nbytes:,} bytes")
+    say(f"{', '.join(map(shown, made.paths))}  {made.nbytes:,} bytes")
     say(f"  {_types(made.type_nbytes)}")
 
 

@@ -14,6 +14,7 @@ from ggufreap.console.stages import (
     plain_verification,
 )
 from ggufreap.demonstration import Demonstration
+from ggufreap.showing import shown
 from ggufreap.verbs import Pruned
 
 
@@ -27,7 +28,7 @@ def _pruned(pruned: Pruned) -> None:
     draw_note(pruned.plan)
     for file in pruned.script.files:
         gone = "  (removed once it was quantised)" if pruned.quantized and not file.path.exists() else ""
-        say(f"{file.path}{gone}")
+        say(f"{shown(file.path)}{gone}")
     if pruned.verification is None:
         say("not verified")
     for made in pruned.quantized:

@@ -13,7 +13,9 @@ from pathlib import Path
 from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 
 from ggufreap.container.values import SCALAR_FORMATS, U32, U64, MetadataEntry
+from ggufreap.decoding.signatures import HEAD, what_is
 from ggufreap.errors import FormatError, InputError
+from ggufreap.showing import excerpt
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -87,7 +89,7 @@ def read_header(path: Path, shard: int = 0) -> Header:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Parser(path, data, shard).header()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 class _Parser:
@@ -128,12 +130,14 @@ class _Parser:
         self.position += length
         try:
             return raw.decode()
-        except UnicodeDecodeError:
-            raise FormatError(f"{self.path}: {what} is not UTF-8; the header is damaged") from None
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{self.path}: {what} is not UTF-8; the header is damaged") from error
 
     def _preamble(self) -> tuple[int, int, int]:
         if self.data[:4] != MAGIC:
-            self._fail(f"it starts with {self.data[:4]!r}", "a GGUF file starts with b'GGUF'; this is not one")
+            found = what_is(self.data[:HEAD])
+            fact = f"it is {found}" if found else f"it starts with {self.data[:4]!r}"
+            self._fail(fact, "a GGUF file starts with b'GGUF'; this is not one, give the .gguf file")
         version = self._u32()
         if version & 0xFFFF == 0:
             self._fail("it is big-endian", "only little-endian GGUF is read; convert it with gguf-convert-endian")
@@ -155,7 +159,7 @@ class _Parser:
         for index in range(n_kv):
             entry = self._entry(index)
             if entry.key in metadata:
-                self._fail(f"metadata key {entry.key!r} stands twice", "keys must be unique; it is damaged")
+                self._fail(f"metadata key {excerpt(entry.key)} stands twice", "keys must be unique; it is damaged")
             metadata[entry.key] = entry
         return metadata
 
@@ -177,15 +181,19 @@ class _Parser:
         number = self._u32()
         try:
             return GGUFValueType(number)
-        except ValueError:
-            raise FormatError(f"{self.path}: metadata key {key!r} has unknown type {number}; it is damaged") from None
+        except ValueError as error:
+            raise FormatError(
+                f"{self.path}: metadata key {excerpt(key)} has unknown type {number}; it is damaged"
+            ) from error
 
     def _skip(self, key: str, item: GGUFValueType, count: int) -> None:
         if item == GGUFValueType.ARRAY:
-            self._fail(f"metadata key {key!r} is an array of arrays", "llama.cpp does not read such a file")
+            self._fail(f"metadata key {excerpt(key)} is an array of arrays", "llama.cpp does not read such a file")
         smallest = 8 if item == GGUFValueType.STRING else struct.calcsize(SCALAR_FORMATS[item])
         if count * smallest > self.size - self.position:
-            self._fail(f"metadata key {key!r} claims {count} items", "that is more than the file has; it is damaged")
+            self._fail(
+                f"metadata key {excerpt(key)} claims {count} items", "that is more than the file has; it is damaged"
+            )
         if item != GGUFValueType.STRING:
             self.position += count * smallest
             return
@@ -194,7 +202,7 @@ class _Parser:
         for _ in range(count):
             position += 8 + unpack(data, position)[0]
         if position > self.size:
-            self._fail(f"metadata key {key!r} runs past the end", "the file is truncated or damaged")
+            self._fail(f"metadata key {excerpt(key)} runs past the end", "the file is truncated or damaged")
         self.position = position
 
     def _alignment(self, metadata: dict[str, MetadataEntry]) -> int:

@@ -13,6 +13,7 @@ from functools import cached_property
 from gguf.constants import GGUFValueType
 
 from ggufreap.errors import FormatError
+from ggufreap.showing import excerpt
 
 Scalar = int | float | bool | str
 Value = Scalar | list[Scalar]
@@ -82,8 +83,8 @@ class MetadataEntry:
     def _text(self, position: int, length: int) -> str:
         try:
             return self.raw[position + 8 : position + 8 + length].decode()
-        except UnicodeDecodeError:
-            raise FormatError(f"metadata key {self.key!r} holds a string that is not UTF-8") from None
+        except UnicodeDecodeError as error:
+            raise FormatError(f"metadata key {excerpt(self.key)} holds a string that is not UTF-8") from error
 
 
 def encode(key: str, value: Value, scalar_type: GGUFValueType) -> MetadataEntry:

@@ -136,7 +136,7 @@ def write(files: Sequence[OutputFile], bar: Bar) -> None:
             for file, path in zip(files, partial, strict=True):
                 path.replace(file.path)
         except OSError as error:
-            raise OutputError(f"cannot write {files[0].path}: {error.strerror}; nothing was left behind") from None
+            raise OutputError(f"cannot write {files[0].path}: {error.strerror}; nothing was left behind") from error
         finally:
             for path in partial:
                 path.unlink(missing_ok=True)

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from ggufreap.corpus.packing import Mask
 from ggufreap.corpus.record import SourceRecord
+from ggufreap.decoding import Damaged
+from ggufreap.decoding.arrays import read_array
 from ggufreap.engine.protocol import Engine, Tokens
 from ggufreap.errors import InputError
 
@@ -113,12 +115,12 @@ def read_text(path: str) -> str:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         return data.decode()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} at offset {error.start:,}; "
             "convert it, for example with iconv -t UTF-8"
-        ) from None
+        ) from error
 
 
 def from_text(engine: Engine, text: str, n_ctx: int, source: str) -> Corpus:
@@ -139,11 +141,11 @@ def read_tokens(path: Path) -> npt.NDArray[np.integer]:
     """The token ids of an .npy file, `[n]` or `[n_chunks, n_ctx]`."""
     try:
         with path.open("rb") as file:
-            ids = np.lib.format.read_array(file, allow_pickle=False)
+            ids = read_array(file, path.stat().st_size)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, MemoryError):
-        raise InputError(f"{path} is not an .npy file of numbers; write one with numpy.save") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except Damaged as error:
+        raise InputError(f"{path} is not an .npy file of numbers: {error}; write one with numpy.save") from error
     if ids.ndim not in (1, 2) or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(
             f"{path} holds {ids.dtype} of shape {ids.shape}; integers of shape [n] or [n_chunks, n_ctx] are read"

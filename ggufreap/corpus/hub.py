@@ -71,7 +71,7 @@ class DataSet:
         except Exception as error:  # as in open
             raise InputError(
                 f"cannot read the rows of {self.name}: {_first_line(error)}; try again, {_ADVICE}"
-            ) from None
+            ) from error
 
 
 def _found(spec: SourceSpec) -> tuple[Any, str | None]:
@@ -152,4 +152,4 @@ def _refuse(spec: SourceSpec, error: Exception) -> NoReturn:
         what, remedy = "the hub is out of reach, and no cache holds it", "check the name and the network"
     elif "is a gated dataset" in text:
         what, remedy = "it is gated", "ask for access on its page and log in with hf auth login"
-    raise InputError(f"cannot read the data set {spec.name}: {what}; {remedy}, {_ADVICE}") from None
+    raise InputError(f"cannot read the data set {spec.name}: {what}; {remedy}, {_ADVICE}") from error

@@ -19,13 +19,17 @@ from ggufreap.corpus import quiet
 from ggufreap.corpus.rows import EMPTY
 from ggufreap.corpus.samples import Entry, Unusable
 from ggufreap.corpus.spec import COMPRESSED, SUFFIXES, suffix_of
-from ggufreap.corpus.streams import LONGEST, elements, lines, opened, pieces
+from ggufreap.corpus.streams import CsvLines, elements, lines, opened, pieces
+from ggufreap.decoding import Damaged, check_limits
+from ggufreap.decoding.documents import DEPTH, VALUES
 from ggufreap.errors import InputError
+from ggufreap.showing import shown
 
 NOT_UTF8 = "a row is not UTF-8"
 NOT_JSON = "a row is not JSON"
 NOT_OBJECT = "a row is no JSON object"
 NOT_CSV = "a row is not CSV"
+TOO_MUCH = f"a row nests more than {DEPTH} deep or holds more than {VALUES:,} values"
 PARQUET_ROWS = 32  # as many are held at once
 
 _CARD = re.compile(r"---\s*\n(?:(?!---).*\n)*?(configs|dataset_info):")
@@ -90,7 +94,7 @@ class LocalFiles:
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
             except OSError as error:
-                raise InputError(f"cannot read {path}: {error.strerror}") from None
+                raise InputError(f"cannot read {path}: {error.strerror}") from error
         return digest.hexdigest()
 
     def entries(self) -> Iterator[Entry]:
@@ -150,7 +154,11 @@ def _parsed(row: bytes | Unusable) -> Any:
     if isinstance(row, Unusable):
         return row
     try:
+        check_limits(row)
+        # Not by msgspec: Python's own writer leaves NaN and halves of surrogate pairs in data sets, in good rows too.
         value = json.loads(row.decode("utf-8-sig"))
+    except Damaged:
+        return Unusable(TOO_MUCH)
     except UnicodeDecodeError:
         return Unusable(NOT_UTF8)
     except (ValueError, RecursionError):
@@ -162,32 +170,22 @@ def _parsed(row: bytes | Unusable) -> Any:
 
 def _csv(path: Path) -> _Found:
     """Rows under the names in the first line; every value is text, as it stands."""
-    csv.field_size_limit(LONGEST)
     with opened(path) as (file, position):
-        too_long: list[Unusable] = []
-
-        def decoded() -> Iterator[str]:
-            for line in lines(file):
-                if isinstance(line, Unusable):
-                    too_long.append(line)
-                else:
-                    yield line.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-
-        rows = csv.DictReader(decoded(), restkey="")
+        source = CsvLines(file)
+        rows = csv.DictReader(source, restkey="")
         number, more = 0, True
         while more:
+            source.start_row()
             value: Any = None
             try:
                 value = next(rows)
             except StopIteration:
                 more = False
             except csv.Error:
-                value = Unusable(NOT_CSV)
-            for found in (*too_long, value):
-                if found is not None:
-                    number += 1
-                    yield number, position(), found
-            too_long.clear()
+                value = source.fault or Unusable(NOT_CSV)
+            if value is not None:
+                number += 1
+                yield number, position(), value
 
 
 def _parquet(path: Path) -> _Found:
@@ -203,7 +201,7 @@ def _parquet(path: Path) -> _Found:
         for number, row in enumerate(rows.decode(False), 1):
             yield number, size * number // n_rows, row
     except (ArrowException, OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} as Parquet: {str(error).splitlines()[0]}; download it again") from None
+        raise InputError(f"cannot read {path} as Parquet: {shown(str(error), 200)}; download it again") from error
 
 
 READERS: dict[str, Callable[[Path], _Found]] = {

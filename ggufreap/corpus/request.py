@@ -190,4 +190,4 @@ def _standard_input() -> str:
         raise InputError(
             f"standard input is not UTF-8 text: byte {error.object[error.start]:#04x} at offset {error.start:,}; "
             "convert it, for example with iconv -t UTF-8"
-        ) from None
+        ) from error

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ggufreap.corpus.samples import Conversation, Sample, Text, Unusable
+from ggufreap.decoding import check_limits
 
 Row = Mapping[str, Any]
 Messages = list[dict[str, Any]]
@@ -179,10 +180,7 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     made = _function(call)
     arguments = made["function"].get("arguments", {})
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            raise Unusable(NOT_TOOLS) from None
+        arguments = _from_json(arguments, NOT_TOOLS)
     if not isinstance(arguments, Mapping):
         raise Unusable(NOT_TOOLS)
     function = made["function"] | {"arguments": dict(arguments)}
@@ -208,15 +206,21 @@ def _without_nulls(value: Any) -> Any:
 def _list_of(value: Any, reason: str, kind: type = Mapping) -> list[Any]:
     """A list of `kind` with something in it, or the same as JSON text."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise Unusable(reason) from None
+        value = _from_json(value, reason)
     if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
         raise Unusable(reason)
     if not value and reason is NOT_MESSAGES:
         raise Unusable(EMPTY)
     return value
+
+
+def _from_json(text: str, reason: str) -> Any:
+    """JSON within a row; Python's own decoder, as for the rows themselves (local.py)."""
+    try:
+        check_limits(text.encode(errors="surrogatepass"))
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Unusable(reason) from error
 
 
 def _check_unicode(sample: Sample) -> None:
@@ -226,7 +230,7 @@ def _check_unicode(sample: Sample) -> None:
             sample.text.encode()
         else:
             json.dumps([sample.messages, sample.tools], ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise Unusable(NOT_UTF8) from None
-    except (TypeError, ValueError, RecursionError):
-        raise Unusable(NOT_TOOLS) from None
+    except UnicodeEncodeError as error:
+        raise Unusable(NOT_UTF8) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Unusable(NOT_TOOLS) from error

@@ -1,6 +1,7 @@
 """Bytes of local files cut into lines, array elements and pieces of text, in memory that no file can exceed."""
 
 import codecs
+import csv
 import gzip
 import io
 import re
@@ -8,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Self
 
 from ggufreap.corpus.samples import Text, Unusable
 from ggufreap.corpus.spec import suffix_of
@@ -35,9 +37,9 @@ def opened(path: Path) -> Iterator[tuple[io.BufferedReader, Callable[[], int]]]:
             raw = stack.enter_context(path.open("rb"))
             yield stack.enter_context(_uncompressed(raw, suffix_of(path.name)[1])), raw.tell
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"cannot unpack {path}: {error}; compress it again") from None
+        raise InputError(f"cannot unpack {path}: {error}; compress it again") from error
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _uncompressed(raw: io.BufferedReader, suffix: str) -> io.BufferedReader:
@@ -61,8 +63,39 @@ def lines(file: io.BufferedReader) -> Iterator[bytes | Unusable]:
         yield Unusable(TOO_LONG)
 
 
+class CsvLines:
+    """The lines of a file for csv.reader, which joins them into rows; a row that gets too long is a csv.Error.
+
+    Iterating goes on after it, with the next line as the start of a row. A byte that is no UTF-8 becomes half of a
+    surrogate pair.
+    """
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._lines, self._held = lines(file), 0
+        self.fault: Unusable | None = None
+        csv.field_size_limit(LONGEST)
+
+    def start_row(self) -> None:
+        """A row begins."""
+        self._held, self.fault = 0, None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._held += LONGEST + 1 if isinstance(line, Unusable) else len(line)
+        if isinstance(line, Unusable) or self._held > LONGEST:
+            self.fault = Unusable(TOO_LONG)
+            raise csv.Error(TOO_LONG)
+        return line.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+
+
 def elements(file: io.BufferedReader) -> Iterator[bytes | Unusable]:
-    """The elements of a JSON array as they stand; an array that ends too early ends with what there is of its last."""
+    """The elements of a JSON array as they stand; an array that ends too early ends with what there is of its last.
+
+    No library does it: ijson holds an element, or one string of it, whatever its size, and ends at the first fault.
+    """
     depth, quoted, too_long, held = 0, False, False, bytearray()
     while block := file.read(_BLOCK):
         if (len(block) - len(block.rstrip(b"\\"))) % 2:  # the escape goes on in the next block
@@ -117,7 +150,7 @@ def pieces(file: io.BufferedReader, path: Path) -> Iterator[Text]:
         raise InputError(
             f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} at offset {place:,}; "
             "convert it, for example with iconv -t UTF-8"
-        ) from None
+        ) from error
 
 
 def _cut(text: str, sought: int) -> int:

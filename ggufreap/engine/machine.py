@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap import cache, process
+from ggufreap.engine.native import bindings
 from ggufreap.engine.placement import gpus
 from ggufreap.errors import EngineError
 from ggufreap.memory import memory
@@ -32,6 +33,9 @@ _TRIAL = "ggufreap.engine.machine_trial"
 SECONDS = 300.0  # a trial takes one, on a machine that does nothing else
 _SAYS_NOTHING = ("SIGKILL", "SIGTERM", "SIGHUP")  # of what the CPU can do: somebody else ended it
 MAX_ERROR = 1e-3  # normalised squared error; other kernels round otherwise, a broken one is far off
+# What repacked weights are multiplied with faster, as llama.cpp tells of itself. With AVX-512 alone they gain nothing:
+# calibration of a model in Q4_K took 1.1 times the processor time (tests/benchmarks/README.md).
+_GAINING = ("AMX_INT8", "MATMUL_INT8", "DOTPROD", "SVE")
 # What decides on which devices llama.cpp sees, beside those that there are.
 _VISIBLE = (
     "CUDA_VISIBLE_DEVICES",
@@ -53,8 +57,9 @@ Trial = Callable[[bool, bool], Logits | str]
 class Machine:
     """What works here.
 
-    `extra_buffers`: llama.cpp's repacked weights; `offload`: `devices`, if there are any; `reason`: what came of what
-    does not work, empty where all does. `library`, `cpu` and `devices` are what was tried.
+    `extra_buffers`: llama.cpp's repacked weights, and `gains` whether this CPU has what makes them pay; `offload`:
+    `devices`, if there are any; `reason`: what came of what does not work, empty where all does. `library`, `cpu` and
+    `devices` are what was tried.
     """
 
     extra_buffers: bool
@@ -63,6 +68,7 @@ class Machine:
     library: str = ""
     cpu: str = ""
     devices: tuple[str, ...] = ()
+    gains: bool = False
 
 
 @functools.cache
@@ -77,7 +83,7 @@ def machine() -> Machine:
     name = f"machine-{key}"
     known = _remembered(name)
     if known is None:
-        known = find_out(_trial, library, cpu[0], found)
+        known = replace(find_out(_trial, library, cpu[0], found), gains=_gains())
         cache.put(name, asdict(known))
     return known
 
@@ -110,9 +116,9 @@ def find_out(trial: Trial, library: Sequence[object], cpu: str, found: Sequence[
 def chooses_repack(nbytes: int, repack: bool | None, known: Machine) -> bool:
     """Whether a model of `nbytes` is loaded into repacked buffers: they hold a second copy of it.
 
-    Where nobody says, if it fits twice into all the memory of the machine, not only what is free now: the same machine
-    always decides the same, and a run that goes on later stays bit-identical. Raises EngineError where they are wanted
-    and do not work.
+    Where nobody says, if the CPU gains by them and the model fits twice into all the memory of the machine, not only
+    what is free now: the same machine always decides the same, and a run that goes on later stays bit-identical.
+    Raises EngineError where they are wanted and do not work.
     """
     if repack and not known.extra_buffers:
         raise EngineError(
@@ -121,7 +127,7 @@ def chooses_repack(nbytes: int, repack: bool | None, known: Machine) -> bool:
     if repack is not None:
         return repack
     limits = memory()
-    return known.extra_buffers and (limits is None or 2 * nbytes <= limits.total)
+    return known.extra_buffers and known.gains and (limits is None or 2 * nbytes <= limits.total)
 
 
 def offloading(settings: EngineSettings, known: Machine) -> EngineSettings:
@@ -163,6 +169,11 @@ def _remembered(name: str) -> Machine | None:
         if isinstance(known.extra_buffers, bool) and isinstance(known.offload, bool):
             return known
     return None
+
+
+def _gains() -> bool:
+    told: str = bindings().llama_print_system_info().decode()
+    return any(f"{name} = 1" in told for name in _GAINING)
 
 
 def _library() -> list[object]:

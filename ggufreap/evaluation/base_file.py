@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap.decoding.signatures import HEAD, what_is
 from ggufreap.engine.protocol import Tokens
 from ggufreap.errors import InputError
 from ggufreap.evaluation.scores import Logits, Map, Reference, first_scored
@@ -22,6 +23,7 @@ from ggufreap.files import replacing
 MAGIC = b"_logits_"
 LEVELS = np.float32(65535)
 RANGE = np.float32(16)  # in nats: what is further below the largest logit is written as if it were just there
+SLACK = np.float32(0.01)  # by which rounding may move ln p
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,39 @@ class BaseFile:
         n_rows = _n_scored(n_ctx)
         start = len(MAGIC) + 12 + self.chunks.size * 4 + index * n_rows * row.itemsize
         rows = np.fromfile(self.path, row, n_rows, offset=start)
+        self._check(index, rows)
         values = rows["q"][:, : self.n_vocab].astype(np.float32)
         values *= rows["scale"][:, None]
         values += rows["min"][:, None]
         return Reference.of_log_probabilities(values)
+
+    def _check(self, index: int, rows: npt.NDArray[np.void]) -> None:
+        """Raise InputError for rows of no probabilities: the largest of each is 1 at most, 1/n_vocab at least."""
+        scale, low, most = rows["scale"], rows["min"], rows["q"][:, : self.n_vocab].max(axis=1, initial=0)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is looked for
+            top = low + scale * most
+            fits = (scale >= 0) & (top <= SLACK) & (top >= -np.log(self.n_vocab) - SLACK)
+        if len(rows) < _n_scored(self.chunks.shape[1]) or not fits.all():
+            raise InputError(
+                f"{self.path}: chunk {index + 1} holds what is no log-probability; the file is damaged, write it again"
+            )
 
 
 def open_base(path: Path) -> BaseFile:
     """Open a file for reading; raises InputError for anything else or a truncated one."""
     try:
         with path.open("rb") as file:
-            magic, head = file.read(len(MAGIC)), np.fromfile(file, "<i4", 3)
-            if magic != MAGIC or len(head) < 3 or head.min() < 1:
-                raise InputError(f"{path} is not a file of log-probabilities; write one with --kl-divergence-base")
+            start = file.read(HEAD)
+            file.seek(len(MAGIC))
+            head = np.fromfile(file, "<i4", 3)
+            if not start.startswith(MAGIC) or len(head) < 3 or head.min() < 1:
+                is_what = f"is {what_is(start)}, not" if what_is(start) and not start.startswith(MAGIC) else "is not"
+                raise InputError(f"{path} {is_what} a file of log-probabilities; write one with --kl-divergence-base")
             n_ctx, n_vocab, n_chunk = (int(value) for value in head)
-            expected = file.tell() + n_chunk * (n_ctx * 4 + _n_scored(n_ctx) * _row(n_vocab).itemsize)
+            if not _n_scored(n_ctx):
+                raise InputError(f"{path} has chunks of {n_ctx} tokens, 3 are the least; it is damaged, write it again")
+            nbytes_row = 8 + 2 * (n_vocab + n_vocab % 2)  # of what _row describes, whose size numpy limits
+            expected = file.tell() + n_chunk * (n_ctx * 4 + _n_scored(n_ctx) * nbytes_row)
             found = path.stat().st_size
             if found != expected:
                 raise InputError(
@@ -62,7 +82,10 @@ def open_base(path: Path) -> BaseFile:
                 )
             chunks = np.fromfile(file, "<i4", n_chunk * n_ctx).astype(np.int32).reshape(n_chunk, n_ctx)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if chunks.min() < 0 or chunks.max() >= n_vocab:
+        wrong = int(chunks.min() if chunks.min() < 0 else chunks.max())
+        raise InputError(f"{path} holds token {wrong}, its vocabulary is 0 to {n_vocab - 1}; it is damaged")
     return BaseFile(path, n_vocab, chunks)
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import isfinite, sqrt
 from statistics import fmean
 from typing import Self
 
 import numpy as np
 
-from ggufreap.evaluation.perplexity import Perplexity, mean_and_stderr
+from ggufreap.errors import NumericFailure
+from ggufreap.evaluation.perplexity import Perplexity, exp_finite, mean_and_stderr
 from ggufreap.evaluation.proportions import wilson
 from ggufreap.evaluation.scores import TokenScores
 
@@ -37,9 +38,9 @@ class Meters:
 
     @classmethod
     def of(cls, scores: TokenScores) -> Self:
-        """The figures of some tokens."""
+        """The figures of some tokens; raises NumericFailure where one is no number."""
         median, p90, p99 = (float(value) for value in np.quantile(scores.kld, (0.5, 0.9, 0.99)))
-        return cls(
+        found = cls(
             len(scores.kld),
             *mean_and_stderr(scores.kld),
             median,
@@ -50,6 +51,12 @@ class Meters:
             *mean_and_stderr(scores.nll),
             *mean_and_stderr(scores.nll - scores.nll_reference),
         )
+        if wrong := [name for name, value in vars(found).items() if not isfinite(value)]:
+            raise NumericFailure(
+                f"{wrong[0]} is not a number: a logit is infinite; the model file is damaged, or overflows in this "
+                "precision"
+            )
+        return found
 
     @classmethod
     def mean(cls, parts: Sequence[Self]) -> Self:
@@ -81,12 +88,12 @@ class Meters:
     @property
     def ppl_reference(self) -> float:
         """Perplexity of the original."""
-        return exp(self.nll - self.log_ratio)
+        return exp_finite(self.nll - self.log_ratio, "perplexity of the original")
 
     @property
     def ppl_ratio(self) -> float:
         """Perplexity of the candidate by that of the original."""
-        return exp(self.log_ratio)
+        return exp_finite(self.log_ratio, "the ratio of the perplexities")
 
     @property
     def ppl_ratio_stderr(self) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, inf, isfinite, log
 from statistics import fmean
 from typing import Self
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ggufreap.corpus import Corpus
 from ggufreap.engine.protocol import Engine
+from ggufreap.errors import NumericFailure
 from ggufreap.evaluation.scores import Floats, Logits, Map, first_scored, negative_log_likelihood, targets_of
 from ggufreap.progress import Progress, silent
 
@@ -25,12 +26,26 @@ class Perplexity:
     @classmethod
     def of(cls, nll: float, stderr: float, n_scored: int) -> Self:
         """From the mean -ln p of the text's tokens, in nats, and its standard error."""
-        return cls(exp(nll), exp(nll) * stderr, n_scored)
+        value = exp_finite(nll, "perplexity")
+        return cls(value, value * stderr, n_scored)
 
     @property
     def figures(self) -> dict[str, float]:
         """What gates ask for, by the names of `gates.METRICS`."""
         return {"ppl": self.value}
+
+
+def exp_finite(value: float, what: str) -> float:
+    """exp; raises NumericFailure where the result is not a number, or beyond all numbers."""
+    try:
+        found = exp(value)
+    except OverflowError:
+        found = inf
+    if not isfinite(found):
+        raise NumericFailure(
+            f"{what} is not a number: exp({value:g}); the model's logits overflow, its file is damaged or too coarse"
+        )
+    return found
 
 
 def mean_and_stderr(values: Floats) -> tuple[float, float]:

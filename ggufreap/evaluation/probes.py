@@ -88,7 +88,7 @@ def texts_of(prompts: Sequence[Prompt], render: Render | None) -> list[str]:
     try:
         return [render(Conversation(({"role": "user", "content": prompt.text},))) for prompt in prompts]
     except Unusable as reason:
-        raise InputError(f"the prompts cannot be rendered: {reason}; use --no-chat-template") from None
+        raise InputError(f"the prompts cannot be rendered: {reason}; use --no-chat-template") from reason
 
 
 def write(

@@ -1,12 +1,13 @@
 """What the generation probes ask: 24 prompts that come with ggufreap, or the user's own."""
 
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from msgspec import Struct
 
 from ggufreap.corpus import read_text
+from ggufreap.decoding import Damaged, parse_json
 from ggufreap.errors import InputError
 
 BUILT_IN = Path(__file__).with_name("prompts.toml")
@@ -18,6 +19,13 @@ class Prompt:
 
     text: str
     domain: str = ""
+
+
+class _Row(Struct):
+    """A line; people keep more in it than is asked here."""
+
+    prompt: str
+    domain: str | None = None
 
 
 def load_prompts(path: str | Path | None = None) -> tuple[Prompt, ...]:
@@ -42,10 +50,10 @@ def _line(line: str, _where: str) -> Prompt:
 
 def _object(line: str, where: str) -> Prompt:
     try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON ({error}); a .jsonl file has one object per line") from None
-    match row:
-        case {"prompt": str(text)} if text.strip():
-            return Prompt(text, str(row.get("domain", "")))
-    raise InputError(f'{where} has no prompt; write {{"prompt": "...", "domain": "..."}}')
+        row = parse_json(line.encode(), _Row)
+    except Damaged as error:
+        example = '{"prompt": "...", "domain": "..."}'
+        raise InputError(f"{where} is no prompt: {error}; a .jsonl file has {example} in each line") from error
+    if not row.prompt.strip():
+        raise InputError(f"{where} has no prompt; write one, or leave the line out")
+    return Prompt(row.prompt, row.domain or "")

@@ -14,6 +14,7 @@ import numpy as np
 
 from ggufreap.errors import FormatError, OutputError
 from ggufreap.imatrix.matrix import DEFAULT_CHUNK, Imatrix, ImatrixEntry, Sums, check_sums
+from ggufreap.showing import EXCERPT, excerpt, shown
 
 I32 = Struct("<i")
 SMALLEST_ENTRY = 17  # three numbers, a name of one byte, one value
@@ -33,7 +34,9 @@ def read_dat(path: Path) -> Imatrix:
         for index in range(n_entries):
             name, entry = reader.entry(index)
             if name in entries:
-                raise FormatError(f"{path}: {name} stands twice, names must be unique; the file is damaged")
+                raise FormatError(
+                    f"{path}: {shown(name, EXCERPT)} stands twice, names must be unique; the file is damaged"
+                )
             entries[name] = entry
         chunks, datasets = reader.trailer()
     return Imatrix(entries, datasets, chunks, per_chunk=True)
@@ -62,16 +65,16 @@ class _Reader:
         what = f"entry {index + 1}"
         try:
             name = self.take(self.number(f"{what}'s name length"), f"{what}'s name").decode()
-        except UnicodeDecodeError:
-            raise FormatError(f"{self.path}: {what}'s name is not UTF-8; the file is damaged") from None
-        n_call, n_values = self.number(f"{name}: its chunks"), self.number(f"{name}: its size")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{self.path}: {what}'s name is not UTF-8; the file is damaged") from error
+        n_call, n_values = self.number(f"{excerpt(name)}'s chunks"), self.number(f"{excerpt(name)}'s size")
         if n_call < 0 or n_values < 1:
             raise FormatError(
-                f"{self.path}: {name!r} has {n_values} values of {n_call} chunks, an entry has one or more; "
+                f"{self.path}: {excerpt(name)} has {n_values} values of {n_call} chunks, an entry has one or more; "
                 "the file is damaged"
             )
-        sums = np.frombuffer(self.take(4 * n_values, name), "<f4")
-        check_sums(self.path, name, sums)
+        sums = np.frombuffer(self.take(4 * n_values, shown(name, EXCERPT)), "<f4")
+        check_sums(self.path, shown(name, EXCERPT), sums)
         return name, ImatrixEntry.of(sums, [max(n_call, 1)])  # llama-quantize takes the values of no chunk for means
 
     def trailer(self) -> tuple[int, tuple[str, ...]]:

@@ -4,7 +4,8 @@ import struct
 from pathlib import Path
 
 from ggufreap.container.header import MAGIC
-from ggufreap.errors import InputError, OutputError
+from ggufreap.decoding.signatures import HEAD, what_is
+from ggufreap.errors import FormatError, InputError, OutputError
 from ggufreap.files import replacing
 from ggufreap.imatrix.dat_format import read_dat, write_dat
 from ggufreap.imatrix.gguf_format import read_gguf, write_gguf
@@ -20,10 +21,13 @@ def load(path: str | Path) -> Imatrix:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            legacy = file.read(len(MAGIC)) != MAGIC
+            start = file.read(HEAD)
+        legacy, other = not start.startswith(MAGIC), what_is(start)
+        if legacy and other:
+            raise FormatError(f"{path} is {other}, not an importance matrix; make one with llama-imatrix")
         return (read_dat if legacy else read_gguf)(path)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def save(path: str | Path, imatrix: Imatrix, legacy: bool = False) -> None:
@@ -37,7 +41,7 @@ def save(path: str | Path, imatrix: Imatrix, legacy: bool = False) -> None:
     with replacing(path) as file:
         try:
             (write_dat if legacy else write_gguf)(file, path, imatrix)
-        except struct.error:
+        except struct.error as error:
             raise OutputError(
                 f"cannot write {path}: a count or chunk size is beyond 32 bits, which the format has; merge less data"
-            ) from None
+            ) from error

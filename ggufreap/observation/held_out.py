@@ -69,12 +69,14 @@ class HeldOut:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any], domains: Sequence[str]) -> Self:
-        """What `to_arrays` gave."""
+        """What `to_arrays` gave; raises ValueError for what it did not."""
         found = cls()
         for index, domain in enumerate(domains):
             if f"{index} chunks" in arrays:
-                rows = arrays[f"{index} chunks"]
-                parts = np.split(arrays[f"{index} tokens"], np.cumsum(rows[:-1, 1]))
-                for (number, _), tokens in zip(rows.tolist(), parts, strict=True):
-                    found.add(Chunk(tokens, domain, number))
+                rows, tokens = arrays[f"{index} chunks"], arrays[f"{index} tokens"]
+                if rows.ndim != 2 or rows.min() < 0 or tokens.shape != (rows[:, 1].sum(),):
+                    raise ValueError(f"the held-out chunks of {domain} do not have the tokens that they should")
+                parts = np.split(tokens.astype(np.int32), np.cumsum(rows[:-1, 1]))
+                for (number, _), part in zip(rows.tolist(), parts, strict=True):
+                    found.add(Chunk(part, domain, number))
         return found

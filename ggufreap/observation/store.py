@@ -129,7 +129,7 @@ class Stored:
         """The chunks to judge by; none in a file of a version that kept none, or of an unfinished run."""
         with _archive(self.path) as archive:
             found = {name.removeprefix(_HELD_OUT): archive[name] for name in archive if name.startswith(_HELD_OUT)}
-        return HeldOut.from_arrays(found, [domain["name"] for domain in self.header["domains"]])
+            return HeldOut.from_arrays(found, [domain["name"] for domain in self.header["domains"]])
 
 
 def load(path: Path) -> tuple[DomainStatistics, Provenance]:

@@ -138,7 +138,7 @@ def _write(
                     path.replace(target)
             sync(folder)
         except OSError as error:
-            raise OutputError(f"cannot write {targets[0]}: {error.strerror}; nothing was left behind") from None
+            raise OutputError(f"cannot write {targets[0]}: {error.strerror}; nothing was left behind") from error
         finally:
             quantizer.stop()
             for path in partial:

@@ -1,12 +1,14 @@
 """What can be asked of the quantiser: the names of file and tensor types, as llama-quantize has them."""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from ggufreap.container.gguf_file import SPLIT_KEYS
 from ggufreap.errors import InputError
+from ggufreap.showing import excerpt, published
 
 # tools/quantize/quantize.cpp, QUANT_OPTIONS; numbers: enum llama_ftype, include/llama.h.
 FILE_TYPES = {
@@ -148,10 +150,13 @@ def parse_tensor_type(text: str) -> tuple[str, str]:
 
 
 def imatrix_metadata(file: str, n_entries: int, n_chunks: int = 0, dataset: str = "") -> dict[str, str | int]:
-    """The entries `quantize.imatrix.*` of an importance matrix, as tools/quantize/quantize.cpp (main) writes them."""
-    entries: dict[str, str | int] = {"quantize.imatrix.file": _cut(file)}
+    """The entries `quantize.imatrix.*` of an importance matrix, as tools/quantize/quantize.cpp (main) writes them.
+
+    But for the folders of the two names, which are somebody's home.
+    """
+    entries: dict[str, str | int] = {"quantize.imatrix.file": _cut(published(file))}
     if dataset:
-        entries["quantize.imatrix.dataset"] = _cut(dataset)
+        entries["quantize.imatrix.dataset"] = _cut(published(dataset))
     entries["quantize.imatrix.entries_count"] = n_entries
     if n_chunks > 0:
         entries["quantize.imatrix.chunks_count"] = n_chunks
@@ -167,16 +172,20 @@ def _choose(name: str, what: str, known: Iterable[str]) -> str:
         return name.upper()
     close = get_close_matches(name.upper(), known, 1)
     guess = f"did you mean {close[0]}? Known: " if close else "choose one of "
-    raise InputError(f"{what} {name!r} is not known; {guess}{', '.join(known)}")
+    raise InputError(f"{what} {excerpt(name)} is not known; {guess}{', '.join(known)}")
 
 
 def _check_pattern(pattern: str) -> None:
     if not pattern:
         raise InputError("a tensor type has no pattern; write it as REGEX=TYPE, such as ffn_down_exps=q6_k")
     try:
-        re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"tensor type pattern {pattern!r} is no regular expression: {error}; correct it") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # `[[:alpha:]]`, which llama.cpp and Python read differently
+            re.compile(pattern)
+    except (re.error, FutureWarning, RecursionError, OverflowError) as error:
+        raise InputError(
+            f"tensor type pattern {excerpt(pattern)} is no regular expression: {error}; correct it"
+        ) from error
     if unknown := _NOT_ECMASCRIPT.search(pattern):
         raise InputError(
             f"tensor type pattern {pattern!r} holds {unknown[0]!r}; llama.cpp's regular expressions are ECMAScript's "

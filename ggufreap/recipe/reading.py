@@ -1,14 +1,18 @@
-"""Recipes from TOML: every key has one type, and what is unknown is refused with the key that was probably meant."""
+"""Recipes from TOML: every key has one type, and what is unknown is refused with the key that was probably meant.
 
-import tomllib
+The types are checked here and not by msgspec, which names neither the table of a key nor the key that was meant.
+"""
+
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from ggufreap.decoding import load_toml
 from ggufreap.errors import InputError
 from ggufreap.recipe.engine import read_engine
 from ggufreap.recipe.values import Calibration, Evaluation, Quantization, Recipe, Target, Variant, check_known
+from ggufreap.showing import excerpt
 
 _MOST = 2**31 - 1
 
@@ -59,12 +63,7 @@ def load_quantization(name_or_path: str | Path) -> Quantization:
 def _tables(name_or_path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
     """The recipe's file, and its tables: values of the right types, [engine] as it stands."""
     path = _resolved(name_or_path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; known recipes: {', '.join(recipe_names())}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}; correct it") from None
+    tables = load_toml(path, "a recipe", f"known recipes: {', '.join(recipe_names())}")
     for name, table in tables.items():
         check_known(name, f"{path}: table" if isinstance(table, dict) else f"{path}: key", (*_KINDS, "engine"))
     checked = {name: _checked(path, name, tables.get(name, {}), kinds) for name, kinds in _KINDS.items()}
@@ -101,13 +100,13 @@ def _variant(path: Path, where: str, table: Any) -> Variant:
 def _checked(path: Path, where: str, table: Any, kinds: Mapping[str, str]) -> dict[str, Any]:
     """The values of a table, lists as tuples, each of the type that its key has."""
     if not isinstance(table, dict):
-        raise InputError(f"{path}: {where} is {table!r}; it must be a table, write it as [{where}]")
+        raise InputError(f"{path}: {where} is {excerpt(table)}; it must be a table, write it as [{where}]")
     values = {}
     for key, value in table.items():
         check_known(key, f"{path}: key {where}.", kinds)
         if not _fits(key, value, kinds[key]):
             rule = kinds[key].format(_LEAST.get(key, 1))
-            raise InputError(f"{path}: {where}.{key} is {value!r}; it must be {rule}, correct it")
+            raise InputError(f"{path}: {where}.{key} is {excerpt(value)}; it must be {rule}, correct it")
         ratio = kinds[key] == _RATIO
         values[key] = str(value) if ratio else tuple(value) if isinstance(value, list) else value
     return values
@@ -135,4 +134,4 @@ def _made(path: Path, where: str, kind: Any, values: Mapping[str, Any]) -> Any:
     try:
         return kind(**values)
     except InputError as error:
-        raise InputError(f"{path}: {where}: {error}") from None
+        raise InputError(f"{path}: {where}: {error}") from error

@@ -18,6 +18,7 @@ from ggufreap.quantization.request import tensor_type
 from ggufreap.saliency import METHOD_NAMES
 from ggufreap.selection.methods import JOINT
 from ggufreap.selection.portfolio import BEST
+from ggufreap.showing import EXCERPT, excerpt, shown
 
 _PLACEHOLDER = re.compile(r"\{(first|last)([1-9]\d{0,2})?\}")
 _UNKNOWN_PLACEHOLDER = re.compile(r"\{[^\d}][^}]*\}")
@@ -80,10 +81,11 @@ class Variant:
 
     def __post_init__(self) -> None:
         if not _SUFFIX.fullmatch(self.suffix):
-            raise InputError(f"name {self.name!r} cannot end a file name; use letters, digits, '.', '_' and '-'")
+            raise InputError(f"name {excerpt(self.name)} cannot end a file name; use letters, digits, '.', '_' and '-'")
         for pattern, kind in self.tensor_types:
             if wrong := _UNKNOWN_PLACEHOLDER.search(_PLACEHOLDER.sub("", pattern)):
-                raise InputError(f"tensor type {pattern!r} holds {wrong[0]}; the placeholders are {{first}}, {{last4}}")
+                found = f"{excerpt(pattern)} holds {shown(wrong[0], EXCERPT)}"
+                raise InputError(f"tensor type {found}; the placeholders are {{first}}, {{last4}}")
             parse_tensor_type(f"{_expanded(pattern, 1)}={kind}")
         for chosen in filter(None, (self.token_embedding_type, self.output_tensor_type)):
             tensor_type(chosen)
@@ -129,7 +131,9 @@ class Quantization:
         names = [variant.suffix.lower() for variant in self.variants]
         for name in names:
             if names.count(name) > 1:
-                raise InputError(f"{names.count(name)} variants are named {name}; every variant is a file, name them")
+                raise InputError(
+                    f"{names.count(name)} variants are named {shown(name, EXCERPT)}; every variant is a file, name them"
+                )
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,11 @@ class Evaluation:
         named = [_named(text) for text in self.files]
         for text, (name, file) in zip(self.files, named, strict=True):
             if not name or not file:
-                raise InputError(f"files holds {text!r}; every text is a FILE or NAME=FILE")
+                raise InputError(f"files holds {excerpt(text)}; every text is a FILE or NAME=FILE")
             if [other for other, _ in named].count(name) > 1:
-                raise InputError(f"several files are named {name}; give each a name of its own as NAME=FILE")
+                raise InputError(
+                    f"several files are named {shown(name, EXCERPT)}; give each a name of its own as NAME=FILE"
+                )
 
     @property
     def texts(self) -> dict[str, Path]:
@@ -179,10 +185,10 @@ def check_known(name: str, what: str, known: Iterable[str], more: str = "") -> N
     """Raise InputError unless `name` is known; `what` ends in a dot where the name goes on from it."""
     if name in (names := list(known)):
         return
-    shown = f"{what}{name}" if what.endswith(".") else f"{what} {name!r}"
-    close = get_close_matches(name, names, 1)
+    found = f"{what}{shown(name, EXCERPT)}" if what.endswith(".") else f"{what} {excerpt(name)}"
+    close = get_close_matches(name[:EXCERPT], names, 1)
     guess = f"did you mean {close[0]}? Known: " if close else "choose one of "
-    raise InputError(f"{shown} is not known; {guess}{', '.join(names)}{more}")
+    raise InputError(f"{found} is not known; {guess}{', '.join(names)}{more}")
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from ggufreap.reporting.document import Document
 from ggufreap.reporting.pages import Node, render
 from ggufreap.reporting.plots import Picture
+from ggufreap.showing import shown
 
 MARKER = "<!-- made by ggufreap report; it is written anew each time -->"
 HUB = "https://huggingface.co/"
+KEPT = "\n\t"  # in code
 PICTURES = ("losses", "curve", "speeds", "saliency")
 _UNQUANTISED = {"F32", "F16", "BF16"}
+_LINK = re.compile(r"https?://[^\s<>\"'`\\]+|[\w.-]+")  # a page, or a file beside the card: no javascript:
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -30,12 +33,12 @@ def to_card(document: Document, pictures: Mapping[str, Picture]) -> str:
         document,
         lambda path, shape, text: _escaped(text),
         html=False,
-        filters={"verbatim": lambda node: re.sub(r"[`\s]+", " ", node.raw), "fenced": _fenced},
+        filters={"verbatim": lambda node: shown(re.sub(r"[`\s]+", " ", node.raw)), "fenced": _fenced},
         front_matter=yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=math.inf),
         marker=MARKER,
         title=_escaped(f"{model['name']} {plan['method'].upper().replace('_', '-')}-{plan['ratio']}"),
         base_url=re.sub(r"[\s()<>]", "", urls[0]) if urls else "",
-        gguf=shlex.quote(ggufs[0]) if ggufs else "",
+        gguf=shlex.quote(shown(ggufs[0])) if ggufs else "",
         pictures={name: (picture.title, picture.caption) for name, picture in pictures.items()},
         shown=PICTURES,
     )
@@ -52,9 +55,10 @@ def _front_matter(document: Document) -> Iterator[tuple[str, str | list[str]]]:
             yield "base_model_relation", relation
     if model["license"]:
         yield "license", model["license"]
-    for key in ("license_name", "license_link"):
-        if model[key]:
-            yield key, model[key]
+    if model["license_name"]:
+        yield "license_name", model["license_name"]
+    if _LINK.fullmatch(model["license_link"]):
+        yield "license_link", model["license_link"]
     yield "library_name", "gguf"
     if document["publisher"]:
         yield "quantized_by", document["publisher"]
@@ -67,7 +71,9 @@ def _front_matter(document: Document) -> Iterator[tuple[str, str | list[str]]]:
 
 
 def _one_line(value: str | list[str]) -> str | list[str]:
-    return " ".join(value.split()) if isinstance(value, str) else [" ".join(each.split()) for each in value]
+    if isinstance(value, list):
+        return [shown(" ".join(each.split())) for each in value]
+    return shown(" ".join(value.split()))
 
 
 def _relation(document: Document) -> str:
@@ -83,11 +89,11 @@ def _relation(document: Document) -> str:
 
 def _escaped(text: str) -> str:
     """Text that Markdown takes for text, also in a table's cell."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", re.sub(r"\s+", " ", text))
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", shown(re.sub(r"\s+", " ", text)))
 
 
 def _fenced(node: Node) -> str:
     """A block of code whose fence is longer than any in it."""
     ticks = max((len(run) for run in re.findall("`+", node.raw)), default=0)
     fence = "`" * max(3, ticks + 1)
-    return f"{fence}\n{node.raw.rstrip()}\n{fence}"
+    return f"{fence}\n{shown(node.raw.rstrip(), keep=KEPT)}\n{fence}"

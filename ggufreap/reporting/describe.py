@@ -115,4 +115,4 @@ def describe_file(path: Path, kind: str = "") -> facts.File:
                 digest.update(part)
         return facts.File(path.name, path.stat().st_size, digest.hexdigest(), kind)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -1,16 +1,18 @@
 """`report.json`: the facts, and the summary that follows from them; nothing else holds a number of the report."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ggufreap.errors import InputError
+from ggufreap.decoding import Damaged, parse_json, read_document
+from ggufreap.errors import InputError, NumericFailure
 from ggufreap.reporting.facts import Report
 from ggufreap.reporting.summary import summary_of
+from ggufreap.showing import excerpt
 from ggufreap.version import __version__
 
 SCHEMA = "ggufreap.report/1"
@@ -19,11 +21,23 @@ _WORDS = {str: "a string", int: "a whole number", float: "a finite number", bool
 
 
 def document_of(report: Report) -> Document:
-    """The report as plain lists and dictionaries, with `summary` beside the facts."""
+    """The report as plain lists and dictionaries, with `summary` beside the facts; raises NumericFailure for a NaN."""
     facts = {"schema": SCHEMA, **asdict(report)}
+    if wrong := next(_no_numbers(facts, ""), None):
+        raise NumericFailure(f"the report's {wrong} is not a number; the model's logits overflow, measure another file")
     # Tuples become lists here, so that the document is the same whether it was made or read.
     document: Document = json.loads(json.dumps(facts | {"summary": summary_of(report)}, allow_nan=False))
     return document
+
+
+def _no_numbers(value: Any, where: str) -> Iterator[str]:
+    """The places of floats that are not finite."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _no_numbers(item, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, float) and not isfinite(value):
+        yield where
 
 
 def to_json(report: Report) -> str:
@@ -38,12 +52,11 @@ def from_json(text: str, source: str = "report.json") -> Report:
     facts: numbers that somebody changed by hand.
     """
     try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{source} is not JSON: {error}; make one with report") from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        found = document.get("schema") if isinstance(document, dict) else None
-        raise InputError(f"{source} has schema {found!r}, this version reads {SCHEMA!r}; make the report again")
+        document = parse_json(text.encode(errors="surrogatepass"), dict[str, Any])
+    except Damaged as error:
+        raise InputError(f"{source} is no report: {error}; make one with report") from error
+    if (schema := document.get("schema")) != SCHEMA:
+        raise InputError(f"{source} has schema {excerpt(schema)}, this version reads {SCHEMA!r}; make the report again")
     facts = {key: value for key, value in document.items() if key not in ("schema", "summary")}
     report: Report = _decoded(Report, facts, source, "the report")
     # Another version may word its summary otherwise.
@@ -54,16 +67,18 @@ def from_json(text: str, source: str = "report.json") -> Report:
 
 def load_report(path: Path) -> Report:
     """Read a `report.json`; raises InputError for anything else."""
+    data = read_document(path, "a report", "make one with report")
     try:
-        return from_json(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text; make one with report") from None
+        return from_json(data.decode(), str(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text; make one with report") from error
 
 
 def _decoded(kind: Any, value: Any, source: str, where: str) -> Any:
-    """`value` as `kind`: a dataclass, a tuple of one type, a plain value, or any of these or nothing."""
+    """`value` as `kind`: a dataclass, a tuple of one type, a plain value, or any of these or nothing.
+
+    Our own decoder, since msgspec lets pass what a dataclass does not know.
+    """
     if is_dataclass(kind):
         return _dataclass(kind, value, source, where)
     if get_origin(kind) is UnionType:
@@ -71,21 +86,21 @@ def _decoded(kind: Any, value: Any, source: str, where: str) -> Any:
         return None if value is None else _decoded(inner, value, source, where)
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
-            raise InputError(f"{source}: {where} is {value!r:.60}; it must be a list")
+            raise InputError(f"{source}: {where} is {excerpt(value)}; it must be a list")
         return tuple(_decoded(get_args(kind)[0], item, source, f"{where}[{i}]") for i, item in enumerate(value))
     fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
     if not fits or (kind is float and not isfinite(value)):
-        raise InputError(f"{source}: {where} is {value!r:.60}; it must be {_WORDS[kind]}")
+        raise InputError(f"{source}: {where} is {excerpt(value)}; it must be {_WORDS[kind]}")
     return kind(value)
 
 
 def _dataclass(kind: Any, value: Any, source: str, where: str) -> Any:
     if not isinstance(value, dict):
-        raise InputError(f"{source}: {where} is {value!r:.60}; it must be an object")
+        raise InputError(f"{source}: {where} is {excerpt(value)}; it must be an object")
     hints = get_type_hints(kind)
     for key in value:
         if key not in hints:
-            raise InputError(f"{source}: {where} has the key {key!r}, which is not known; take it out")
+            raise InputError(f"{source}: {where} has the key {excerpt(key)}, which is not known; take it out")
     for field in fields(kind):
         if field.name not in value and field.default is MISSING:
             raise InputError(f"{source}: {where} has no {field.name}; every report has one")
@@ -94,7 +109,7 @@ def _dataclass(kind: Any, value: Any, source: str, where: str) -> Any:
     try:
         return kind(**values)
     except InputError as error:
-        raise InputError(f"{source}: {error}") from None
+        raise InputError(f"{source}: {error}") from error
 
 
 def _lines(value: Any, indent: str = "") -> str:

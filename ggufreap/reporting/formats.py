@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ggufreap.showing import shown
+
 MISSING, MINUS, TIMES, SPACE = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NO-BREAK SPACE}"
 
 
@@ -56,7 +58,7 @@ def _signed(write: Callable[[float], str]) -> Callable[[float], str]:
 
 
 FORMATS: Mapping[str, Callable[[Any], str]] = {
-    "text": str,
+    "text": shown,
     "count": lambda value: f"{value:,}",
     "size": _size,
     "parameters": _parameters,
@@ -68,7 +70,7 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "points": _signed(lambda value: f"{100 * value:.1f}{SPACE}points"),
     "change": _signed(_decimal),
     "ranges": _ranges,
-    "short": lambda value: str(value)[:12],
+    "short": lambda value: shown(str(value)[:12]),
 }
 
 

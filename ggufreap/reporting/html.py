@@ -6,6 +6,7 @@ from pathlib import Path
 from ggufreap.reporting.document import Document
 from ggufreap.reporting.pages import render
 from ggufreap.reporting.plots import Picture
+from ggufreap.showing import shown
 
 
 def to_html(document: Document, pictures: Mapping[str, Picture]) -> str:
@@ -17,4 +18,5 @@ def to_html(document: Document, pictures: Mapping[str, Picture]) -> str:
 
     svgs = {name: (Markup(picture.svg), picture.title, picture.caption) for name, picture in pictures.items()}
     css = Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8"))
-    return render("report.html.j2", document, mark, html=True, pictures=svgs, css=css)
+    page = render("report.html.j2", document, mark, html=True, pictures=svgs, css=css)
+    return shown(page, keep="\n\t")  # names also stand in the title and in pictures

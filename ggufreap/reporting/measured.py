@@ -15,6 +15,7 @@ from ggufreap.evaluation.tasks import TaskReport
 from ggufreap.observation import DomainStatistics, Provenance
 from ggufreap.reporting import facts
 from ggufreap.reporting.describe import describe_routing
+from ggufreap.showing import file_name
 
 _TEST = re.compile(r"(pp|tg)\d+(?: x(\d+))?")
 
@@ -29,7 +30,7 @@ def describe_calibration(
         sha256=provenance.corpus,
         sources=tuple(
             facts.Source(
-                source.name,
+                source.name if source.is_hub else file_name(source.name),
                 source.domain,
                 source.revision,
                 source.subset,

@@ -13,6 +13,7 @@ from ggufreap.architecture.metadata import OTHER_ARRAYS, PER_BLOCK_ARRAYS
 from ggufreap.container import GgufFile, MetadataEntry, Value, encode
 from ggufreap.errors import UnsupportedModel
 from ggufreap.planning import PruningPlan
+from ggufreap.showing import file_name
 
 EXPERTS_BEFORE = "ggufreap.source.expert_count"
 STRING, U32, U64 = GGUFValueType.STRING, GGUFValueType.UINT32, GGUFValueType.UINT64
@@ -126,7 +127,7 @@ def _datasets(file: GgufFile, plan: PruningPlan) -> dict[str, MetadataEntry]:
     first = before if isinstance(before, int) else 0
     entries = [encode("general.dataset.count", first + len(plan.datasets), U32)]
     for index, record in enumerate(plan.datasets):
-        organization, _, name = record.name.rpartition("/") if record.is_hub else ("", "", record.name)
+        organization, _, name = record.name.rpartition("/") if record.is_hub else ("", "", file_name(record.name))
         standard = (("name", name), ("organization", organization), ("version", record.revision))
         entries += [encode(f"general.dataset.{first + index}.{key}", text, STRING) for key, text in standard if text]
         own = (("domain", record.domain), ("subset", record.subset), ("split", record.split), ("sha256", record.sha256))

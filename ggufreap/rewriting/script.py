@@ -75,7 +75,7 @@ def write_skeleton(script: RewriteScript, folder: Path) -> Path:
         raise OutputError(
             f"cannot make a file of {script.nbytes:,} bytes without content in {folder}: {error.strerror}; "
             "set TMPDIR to a folder on another disk"
-        ) from None
+        ) from error
     return paths[0]
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec import Struct
 
+from ggufreap.decoding import load_json
 from ggufreap.engine.protocol import Engine, Keep, Tokens
 from ggufreap.errors import InputError
 from ggufreap.evaluation import of_engine
@@ -52,6 +54,12 @@ def worst_loss(losses: Losses) -> float:
     return float(max(chunks.mean() for chunks in losses.values()))
 
 
+class _Judged(Struct, forbid_unknown_fields=True):
+    schema: str
+    model: str
+    judged: dict[str, dict[str, float]]
+
+
 class Ledger:
     """What was judged already, in a file beside the statistics: (keep-set, chunk) -> KLD; None keeps no file.
 
@@ -63,12 +71,8 @@ class Ledger:
         self.path, self.model = path, model
         self.known: dict[str, dict[str, float]] = {}
         if path is not None and path.exists():
-            try:
-                data = json.loads(path.read_text(encoding="utf-8"))
-                if data["schema"] == SCHEMA and data["model"] == model:
-                    self.known = data["judged"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path} is not what was judged before ({error!r}); delete the file") from None
+            data = load_json(path, _Judged, "what was judged before", "delete the file", SCHEMA)
+            self.known = data.judged if data.model == model else {}
 
     def save(self) -> None:
         """Write the file, whole or not at all."""

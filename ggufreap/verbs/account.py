@@ -20,6 +20,7 @@ from ggufreap.reporting import Report, check_report, facts, write_report
 from ggufreap.reporting import describe as described
 from ggufreap.reporting import measured as facts_of
 from ggufreap.rewriting import lower, write_skeleton
+from ggufreap.showing import published
 from ggufreap.verbs.candidates import RATIOS, Preview, preview
 from ggufreap.verbs.choice import coverage
 from ggufreap.verbs.data import TRYING_OUT
@@ -102,7 +103,7 @@ def report(
             )
         known = _known(Path(stats), chosen) if stats is not None and chosen.method in saliency.METHODS else None
         facts_found = _facts(source, layout, chosen, judged, rival, curve, known)
-        reproduction = facts.Reproduction(command, recipe) if command else None
+        reproduction = facts.Reproduction(published(command), published(recipe)) if command else None
         paths = write_report(
             replace(facts_found, reproduction=reproduction, verification=_proof(verification)), Path(out)
         )

@@ -1,16 +1,19 @@
 """Which experts stay: the verbs between statistics and plan."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ggufreap import blending, saliency
 from ggufreap import imatrix as matrices
 from ggufreap.architecture.layout import MoeLayout
+from ggufreap.container import GgufFile
 from ggufreap.coverage import Coverage, measure
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import check_output
-from ggufreap.observation import DomainStatistics, Provenance, load, save
+from ggufreap.observation import DomainStatistics, Floats, Provenance, load, save
 from ggufreap.observation import merge as merged
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import (
@@ -25,7 +28,7 @@ from ggufreap.planning import (
 from ggufreap.progress import Progress, silent
 from ggufreap.selection.choosing import choose
 from ggufreap.selection.methods import JOINT, method_of
-from ggufreap.selection.portfolio import BEST
+from ggufreap.selection.portfolio import BEST, Candidate
 from ggufreap.verbs import trust
 from ggufreap.verbs.best import best_method
 from ggufreap.verbs.stages import export_matrix, open_model
@@ -52,8 +55,8 @@ def plan(
     """Choose the experts that stay, `ratio` removed or `keep` kept in every block.
 
     `stats` is what `calibrate` saved; the methods `random` and `weight_norm` need none. `blend` says how the domains of
-    the text are weighed, by default all alike. `from_imatrix` takes a GGUF importance matrix of
-    the model instead, which is a weaker guide than any calibration; it is a method of its own.
+    the text are weighed, by default all alike. `from_imatrix` takes a GGUF importance matrix of the model instead,
+    which is a weaker guide than any calibration; it is a method of its own.
 
     The method `best` loads the model, with `settings`, and judges methods on what calibration held out, for `budget`
     minutes at most; then the winner chooses from all of the text.
@@ -62,57 +65,75 @@ def plan(
     source, layout, identity = open_model(model)
     trust.warn(source, layout)
     n_keep = count_to_keep(layout, ratio, keep)
-    provenance, how, chosen, criterion, remarks = None, "", None, "", []
-    if method == saliency.IMATRIX and from_imatrix is not None:
-        if stats is not None:
-            raise InputError("both statistics and an importance matrix were given to choose by; give one of them")
-        matrix = matrices.load(from_imatrix)
-        matrices.check(matrix, source, layout)
-        _LOG.warning("the experts that stay are %s. Calibrate where you can.", NOTES[method])
-        scores = saliency.imatrix_scores(matrix, source, layout, progress)
-    elif method == saliency.RANDOM:
-        scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
-    elif method == saliency.WEIGHT_NORM:
-        scores = saliency.weight_norms(source, layout, progress)
+    found: Mapping[str, Any]
+    if method in (saliency.IMATRIX, saliency.RANDOM, saliency.WEIGHT_NORM):
+        found = {"scores": _scores_without(method, source, layout, stats, from_imatrix, seed, progress)}
     elif stats is None:
         raise InputError(f"method {method} needs statistics; make them with calibrate, or use {saliency.WEIGHT_NORM}")
     else:
-        statistics, provenance = _statistics_of(Path(stats), identity, layout)
-        how, criterion = blend or default_blend(statistics.domains), method
+        path = Path(stats)
+        statistics, provenance = _statistics_of(path, identity, layout)
+        chosen, remarks = Candidate(method, blend or default_blend(statistics.domains)), []
         if method == BEST:
-            verdict = best_method(
-                source,
-                layout,
-                Path(stats),
-                statistics,
-                n_keep,
-                budget=budget,
-                settings=settings,
-                progress=progress,
-            )
-            criterion, how = verdict.chosen.method, verdict.chosen.blend
-            remarks.append(verdict.line)
-        found = choose(statistics, criterion, how, n_keep, layout.n_group)
-        chosen, scores = found.rows, method_of(criterion).score(statistics, how)
-        remarks += [found.note] if found.note else []
-    return make_plan(
-        layout,
-        identity,
-        scores,
-        method=method,
-        ratio=ratio,
-        keep=keep,
-        mtp=mtp,
-        corpus=provenance.corpus if provenance else "",
-        datasets=provenance.sources if provenance else (),
-        blend=how,
-        chosen=chosen,
-        criterion=criterion if method == BEST else "",
-        remarks=remarks,
-    )
+            judging = partial(best_method, budget=budget, settings=settings, progress=progress)
+            verdict = judging(source, layout, path, statistics, n_keep)
+            chosen, remarks = verdict.chosen, [verdict.line]
+        found = _choice(statistics, chosen, n_keep, layout.n_group, remarks) | {
+            "criterion": chosen.method if method == BEST else "",
+            "corpus": provenance.corpus,
+            "datasets": provenance.sources,
+        }
+    return make_plan(layout, identity, method=method, ratio=ratio, keep=keep, mtp=mtp, **found)
 
 
-def chosen_method(method: str, mtp: str, from_imatrix: str | Path | None = None, blend: str | None = None) -> str:
+def _scores_without(
+    method: str,
+    source: GgufFile,
+    layout: MoeLayout,
+    stats: str | Path | None,
+    from_imatrix: str | Path | None,
+    seed: int,
+    progress: Progress,
+) -> Floats:
+    """The scores of a method that needs no statistics."""
+    if method == saliency.RANDOM:
+        return saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
+    if method == saliency.WEIGHT_NORM:
+        return saliency.weight_norms(source, layout, progress)
+    assert from_imatrix is not None  # chosen_method has seen to it
+    if stats is not None:
+        raise InputError("both statistics and an importance matrix were given to choose by; give one of them")
+    matrix = matrices.load(from_imatrix)
+    matrices.check(matrix, source, layout)
+    _LOG.warning("the experts that stay are %s. Calibrate where you can.", NOTES[method])
+    return saliency.imatrix_scores(matrix, source, layout, progress)
+
+
+def _choice(
+    statistics: DomainStatistics, by: Candidate, n_keep: int, n_group: int, remarks: Sequence[str]
+) -> dict[str, Any]:
+    """What make_plan takes of a choice by statistics."""
+    found = choose(statistics, by.method, by.blend, n_keep, n_group)
+    return {
+        "scores": method_of(by.method).score(statistics, by.blend),
+        "chosen": found.rows,
+        "blend": by.blend,
+        "remarks": [*remarks, *filter(None, [found.note])],
+    }
+
+
+def calibrates(method: str) -> bool:
+    """Whether a method chooses by statistics."""
+    return method in (*saliency.METHODS, *JOINT, BEST)
+
+
+def chosen_method(
+    method: str,
+    mtp: str,
+    from_imatrix: str | Path | None = None,
+    blend: str | None = None,
+    ratio: str | float | None = None,
+) -> str:
     """The method, `imatrix` where there is one to choose from; raises InputError unless all of it is known and fits."""
     if from_imatrix is not None:
         if method not in (DEFAULT_METHOD, saliency.IMATRIX):
@@ -128,6 +149,8 @@ def chosen_method(method: str, mtp: str, from_imatrix: str | Path | None = None,
         blending.check_blend(blend)
         if method == BEST:
             raise InputError(f"method {BEST} chooses the blend too; leave out --blend {blend}, or name a method")
+    if method == BEST and ratio == "auto":
+        raise InputError(f"the ratio auto is searched with one method; name one instead of {BEST}")
     return method
 
 
@@ -162,8 +185,12 @@ def coverage(stats: str | Path, plan: PruningPlan | str | Path) -> Coverage:
             f"{stats} was calibrated on model {provenance.model[:12]}, the plan is for "
             f"{chosen.model.fingerprint[:12]}; give what belongs together"
         )
-    calibrated = chosen.scored_by in (*saliency.METHODS, *JOINT)
-    method = method_of(chosen.scored_by).criterion if calibrated else DEFAULT_METHOD
+    if statistics.n_expert != chosen.n_expert:
+        raise MismatchError(
+            f"{stats} has {statistics.n_expert} experts in each block, the plan chooses among {chosen.n_expert}; "
+            "give what belongs together"
+        )
+    method = method_of(chosen.scored_by).criterion if calibrates(chosen.scored_by) else DEFAULT_METHOD
     return measure(statistics, chosen.keep, method, chosen.blend or blending.TOKENS, chosen.n_group)
 
 

@@ -26,7 +26,7 @@ def open_data(data: Data) -> Opened:
         raise InputError(
             f"no text was given, and the built-in mix of data sets cannot be had: {error}; "
             "to try out without network: --offline-default"
-        ) from None
+        ) from error
 
 
 def as_request(data: Request | str | Path) -> Request:

@@ -78,7 +78,7 @@ def _named(text: str) -> Iterable[Variant]:
     except InputError as error:
         if text in recipe_names():
             return load_variants(text)
-        raise InputError(f"{error}; or {KEEP}, {AUTO}, or a recipe: {', '.join(recipe_names())}") from None
+        raise InputError(f"{error}; or {KEEP}, {AUTO}, or a recipe: {', '.join(recipe_names())}") from error
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,9 @@ from ggufreap.quantization import Quantized
 from ggufreap.recipe import Variant
 from ggufreap.reporting import check_report
 from ggufreap.rewriting import RewriteScript, execute, lower
-from ggufreap.selection.methods import JOINT
-from ggufreap.selection.portfolio import BEST
 from ggufreap.verbs.account import Account, report
 from ggufreap.verbs.candidates import choose_ratio
-from ggufreap.verbs.choice import DEFAULT_METHOD, chosen_method, coverage, default_blend, plan
+from ggufreap.verbs.choice import DEFAULT_METHOD, calibrates, chosen_method, coverage, default_blend, plan
 from ggufreap.verbs.data import Data, open_data
 from ggufreap.verbs.evaluation import named_texts
 from ggufreap.verbs.laws import require_laws
@@ -111,12 +109,10 @@ def prune(
 
     A model of an unknown architecture is first tried out as by `doctor`, beside the output.
 
-    The method `best` judges methods on what calibration held out, for `budget` minutes at most, as in `plan`.
-
     Whatever could fail for want of space, of experts or of leave to quantise twice fails before the calibration.
-    Statistics that are already there for the same model, text and settings are used again.
+    Statistics that are already there for the same model, text and settings are used again. `budget` as for `plan`.
     """
-    method = chosen_method(method, mtp, from_imatrix, blend)
+    method = chosen_method(method, mtp, from_imatrix, blend, ratio)
     if from_imatrix is not None and data is not None:
         raise InputError("both an importance matrix to choose from and a text were given; give one of them")
     if not eval_file and (ratio == AUTO or compare or fail_if):
@@ -133,8 +129,7 @@ def prune(
     # Which experts stay does not change a single size: any plan of the same count tells the whole story beforehand.
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
     # Sizes can be told without any data but their names, which stand in the header.
-    calibrates = method in (*saliency.METHODS, *JOINT, BEST)
-    opened = open_data(data) if calibrates and not (dry_run and data is None) else None
+    opened = open_data(data) if calibrates(method) and not (dry_run and data is None) else None
     guide = imatrix if imatrix is not None else from_imatrix
     given = matrices.load(guide) if guide is not None else None
     if given is not None:
@@ -161,8 +156,6 @@ def prune(
     _warn_of_seen(eval_file, opened)
     judges = replace(settings or EngineSettings(), n_ctx=eval_ctx_size or (settings and settings.n_ctx) or TEXT_CTX)
     if ratio == AUTO:
-        if method == BEST:
-            raise InputError(f"the ratio auto is searched with one method; name one instead of {BEST}")
         if dry_run:
             raise InputError("the ratio auto is found by calibrating and masking; a dry run takes a number")
         make_folder(folder)
@@ -233,11 +226,7 @@ def prune(
     save_plan(plan_path, chosen)
     script = rewrite(source, layout, chosen, result)
     execute(script, progress)
-    proof = (
-        verify(source.path, script.files[0].path, chosen, settings=settings, progress=progress)
-        if verification
-        else None
-    )
+    proof = verify(source.path, first, chosen, settings=settings, progress=progress) if verification else None
     pruned = Pruned(script, chosen, plan_path, stats_path, proof, covered)
     if proof and not proof.ok:
         return pruned

@@ -1,20 +1,23 @@
 """Files of multiple-choice questions: the three formats of llama-perplexity, and plain JSON lines."""
 
 import csv
-import json
+import re
 import string
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from ggufreap.corpus import read_text
+from ggufreap.decoding import parse_json
 from ggufreap.errors import InputError
+from ggufreap.showing import EXCERPT, excerpt, shown
 
 HELLASWAG_LINES, WINOGRANDE_COLUMNS = 6, 5
+_DIGITS = re.compile(r"[0-9]{1,4}")
 MAX_CHOICES = 100
 
 
@@ -52,7 +55,7 @@ def _hellaswag(path: Path) -> Iterator[Question]:
         raise ValueError(f"the file has {len(lines)} lines; 6 make a question: context, answer, four endings")
     for start in range(0, len(lines), HELLASWAG_LINES):
         context, answer, *endings = lines[start : start + HELLASWAG_LINES]
-        yield Question(context, tuple(f" {ending}" for ending in endings), frozenset({int(answer)}))
+        yield Question(context, tuple(f" {ending}" for ending in endings), frozenset({_number(answer)}))
 
 
 def _winogrande(path: Path) -> Iterator[Question]:
@@ -64,7 +67,7 @@ def _winogrande(path: Path) -> Iterator[Question]:
         context, gap, tail = sentence.partition("_")
         if not gap or not tail.strip():
             raise ValueError("its sentence needs a _ for the choice, and some text behind it")
-        yield Question(context, tuple(choices), frozenset({int(answer) - 1}), tail)
+        yield Question(context, tuple(choices), frozenset({_number(answer) - 1}), tail)
 
 
 def _multiple_choice(path: Path) -> Iterator[Question]:
@@ -72,14 +75,20 @@ def _multiple_choice(path: Path) -> Iterator[Question]:
 
     The second set, of several right answers, is not used there either (tools/perplexity, multiple_choice_score).
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
 
+        def taken(nbytes: int) -> bytes:
+            if nbytes > size - file.tell():
+                raise ValueError(f"it takes {nbytes:,} bytes, {size - file.tell():,} are left; the file is damaged")
+            return file.read(nbytes)
+
         def numbers(n: int, kind: str = "I") -> tuple[int, ...]:
-            return struct.unpack(f"<{n}{kind}", file.read(4 * n))
+            return struct.unpack(f"<{n}{kind}", taken(4 * n))
 
         def text() -> str:
             (length,) = numbers(1)
-            return file.read(length).decode()
+            return taken(length).decode()
 
         def answers() -> tuple[tuple[str, ...], tuple[int, ...]]:
             (n,) = numbers(1)
@@ -88,11 +97,30 @@ def _multiple_choice(path: Path) -> Iterator[Question]:
             return tuple(text() for _ in range(n)), numbers(n, "i")
 
         (n_questions,) = numbers(1)
-        numbers(n_questions)
+        taken(4 * n_questions)
         for _ in range(n_questions):
             question, (choices, labels), _ = text(), answers(), answers()
             right = frozenset(index for index, label in enumerate(labels) if label == 1)
             yield Question(question, tuple(f" {choice}" for choice in choices), right)
+        if file.tell() < size:
+            raise ValueError(f"the file goes on for {size - file.tell():,} bytes after its {n_questions} questions")
+
+
+class _Labelled(Struct):
+    """The choices in ARC's own rows."""
+
+    text: list[str]
+    label: list[str]
+
+
+class _Row(Struct):
+    """A line; data sets have more in it."""
+
+    choices: list[str] | _Labelled
+    context: str | None = None
+    question: str | None = None
+    answer: int | str | None = None
+    answerKey: int | str | None = None
 
 
 def _jsonl(path: Path) -> Iterator[Question]:
@@ -102,14 +130,37 @@ def _jsonl(path: Path) -> Iterator[Question]:
     """
     for line in read_text(str(path)).split("\n"):
         if line.strip():
-            row: dict[str, Any] = json.loads(line)
-            choices, answer = row["choices"], row["answerKey"] if "answerKey" in row else row["answer"]
-            labels: Sequence[str] = string.ascii_uppercase
-            if isinstance(choices, Mapping):
-                choices, labels = choices["text"], choices["label"]
-            index = answer if isinstance(answer, int) else labels.index(str(answer).strip())
-            context = row["context"] if "context" in row else f"Question: {row['question']}\nAnswer:"
-            yield Question(str(context), tuple(f" {choice}" for choice in choices), frozenset({index}))
+            row = parse_json(line.encode(), _Row)
+            if row.context is None and row.question is None:
+                raise ValueError("it has neither context nor question")
+            context = f"Question: {row.question}\nAnswer:" if row.context is None else row.context
+            choices, labels = _labelled(row.choices)
+            right = _index(row.answer if row.answerKey is None else row.answerKey, labels)
+            yield Question(context, tuple(f" {choice}" for choice in choices), frozenset({right}))
+
+
+def _labelled(choices: list[str] | _Labelled) -> tuple[list[str], list[str]]:
+    if isinstance(choices, list):
+        return choices, list(string.ascii_uppercase)
+    if len(choices.label) != len(choices.text):
+        raise ValueError(f"it has {len(choices.text)} choices and {len(choices.label)} labels")
+    return choices.text, choices.label
+
+
+def _index(answer: int | str | None, labels: Sequence[str]) -> int:
+    if answer is None:
+        raise ValueError("it has no answer")
+    if isinstance(answer, int):
+        return answer
+    if answer.strip() not in labels:
+        raise ValueError(f"its answer {excerpt(answer)} is none of its labels")
+    return labels.index(answer.strip())
+
+
+def _number(text: str) -> int:
+    if not _DIGITS.fullmatch(text.strip()):
+        raise ValueError(f"its answer is {excerpt(text)}; it must be a number")
+    return int(text)
 
 
 def _reader(parse: Callable[[Path], Iterator[Question]]) -> Callable[[Path], list[Question]]:
@@ -118,12 +169,12 @@ def _reader(parse: Callable[[Path], Iterator[Question]]) -> Callable[[Path], lis
         try:
             questions.extend(parse(path))
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, struct.error, csv.Error) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, csv.Error) as error:
+            reason = shown(error, 2 * EXCERPT)
             raise InputError(
                 f"{path}, question {len(questions) + 1}: {reason}; see the README for the format"
-            ) from None
+            ) from error
         if not questions:
             raise InputError(f"{path} holds no questions")
         return questions

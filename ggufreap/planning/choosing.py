@@ -1,4 +1,4 @@
-"""Chooses which experts stay, and keeps the choice as a file that a person can read."""
+"""Which experts stay: counts, groups, ties, and the plan as a value."""
 
 import hashlib
 import json
@@ -6,17 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
-from ggufreap.files import replacing
 from ggufreap.observation import Floats
 from ggufreap.saliency import IMATRIX
+from ggufreap.showing import EXCERPT, excerpt, shown
 
 SCHEMA = "ggufreap.plan/1"
 MTP_MODES = ("mirror", "drop")
@@ -137,12 +135,14 @@ def as_fraction(ratio: str) -> Decimal:
     """A ratio as an exact decimal in [0, 1)."""
     try:
         fraction = Decimal(ratio)
-    except InvalidOperation:
+    except InvalidOperation as error:
         raise InputError(
-            f"ratio {ratio!r} is not a number; it is the fraction of experts to remove, such as 0.2"
-        ) from None
+            f"ratio {excerpt(ratio)} is not a number; it is the fraction of experts to remove, such as 0.2"
+        ) from error
     if not (fraction.is_finite() and 0 <= fraction < 1):
-        raise InputError(f"ratio {ratio} is not in [0, 1); it is the fraction of experts to remove, such as 0.2")
+        raise InputError(
+            f"ratio {shown(ratio, EXCERPT)} is not in [0, 1); it is the fraction of experts to remove, such as 0.2"
+        )
     return fraction
 
 
@@ -242,41 +242,3 @@ def check_plan(plan: PruningPlan, model: ModelIdentity, layout: MoeLayout) -> No
                 f"block {block} does not keep equally many experts in each of {layout.n_group} groups, in group order; "
                 "routing would change"
             )
-
-
-def save_plan(path: Path, plan: PruningPlan) -> None:
-    """Write the plan as JSON."""
-    with replacing(path) as file:
-        file.write(plan.to_json().encode())
-
-
-def load_plan(path: Path) -> PruningPlan:
-    """Read a plan; raises InputError for anything else."""
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA:
-            raise InputError(f"{path} has schema {data['schema']!r}, this version reads {SCHEMA!r}; plan again")
-        layers = {int(block): dict(layer) for block, layer in data["layers"].items()}
-        mtp = data.get("mtp", "mirror")
-        if mtp not in MTP_MODES:
-            raise ValueError(f"mtp {mtp!r}")
-        return PruningPlan(
-            ModelIdentity(**{key: str(value) for key, value in data["model"].items()}),
-            str(data["method"]),
-            str(data["ratio"]),
-            int(data["n_expert"]),
-            int(data["n_keep"]),
-            mtp,
-            {block: tuple(int(expert) for expert in layer.pop("keep")) for block, layer in layers.items()},
-            {block: layer for block, layer in layers.items() if layer},
-            data.get("corpus", ""),
-            tuple(SourceRecord(**record) for record in data.get("datasets", ())),
-            data.get("blend", ""),
-            int(data.get("n_group", 1)),
-            data.get("criterion", ""),
-            tuple(data.get("remarks", ())),
-        )
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not a plan of ggufreap ({error!r}); make one with plan") from None

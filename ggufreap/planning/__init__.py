@@ -1,0 +1,30 @@
+"""Scores become a plan: which experts stay, as a value and as a file that a person can read."""
+
+from ggufreap.planning.choosing import (
+    MTP_MODES,
+    NOTES,
+    ModelIdentity,
+    PruningPlan,
+    as_fraction,
+    check_plan,
+    count_to_keep,
+    make_plan,
+    ratio_label,
+    select,
+)
+from ggufreap.planning.storage import load_plan, save_plan
+
+__all__ = [
+    "MTP_MODES",
+    "NOTES",
+    "ModelIdentity",
+    "PruningPlan",
+    "as_fraction",
+    "check_plan",
+    "count_to_keep",
+    "load_plan",
+    "make_plan",
+    "ratio_label",
+    "save_plan",
+    "select",
+]
