@@ -33,7 +33,8 @@ def can_supervise() -> bool:
 def supervise(arguments: Sequence[str], flags: Collection[str], program: str = "ggufreap") -> int:
     """Run the command line with `arguments` in a child; returns its exit code, 1 with one line where it died.
 
-    `flags`: the fields of EngineSettings that the verb has flags for; `program`: the module, or the path of a script, to run.
+    `flags`: the fields of EngineSettings that the verb has flags for; `program`: the module, or the path of a script,
+    to run.
     """
     folder = Path(tempfile.mkdtemp(prefix="ggufreap-"))
     try:

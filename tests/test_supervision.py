@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.native, pytest.mark.skipif(sys.platform == "win32", re
 
 # The command line, with another program for the child.
 PARENT = "import sys\nfrom ggufreap.__main__ import main\nsys.exit(main(sys.argv.pop(1)))\n"
-# A child that dies inside native work: at a decode, or once the quantiser writes, or asks another process to run a model.
+# A child that dies inside native work: at a decode, or once the quantiser writes, or another process is to run a model.
 DYING = """
 import ctypes, os, sys, time
 from functools import partial
