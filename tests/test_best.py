@@ -14,7 +14,7 @@ from ggufreap.observation import load
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import load_plan, save_plan
 from ggufreap.selection.choosing import choose
-from ggufreap.selection.portfolio import CANDIDATES
+from ggufreap.selection.portfolio import CANDIDATES, DEFAULT
 from ggufreap.verbs.best import ledger_beside
 
 pytestmark = pytest.mark.native
@@ -31,13 +31,14 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return model, folder / "s.npz"
 
 
-def test_the_winner_chooses_from_all_of_the_text(calibrated: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_stays_is_what_was_judged_or_the_default(calibrated: tuple[Path, Path], tmp_path: Path) -> None:
     model, stats = calibrated
     chosen = plan(model, stats=stats, ratio="0.5", method="best", budget=0, settings=SETTINGS)
     assert (chosen.method, chosen.label) == ("best", "BEST-0.50")
     winner = next(each for each in CANDIDATES if (each.method, each.blend) == (chosen.criterion, chosen.blend))
     statistics, _ = load(stats)
-    rows = choose(statistics, winner.method, winner.blend, 4).rows
+    of_what = statistics if winner == DEFAULT else statistics.half(0)
+    rows = choose(of_what, winner.method, winner.blend, 4).rows
     assert tuple(chosen.keep.values()) == rows
     assert f"{winner.name} loses" in chosen.note
     assert "of reap on held-out text" in chosen.note

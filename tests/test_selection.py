@@ -19,7 +19,7 @@ from ggufreap.selection.gram import least_together
 from ggufreap.selection.guard import keeping, super_experts
 from ggufreap.selection.judging import Difference, Ledger, judge, usable
 from ggufreap.selection.methods import JOINT, method_of
-from ggufreap.selection.portfolio import CANDIDATES, DEFAULT, REAP, Candidate, candidate_sets, decide
+from ggufreap.selection.portfolio import CANDIDATES, DEFAULT, REAP, Candidate, candidate_sets, decide, settled
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -185,10 +185,21 @@ def test_candidates_choose_from_the_even_chunks_alone() -> None:
     statistics = random_statistics(2)
     sets = candidate_sets(statistics, 4, 1)
     assert set(sets) == set(CANDIDATES)
-    assert sets[REAP] == choose(statistics.half(0), "reap", "uniform", 4).rows
+    assert sets[REAP] == choose(statistics.half(0), "reap", "uniform", 4)
     other = random_statistics(7)
     mixed = {name: (halves[0], other.halves[name][1]) for name, halves in statistics.halves.items()}
     assert candidate_sets(DomainStatistics(statistics.blocks, statistics.n_used, 8, mixed), 4, 1) == sets
+
+
+def test_the_winner_stays_with_what_was_judged_and_the_default_takes_all_text() -> None:
+    statistics = random_statistics(2)
+    sets = candidate_sets(statistics, 4, 1)
+    for better in (REAP, DEFAULT):
+        verdict = decide({each: losses(1 - (each == better), 1) for each in CANDIDATES})
+        assert verdict.chosen == better
+        expected = sets[REAP] if better == REAP else choose(statistics, DEFAULT.method, DEFAULT.blend, 4)
+        assert settled(statistics, verdict, sets, 4, 1) == expected
+    assert sets[DEFAULT] != choose(statistics, DEFAULT.method, DEFAULT.blend, 4)
 
 
 def losses(a: float, b: float, noise: float = 0.0) -> dict[str, np.ndarray]:

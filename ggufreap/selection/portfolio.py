@@ -1,8 +1,9 @@
 """The method `best`: several methods choose from one half of the text, and the other half says which of them to trust.
 
 Statistics are kept in halves. Every method chooses from the even chunks, and what it chose is judged by the KLD of the
-masked model on odd chunks, which no statistic behind these keep-sets has seen. The method that wins then chooses from
-all of the text. `decide` has the rule.
+masked model on odd chunks, which no statistic behind these keep-sets has seen. `decide` has the rule. Whoever takes the
+place of the default does so with the very keep-set that was judged: from little text a method chooses now well, now
+badly, and another set of the same method would prove nothing. The default chooses from all of the text.
 """
 
 from collections.abc import Mapping
@@ -10,8 +11,7 @@ from dataclasses import dataclass
 
 from ggufreap.blending import MAXMIN, UNIFORM
 from ggufreap.observation import DomainStatistics
-from ggufreap.selection.choosing import choose
-from ggufreap.selection.gram import Rows
+from ggufreap.selection.choosing import Choice, choose
 from ggufreap.selection.judging import Difference, Losses, mean_loss, worst_loss
 
 BEST = "best"
@@ -78,10 +78,19 @@ class Verdict:
         )
 
 
-def candidate_sets(statistics: DomainStatistics, n_keep: int, n_group: int) -> dict[Candidate, Rows]:
+def candidate_sets(statistics: DomainStatistics, n_keep: int, n_group: int) -> dict[Candidate, Choice]:
     """What every candidate chooses from the even chunks."""
     even = statistics.half(0)
-    return {each: choose(even, each.method, each.blend, n_keep, n_group).rows for each in CANDIDATES}
+    return {each: choose(even, each.method, each.blend, n_keep, n_group) for each in CANDIDATES}
+
+
+def settled(
+    statistics: DomainStatistics, verdict: Verdict, sets: Mapping[Candidate, Choice], n_keep: int, n_group: int
+) -> Choice:
+    """What stays: the keep-set of the winner that was judged, or what the default chooses from all of the text."""
+    if verdict.chosen != DEFAULT:
+        return sets[verdict.chosen]
+    return choose(statistics, DEFAULT.method, DEFAULT.blend, n_keep, n_group)
 
 
 def decide(losses: Mapping[Candidate, Losses]) -> Verdict:

@@ -14,8 +14,9 @@ from ggufreap.evaluation import threads
 from ggufreap.observation import DomainStatistics, Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
+from ggufreap.selection.choosing import Choice
 from ggufreap.selection.judging import Ledger, judge, usable
-from ggufreap.selection.portfolio import Verdict, candidate_sets, decide
+from ggufreap.selection.portfolio import Verdict, candidate_sets, decide, settled
 
 MINUTES = 30.0  # for judging, where nobody says how long it may take
 
@@ -30,11 +31,12 @@ def best_method(
     budget: float | None = None,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
-) -> Verdict:
-    """The method that loses least on held-out chunks of the calibration text, judged for `budget` minutes (MINUTES).
+) -> tuple[Verdict, Choice]:
+    """The method that loses least on held-out chunks of the calibration text, and what stays by it.
 
-    What was judged is kept in a file beside `stats`, so that a run that was stopped goes on. Raises InputError where
-    the statistics hold no such chunks, or fewer than two of a domain.
+    They are judged for `budget` minutes (MINUTES) at most. What was judged is kept in a file beside `stats`, so that a
+    run that was stopped goes on. Raises InputError where the statistics hold no such chunks, or fewer than two of a
+    domain.
     """
     if layout.nodes.headless:
         raise InputError(f"{source.path}: this model ends in hidden states, so methods cannot be judged; name a method")
@@ -44,10 +46,9 @@ def best_method(
         raise InputError(
             f"{stats} holds no chunks of {missing[0]} to judge methods by; calibrate again with more of it"
         )
-    sets = {
-        candidate: {block: rows[index] for index, block in enumerate(statistics.blocks)}
-        for candidate, rows in candidate_sets(statistics, n_keep, layout.n_group).items()
-    }
+    sets = candidate_sets(statistics, n_keep, layout.n_group)
+    names = {json.dumps(astuple(candidate)): candidate for candidate in sets}
+    keeps = {name: dict(zip(statistics.blocks, sets[each].rows, strict=True)) for name, each in names.items()}
     longest = max(len(tokens) for chunks in held_out.values() for tokens in chunks)
     settings = replace(settings or EngineSettings(), n_ctx=longest)
     how = json.dumps([source.fingerprint, *map(str, settings.attention), settings.graph_tokens])
@@ -57,17 +58,17 @@ def best_method(
         threads(settings.cpu_threads) as run,
         doing("judging methods on", source.path, kept=path),
     ):
-        names = {json.dumps(astuple(candidate)): candidate for candidate in sets}
         found = judge(
             engine,
             held_out,
-            {name: sets[candidate] for name, candidate in names.items()},
+            keeps,
             Ledger(path, how),
             budget=math.inf if budget == 0 else 60 * (MINUTES if budget is None else budget),
             run=run,
             progress=progress,
         )
-    return decide({names[name]: losses for name, losses in found.items()})
+    verdict = decide({names[name]: losses for name, losses in found.items()})
+    return verdict, settled(statistics, verdict, sets, n_keep, layout.n_group)
 
 
 def ledger_beside(stats: Path) -> Path:

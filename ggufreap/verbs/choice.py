@@ -73,13 +73,20 @@ def plan(
     else:
         path = Path(stats)
         statistics, provenance = _statistics_of(path, identity, layout)
-        chosen, remarks = Candidate(method, blend or default_blend(statistics.domains)), []
+        by = Candidate(method, blend or default_blend(statistics.domains))
+        remarks: tuple[str, ...] = ()
         if method == BEST:
             judging = partial(best_method, budget=budget, settings=settings, progress=progress)
-            verdict = judging(source, layout, path, statistics, n_keep)
-            chosen, remarks = verdict.chosen, [verdict.line]
-        found = _choice(statistics, chosen, n_keep, layout.n_group, remarks) | {
-            "criterion": chosen.method if method == BEST else "",
+            verdict, choice = judging(source, layout, path, statistics, n_keep)
+            by, remarks = verdict.chosen, (verdict.line,)
+        else:
+            choice = choose(statistics, by.method, by.blend, n_keep, layout.n_group)
+        found = {
+            "scores": method_of(by.method).score(statistics, by.blend),
+            "chosen": choice.rows,
+            "blend": by.blend,
+            "remarks": (*remarks, *filter(None, [choice.note])),
+            "criterion": by.method if method == BEST else "",
             "corpus": provenance.corpus,
             "datasets": provenance.sources,
         }
@@ -107,19 +114,6 @@ def _scores_without(
     matrices.check(matrix, source, layout)
     _LOG.warning("the experts that stay are %s. Calibrate where you can.", NOTES[method])
     return saliency.imatrix_scores(matrix, source, layout, progress)
-
-
-def _choice(
-    statistics: DomainStatistics, by: Candidate, n_keep: int, n_group: int, remarks: Sequence[str]
-) -> dict[str, Any]:
-    """What make_plan takes of a choice by statistics."""
-    found = choose(statistics, by.method, by.blend, n_keep, n_group)
-    return {
-        "scores": method_of(by.method).score(statistics, by.blend),
-        "chosen": found.rows,
-        "blend": by.blend,
-        "remarks": [*remarks, *filter(None, [found.note])],
-    }
 
 
 def calibrates(method: str) -> bool:
