@@ -19,7 +19,7 @@ from ggufreap.selection.gram import least_together
 from ggufreap.selection.guard import keeping, super_experts
 from ggufreap.selection.judging import Difference, Ledger, judge, usable
 from ggufreap.selection.methods import JOINT, method_of
-from ggufreap.selection.portfolio import CANDIDATES, DEFAULT, REAP, Candidate, candidate_sets, decide, settled
+from ggufreap.selection.portfolio import CANDIDATES, DEFAULT, REAP, Candidate, Sets, decide
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -183,23 +183,24 @@ def test_too_little_text_is_refused() -> None:
 
 def test_candidates_choose_from_the_even_chunks_alone() -> None:
     statistics = random_statistics(2)
-    sets = candidate_sets(statistics, 4, 1)
-    assert set(sets) == set(CANDIDATES)
-    assert sets[REAP] == choose(statistics.half(0), "reap", "uniform", 4)
+    sets = Sets.of(statistics, 4, 1)
+    assert set(sets.even) == set(CANDIDATES)
+    assert sets.even[REAP] == choose(statistics.half(0), "reap", "uniform", 4)
+    assert sets.default == choose(statistics, "rank_average", "uniform", 4) != sets.even[DEFAULT]
     other = random_statistics(7)
     mixed = {name: (halves[0], other.halves[name][1]) for name, halves in statistics.halves.items()}
-    assert candidate_sets(DomainStatistics(statistics.blocks, statistics.n_used, 8, mixed), 4, 1) == sets
+    again = Sets.of(DomainStatistics(statistics.blocks, statistics.n_used, 8, mixed), 4, 1)
+    assert again.even == sets.even
+    assert again.default != sets.default
 
 
 def test_the_winner_stays_with_what_was_judged_and_the_default_takes_all_text() -> None:
-    statistics = random_statistics(2)
-    sets = candidate_sets(statistics, 4, 1)
-    for better in (REAP, DEFAULT):
-        verdict = decide({each: losses(1 - (each == better), 1) for each in CANDIDATES})
-        assert verdict.chosen == better
-        expected = sets[REAP] if better == REAP else choose(statistics, DEFAULT.method, DEFAULT.blend, 4)
-        assert settled(statistics, verdict, sets, 4, 1) == expected
-    assert sets[DEFAULT] != choose(statistics, DEFAULT.method, DEFAULT.blend, 4)
+    sets = Sets.of(random_statistics(2), 4, 1)
+    assert len(sets.rows) == len(CANDIDATES) + 1
+    worse = {name: losses(1, 1) for name in sets.rows}
+    assert sets.decide(worse)[1] == sets.default
+    verdict, choice = sets.decide(worse | {REAP.name: losses(0.9, 0.9)})
+    assert (verdict.chosen, choice) == (REAP, sets.even[REAP])
 
 
 def losses(a: float, b: float, noise: float = 0.0) -> dict[str, np.ndarray]:
@@ -222,12 +223,19 @@ OTHER = Candidate("sum_squares", "uniform")
     ],
 )
 def test_the_default_gives_way_only_to_what_is_surely_better(found: dict, chosen: Candidate, reason: str) -> None:
-    verdict = decide(found)
+    verdict = decide(found, found[DEFAULT])
     assert verdict.chosen == chosen
     assert reason in verdict.reason
     assert verdict.n_chunks == 8
     assert [row.mean for row in verdict.rows] == sorted(row.mean for row in verdict.rows)
     assert "of reap on held-out text" in verdict.line
+
+
+def test_nothing_takes_its_place_that_is_not_better_than_it_is_from_all_text() -> None:
+    found = {DEFAULT: losses(1, 1), REAP: losses(0.9, 0.9), OTHER: losses(1, 0.5)}
+    assert decide(found, losses(0.95, 0.95)).chosen == OTHER
+    assert decide(found, losses(0.7, 0.7)).chosen == DEFAULT
+    assert decide(found, losses(0.9, 0.9, 0.3)).chosen == DEFAULT
 
 
 def test_a_difference_takes_chunks_in_pairs() -> None:

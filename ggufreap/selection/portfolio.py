@@ -3,18 +3,24 @@
 Statistics are kept in halves. Every method chooses from the even chunks, and what it chose is judged by the KLD of the
 masked model on odd chunks, which no statistic behind these keep-sets has seen. `decide` has the rule. Whoever takes the
 place of the default does so with the very keep-set that was judged: from little text a method chooses now well, now
-badly, and another set of the same method would prove nothing. The default chooses from all of the text.
+badly, and another set of the same method would prove nothing. The default chooses from all of the text in the end; that
+set is judged too, and has the advantage of having seen the chunks, so that nothing takes its place by having more luck
+with less text.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from ggufreap.blending import MAXMIN, UNIFORM
 from ggufreap.observation import DomainStatistics
 from ggufreap.selection.choosing import Choice, choose
+from ggufreap.selection.gram import Rows
 from ggufreap.selection.judging import Difference, Losses, mean_loss, worst_loss
 
 BEST = "best"
+_FINAL = "the default from all text"
 SURE = 2.0  # standard errors of a paired difference
 EQUAL = 1.0  # within so many, means are taken for equal
 
@@ -70,44 +76,58 @@ class Verdict:
         """One line: what was chosen and what it loses, against REAP on the same held-out text."""
         by = {row.candidate: row for row in self.rows}
         ours, reap = by[self.chosen], by[REAP]
-        ratio = f"{ours.mean / reap.mean:.2f}x" if reap.mean else "as much as"
+        ratio = ours.mean / reap.mean if reap.mean else 1.0 if ours.mean == 0 else math.inf
         return (
-            f"{self.chosen.name} loses {ratio} of reap on held-out text (mean KLD {ours.mean:.4f} against "
+            f"{self.chosen.name} loses {ratio:.2f}x of reap on held-out text (mean KLD {ours.mean:.4f} against "
             f"{reap.mean:.4f}, worst domain {ours.worst:.4f} against {reap.worst:.4f}; chosen from one half, judged on "
             f"{self.n_chunks} chunks of the other): {self.reason}"
         )
 
 
-def candidate_sets(statistics: DomainStatistics, n_keep: int, n_group: int) -> dict[Candidate, Choice]:
-    """What every candidate chooses from the even chunks."""
-    even = statistics.half(0)
-    return {each: choose(even, each.method, each.blend, n_keep, n_group) for each in CANDIDATES}
+@dataclass(frozen=True)
+class Sets:
+    """What every candidate chooses from the even chunks, and the default from all."""
+
+    even: Mapping[Candidate, Choice]
+    default: Choice
+
+    @classmethod
+    def of(cls, statistics: DomainStatistics, n_keep: int, n_group: int) -> Self:
+        """The choices that are judged."""
+        even = statistics.half(0)
+        found = {each: choose(even, each.method, each.blend, n_keep, n_group) for each in CANDIDATES}
+        return cls(found, choose(statistics, DEFAULT.method, DEFAULT.blend, n_keep, n_group))
+
+    @property
+    def rows(self) -> dict[str, Rows]:
+        """All of them, by names that are this class's alone."""
+        return {each.name: choice.rows for each, choice in self.even.items()} | {_FINAL: self.default.rows}
+
+    def decide(self, judged: Mapping[str, Losses]) -> tuple[Verdict, Choice]:
+        """What stays, given what each of `rows` loses."""
+        verdict = decide({each: judged[each.name] for each in self.even}, judged[_FINAL])
+        return verdict, self.default if verdict.chosen == DEFAULT else self.even[verdict.chosen]
 
 
-def settled(
-    statistics: DomainStatistics, verdict: Verdict, sets: Mapping[Candidate, Choice], n_keep: int, n_group: int
-) -> Choice:
-    """What stays: the keep-set of the winner that was judged, or what the default chooses from all of the text."""
-    if verdict.chosen != DEFAULT:
-        return sets[verdict.chosen]
-    return choose(statistics, DEFAULT.method, DEFAULT.blend, n_keep, n_group)
-
-
-def decide(losses: Mapping[Candidate, Losses]) -> Verdict:
+def decide(losses: Mapping[Candidate, Losses], final: Losses) -> Verdict:
     """The default, unless another one is surely better: by a lower mean, then by a lower worst domain.
 
-    The lowest mean loss that is more than SURE standard errors below the default's takes over. Among all whose mean is
-    within EQUAL standard errors of that winner's, one takes over in turn that loses less in the winner's worst domain
-    by more than SURE standard errors, and less in its own worst. Differences are paired, with chunks as units.
+    The lowest mean loss that is more than SURE standard errors below the default's takes over; `final` is that of its
+    set from all text, which has to be beaten as well. Among all whose mean is within EQUAL standard errors of that
+    winner's, one takes over in turn that loses less in the winner's worst domain by more than SURE standard errors,
+    and less in its own worst. Differences are paired, with chunks as units.
     """
     ranked = sorted(losses, key=lambda each: mean_loss(losses[each]))
     chosen, reason = DEFAULT, f"no other method is better than it by more than {SURE:g} standard errors"
+    holders = [losses[DEFAULT], final]
     for each in ranked:
-        gain = Difference.of(losses[each], losses[DEFAULT])
-        if gain.mean < -SURE * gain.stderr:
-            chosen, reason = each, f"{-gain.mean:.4f} ± {gain.stderr:.4f} better than {DEFAULT.name} in the mean"
+        gains = [Difference.of(losses[each], holder) for holder in holders]
+        if all(gain.mean < -SURE * gain.stderr for gain in gains):
+            chosen, least = each, max(gains, key=lambda gain: gain.mean)
+            reason = f"{-least.mean:.4f} ± {least.stderr:.4f} better than {DEFAULT.name} in the mean"
+            holders = [losses[each]]
             break
-    fairer = [each for each in ranked if _is_fairer(losses[each], losses[chosen])]
+    fairer = [each for each in ranked if all(_is_fairer(losses[each], holder) for holder in holders)]
     if fairer:
         winner = min(fairer, key=lambda each: worst_loss(losses[each]))
         chosen, reason = winner, f"as good as {chosen.name} in the mean, and surely better in its worst domain"

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ggufreap.activity import doing
@@ -16,7 +16,7 @@ from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.selection.choosing import Choice
 from ggufreap.selection.judging import Ledger, judge, usable
-from ggufreap.selection.portfolio import Verdict, candidate_sets, decide, settled
+from ggufreap.selection.portfolio import Sets, Verdict
 
 MINUTES = 30.0  # for judging, where nobody says how long it may take
 
@@ -46,9 +46,8 @@ def best_method(
         raise InputError(
             f"{stats} holds no chunks of {missing[0]} to judge methods by; calibrate again with more of it"
         )
-    sets = candidate_sets(statistics, n_keep, layout.n_group)
-    names = {json.dumps(astuple(candidate)): candidate for candidate in sets}
-    keeps = {name: dict(zip(statistics.blocks, sets[each].rows, strict=True)) for name, each in names.items()}
+    sets = Sets.of(statistics, n_keep, layout.n_group)
+    keeps = {name: dict(zip(statistics.blocks, rows, strict=True)) for name, rows in sets.rows.items()}
     longest = max(len(tokens) for chunks in held_out.values() for tokens in chunks)
     settings = replace(settings or EngineSettings(), n_ctx=longest)
     how = json.dumps([source.fingerprint, *map(str, settings.attention), settings.graph_tokens])
@@ -67,8 +66,7 @@ def best_method(
             run=run,
             progress=progress,
         )
-    verdict = decide({names[name]: losses for name, losses in found.items()})
-    return verdict, settled(statistics, verdict, sets, n_keep, layout.n_group)
+    return sets.decide(found)
 
 
 def ledger_beside(stats: Path) -> Path:

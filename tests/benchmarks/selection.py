@@ -27,7 +27,7 @@ from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import random_scores
 from ggufreap.selection.choosing import choose
 from ggufreap.selection.judging import Difference, Ledger, judge, mean_loss, worst_loss
-from ggufreap.selection.portfolio import BEST, candidate_sets, decide, settled
+from ggufreap.selection.portfolio import BEST, Sets
 
 REAP = ("reap", "tokens")
 METHODS = (
@@ -88,12 +88,8 @@ class Bench:
         return judge(self.engine, chunks, keeps, Ledger(self.cache / "judged.json", self.model))
 
     def best(self, statistics: DomainStatistics, chunks: Mapping[str, list[Tokens]], n_keep: int) -> tuple[Rows, str]:
-        n_group = self.layout.n_group
-        candidates = candidate_sets(statistics, n_keep, n_group)
-        by_name = {each.name: each for each in candidates}
-        found = self.losses({each.name: choice.rows for each, choice in candidates.items()}, chunks)
-        verdict = decide({by_name[name]: losses for name, losses in found.items()})
-        chosen = settled(statistics, verdict, candidates, n_keep, n_group)
+        sets = Sets.of(statistics, n_keep, self.layout.n_group)
+        verdict, chosen = sets.decide(self.losses(sets.rows, chunks))
         return chosen.rows, f"{BEST} ({verdict.chosen.name})"
 
     def table(self, size: int | None, ratio: str) -> None:
