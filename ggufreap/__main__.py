@@ -11,7 +11,7 @@ def main(program: str = "ggufreap") -> int:
     if activity.adopt():
         return cli.main()
     options = cli.parse()
-    if options.verb not in cli.WITH_ENGINE or not can_supervise():
+    if not cli.starts_engine(options) or not can_supervise():
         return cli.main()
     try:
         return supervise(sys.argv[1:], getattr(options, "offered", ()), program)

@@ -2,13 +2,15 @@
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_gguf
 
-from ggufreap import calibrate, plan, preview, prune, verbs
+from ggufreap import calibrate, cli, plan, preview, prune, verbs
 from ggufreap.errors import InputError
 from ggufreap.observation import load
 from ggufreap.options.engine import EngineSettings
@@ -94,3 +96,17 @@ def test_prune_takes_it(
     assert done.verification.ok
     assert verbs.coverage(done.statistics_path, done.plan) == done.coverage  # type: ignore[arg-type]
     assert method.upper().replace("_", "-") in done.script.files[0].path.name
+
+
+def test_on_the_command_line_it_is_supervised_and_says_what_it_chose(
+    calibrated: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, stats = calibrated
+    words = ["plan", str(model), "--stats", str(stats), "--ratio", "0.5", "-o", str(tmp_path / "p.json"), "-t", "1"]
+    assert not cli.starts_engine(cli.parse(words))
+    assert cli.starts_engine(cli.parse([*words, "--method", "best"]))
+    command = [sys.executable, "-m", "ggufreap", *words, "--method", "best", "--budget", "0"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "of reap on held-out text" in " ".join(ran.stdout.split())
+    assert load_plan(tmp_path / "p.json").method == "best"

@@ -24,7 +24,6 @@ WITH_ENGINE = frozenset(
         "calibrate",
         "demo",
         "eval",
-        "plan",
         "preview",
         "probe",
         "prune",
@@ -40,6 +39,11 @@ example:
   ggufreap inspect model.gguf
   ggufreap prune model.gguf --ratio 0.2 -f calibration.txt
 """
+
+
+def starts_engine(options: argparse.Namespace) -> bool:
+    """Whether it will run llama.cpp: a verb that always does, or a plan that judges methods on the model."""
+    return options.verb in WITH_ENGINE or (options.verb == "plan" and options.method == "best")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
