@@ -7,7 +7,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -20,10 +20,29 @@ from ggufreap.saliency import METHODS
 TOKENS, UNIFORM, MAXMIN = BLENDS = ("tokens", "uniform", "maxmin")
 
 
-def check_blend(how: str) -> None:
-    """Raise InputError for what is no blend, whatever the domains; to be asked before long work."""
-    if how not in BLENDS:
-        _named(how)
+def check_blend(how: str, domains: Collection[str] | None = None) -> None:
+    """Raise InputError for what is no blend, or not of these domains; to be asked before long work."""
+    if how in BLENDS:
+        return
+    weights = _named(how)
+    if domains is not None and set(weights) != set(domains):
+        raise InputError(
+            f"the blend weighs {', '.join(weights)}, the text has {', '.join(sorted(domains))}; "
+            "name every domain, 0 is a weight too"
+        )
+
+
+def scored(method: str, how: str) -> str:
+    """What an expert is scored by, in words: a blend by need takes what the method adds up, not its mean."""
+    if method not in METHODS:
+        return ""
+    if how == MAXMIN:
+        row = METHODS[method]
+        alike = [name for name, other in METHODS.items() if other.mass == row.mass and name != method]
+        same = f", as by {' and '.join(alike)}" if alike else ""
+        what = f"its largest share in the {STATISTICS[row.mass].meaning} of any domain{same}"
+        return f"{what}; --blend tokens or uniform scores by {row.formula}"
+    return METHODS[method].formula
 
 
 def blend(statistics: DomainStatistics, how: str, method: str) -> Floats:
@@ -32,30 +51,24 @@ def blend(statistics: DomainStatistics, how: str, method: str) -> Floats:
     Raises InputError for a blend that cannot be read or names other domains, and for a domain without tokens.
     """
     if how == MAXMIN:
-        _check_weights(statistics, dict.fromkeys(statistics.domains, 1.0))
+        _weights(statistics, how)
         return most_needed(statistics, method)
     return METHODS[method].score(together(statistics, how))
 
 
 def together(statistics: DomainStatistics, how: str) -> ExpertStatistics:
     """The statistics of all domains together, by any blend that weighs them; raises InputError as `blend` does."""
-    if how == TOKENS:
-        return statistics.total
-    weights = dict.fromkeys(statistics.domains, 1.0) if how in BLENDS else _named(how)
-    _check_weights(statistics, weights)
-    return weighted(statistics, weights)
+    return statistics.total if how == TOKENS else weighted(statistics, _weights(statistics, how))
 
 
-def _check_weights(statistics: DomainStatistics, weights: Mapping[str, float]) -> None:
+def _weights(statistics: DomainStatistics, how: str) -> dict[str, float]:
     tokens = {domain: statistics.of(domain).n_tokens for domain in statistics.domains}
-    if set(weights) != set(tokens):
-        raise InputError(
-            f"the blend weighs {', '.join(weights)}, the statistics hold {', '.join(tokens)}; "
-            "name every domain, 0 is a weight too"
-        )
+    weights = dict.fromkeys(tokens, 1.0) if how in BLENDS else _named(how)
+    check_blend(how, tokens)
     for domain, weight in weights.items():
         if weight and not tokens[domain]:
             raise InputError(f"no token of {domain} was counted, so it has no weight; calibrate with more of its text")
+    return weights
 
 
 def weighted(statistics: DomainStatistics, weights: Mapping[str, float]) -> ExpertStatistics:

@@ -13,14 +13,14 @@ import numpy as np
 
 from ggufreap.blending import TOKENS, blend
 from ggufreap.errors import MismatchError
+from ggufreap.evidence import kept_unknown
+from ggufreap.limits import STABLE
 from ggufreap.observation import DomainStatistics, ExpertStatistics, Floats
 from ggufreap.planning import select
 from ggufreap.saliency import METHODS
 
 WARN_BELOW = 0.9
 FEW_TOKENS = 50
-# Halves that agree on this share of the removed experts: the rest are experts of nearly equal score.
-STABLE = 0.95
 # What the halves differ in falls slower than noise, whose power is 2: text comes in documents. On a trained six-domain
 # model, each domain alone, REAP and its sum, 25 and 50 % removed, it went with the tokens to the power of -0.32 to
 # -0.41 from 6 to 192 chunks of 256 tokens. With 2.5 a set not yet stable foretold 0.7 to 1.3 of what it then took.
@@ -66,21 +66,33 @@ class DomainCoverage:
 
 @dataclass(frozen=True)
 class Coverage:
-    """All domains, in order; `routed` and `stability` are of all text together, blended as for the keep-set."""
+    """All domains, in order; `routed` and `stability` are of all text together, blended as for the keep-set.
+
+    `unknown`: how many of the experts that stay, over all blocks, the text never reached, like some that go.
+    """
 
     n_tokens: int
     domains: tuple[DomainCoverage, ...]
     routed: Routed
     stability: Stability | None
+    unknown: int = 0
 
     def warnings(self, threshold: float = WARN_BELOW) -> tuple[str, ...]:
-        """A line for each domain that retains less than `threshold`."""
-        return tuple(
+        """A line for each domain that retains less than `threshold` or is unknown, and for unknown experts."""
+        found = [
             f"{row.domain} retains {row.retained:.1%} of what experts chosen for it alone would "
             f"({row.lowest:.1%} in block {row.lowest_block}); give it more weight in the blend or remove fewer experts"
+            if row.n_tokens
+            else f"no token of {row.domain} was counted: what it loses is not known; calibrate with more of its text"
             for row in self.domains
-            if row.retained < threshold
-        )
+            if row.retained < threshold or not row.n_tokens
+        ]
+        if self.unknown:
+            found.append(
+                f"{self.unknown:,} of the experts that stay were never reached by the text, like some that go: nothing "
+                "but their number decided; give more text"
+            )
+        return tuple(found)
 
     @property
     def factor(self) -> float | None:
@@ -149,23 +161,25 @@ def measure(
         )
 
     rows = tuple(row(domain) for domain in statistics.domains)
+    unknown = kept_unknown(blend(statistics, how, method), chosen, n_group)
     together = None
     if rows and all(found.stability for found in rows):
         scores = [blend(statistics.half(which), how, method) for which in (0, 1)]
         together = _agreement(scores, n_keep, n_group)
-    return Coverage(statistics.n_tokens, rows, _routed(statistics.total), together)
+    return Coverage(statistics.n_tokens, rows, _routed(statistics.total), together, unknown)
 
 
 def covered(mass: Floats, chosen: Rows, n_group: int = 1) -> Floats:
     """The mass that the chosen experts hold, as a share of what the best set of that size would: `[n_blocks]`.
 
-    `mass` is `[n_blocks, n_expert]`; `chosen` has a row per block, all of one length. 1 where there is no mass.
+    `mass` is `[n_blocks, n_expert]`; `chosen` has a row per block, all of one length. 0 where there is no mass: of
+    nothing, nothing stays.
     """
     held, most = (
         np.take_along_axis(mass, np.asarray(rows), axis=1).sum(axis=1)
         for rows in (chosen, select(mass, len(chosen[0]), n_group))
     )
-    return cast(Floats, np.divide(held, most, out=np.ones_like(most), where=most > 0))
+    return cast(Floats, np.divide(held, most, out=np.zeros_like(most), where=most > 0))
 
 
 def _agreement(scores: Sequence[Floats], n_keep: int, n_group: int) -> Stability:

@@ -8,10 +8,15 @@ from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 # cgroups(7): version 2 has one hierarchy, version 1 one for memory. Name of the controller in /proc/self/cgroup ->
-# folder, limit, use, and what of it can be freed (in memory.stat).
+# folder, limit, use, and what of it can be freed (in memory.stat): pages of files, such as a model that was mapped.
 _VERSIONS = {
-    "": (_CGROUPS, "memory.max", "memory.current", "inactive_file"),
-    "memory": (_CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    "": (_CGROUPS, "memory.max", "memory.current", ("inactive_file", "active_file")),
+    "memory": (
+        _CGROUPS / "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
 }
 
 
@@ -52,16 +57,16 @@ def _limits() -> Iterator[tuple[int, int]]:
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             for controller in {*controllers.split(",")} & {*_VERSIONS}:
-                root, *names = _VERSIONS[controller]
+                root, limit, use, freeable = _VERSIONS[controller]
                 inside = root / path.lstrip("/")
                 for folder in (inside, *inside.parents):
                     if folder.is_relative_to(root):
-                        yield from _limit(folder, *names)
+                        yield from _limit(folder, limit, use, freeable)
 
 
-def _limit(folder: Path, limit: str, use: str, freeable: str) -> Iterator[tuple[int, int]]:
+def _limit(folder: Path, limit: str, use: str, freeable: tuple[str, ...]) -> Iterator[tuple[int, int]]:
     with suppress(OSError, ValueError):  # no such file: no limit; "max" is none either
         most = int((folder / limit).read_text())
         used = int((folder / use).read_text())
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        yield most, max(0, most - used + int(stat.get(freeable, 0)))
+        yield most, max(0, most - used + sum(int(stat.get(name, 0)) for name in freeable))

@@ -17,6 +17,7 @@ from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, TensorRecord, type_name
 from ggufreap.errors import FormatError, UnsupportedModel
 from ggufreap.imatrix import Imatrix
+from ggufreap.imatrix.model import EXPERTS
 from ggufreap.observation import ExpertStatistics, Floats
 from ggufreap.progress import Progress, silent
 
@@ -81,6 +82,7 @@ METHODS: Mapping[str, Method] = {
 }
 # These need no calibration.
 RANDOM, WEIGHT_NORM = "random", "weight_norm"
+CONTROLS = (RANDOM,)  # show what a choice by chance costs
 IMATRIX = "imatrix"  # takes the importance matrix that was given
 METHOD_NAMES = (*METHODS, RANDOM, WEIGHT_NORM)
 
@@ -91,7 +93,7 @@ def random_scores(n_blocks: int, n_expert: int, seed: int) -> Floats:
 
 
 def weight_norms(file: GgufFile, layout: MoeLayout, progress: Progress = silent) -> Floats:
-    """‖W_j‖: the 2-norm of all of an expert's weight matrices, `[n_trunk_blocks, n_expert]`.
+    """‖W_j‖: the 2-norm of all of an expert's weight matrices with their scales, `[n_trunk_blocks, n_expert]`.
 
     One expert of one tensor is dequantised at a time, so memory does not depend on the model.
     """
@@ -100,7 +102,7 @@ def weight_norms(file: GgufFile, layout: MoeLayout, progress: Progress = silent)
         (row, file.by_name[name])
         for row, block in enumerate(layout.trunk)
         for name in block.per_expert
-        if name.endswith("_exps.weight")
+        if name.endswith(EXPERTS)
     ]
     with progress("weight norms", sum(record.nbytes for _, record in records), "B") as bar:
         for row, record in records:
@@ -137,13 +139,27 @@ def imatrix_scores(imatrix: Imatrix, file: GgufFile, layout: MoeLayout, progress
 
 
 def _column_squares(file: GgufFile, record: TensorRecord, expert: int) -> Floats:
-    """The squared 2-norms of the columns of one expert's matrix `[n_out, n_in]`: `[n_in]`."""
+    """The squared 2-norms of the columns of one expert's matrix `[n_out, n_in]`, as it multiplies: `[n_in]`."""
     squares = np.square(_expert_weights(file, record, expert), dtype=np.float64).sum(axis=0)
+    squares *= _scale(file, record, expert) ** 2
     if not np.isfinite(squares).all():
         raise FormatError(
             f"{file.path}: {record.name}, expert {expert}: a weight is NaN or infinite; the file is damaged"
         )
     return cast(Floats, squares)
+
+
+def _scale(file: GgufFile, record: TensorRecord, expert: int) -> float:
+    """What llama.cpp multiplies the product with an expert's matrix by: its `.scale` (build_lora_mm_id).
+
+    Without it, the same model with its scales folded into the weights would get another plan.
+    """
+    if not record.name.endswith(EXPERTS):  # a router's scale belongs to its inputs
+        return 1.0
+    scales = file.by_name.get(f"{record.name.removesuffix('.weight')}.scale")
+    if scales is None:
+        return 1.0
+    return float(_expert_weights(file, scales, expert).ravel()[0])
 
 
 def _expert_weights(file: GgufFile, record: TensorRecord, expert: int) -> npt.NDArray[np.float32]:

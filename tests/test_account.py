@@ -3,23 +3,24 @@
 import json
 import logging
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_gguf
+from asked import evaluate, preview, prune, report
 from gguf import GGMLQuantizationType as Kind
 
-from ggufreap import prune, report, verbs
+from ggufreap import calibrate
 from ggufreap.cli import main
+from ggufreap.container import open_gguf
 from ggufreap.errors import InfeasiblePlan, InputError, OutputError
 from ggufreap.evaluation.speed import Speed
 from ggufreap.options.engine import EngineSettings
 from ggufreap.reporting.measured import describe_speeds
-from ggufreap.verbs import rival
-from ggufreap.verbs.rival import TYPES, nearest_type
-from ggufreap.verbs.whole import Pruned
+from ggufreap.sizing import Sizer, nearest_type
+from ggufreap.verbs import Pruned
+from ggufreap.verbs.quantize import guide_of
 
 pytestmark = pytest.mark.native
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1)
@@ -67,7 +68,7 @@ def test_every_file_is_measured_as_eval_measures_it(folder: Path, pruned: Pruned
     assert pruned.account
     assert [each.kind for each in pruned.account.files] == ["Q8_0", "Q4_K_M"]
     for each in pruned.account.files:
-        found = verbs.eval(
+        found = evaluate(
             each.path,
             files=[f"held={folder}/held.txt", f"other={folder}/other.txt"],
             reference=folder / "Tiny-Q8_0.gguf",
@@ -86,22 +87,14 @@ def test_the_rival_is_the_whole_model_of_nearly_the_same_size(folder: Path, prun
     assert rival
     assert rival.pruned == first
     matrix = folder / "out" / "Tiny-Q8_0.imatrix.gguf"
-    assert (rival.kind, rival.nbytes) == nearest_type(folder / "Tiny-Q8_0.gguf", first.nbytes, matrix)
+    model = open_gguf(folder / "Tiny-Q8_0.gguf")
+    guide = guide_of(matrix, model)
+    with Sizer(model) as sizer:
+        nearest = nearest_type(sizer, first.nbytes, imatrix=guide.values, metadata=guide.metadata)
+    assert (rival.kind, rival.nbytes) == nearest
     assert rival.loses == (first.comparison.mean.kld > rival.comparison.mean.kld)
     # It is gone once it was measured.
     assert not list((folder / "out").glob("**/unpruned*"))
-
-
-def test_the_nearest_type_is_the_nearest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = folder / "Tiny-Q8_0.gguf"
-    monkeypatch.setattr(rival, "_size", cache(rival._size))  # each starts a process, and there are 18
-    sizes = {}
-    for kind in ("Q8_0", "Q6_K", "Q4_K_M", "Q3_K_S"):
-        made = verbs.quantize(model, folder / "x.gguf", kind, allow_requantize=True, dry_run=True)
-        sizes[kind] = made.nbytes
-        assert nearest_type(model, made.nbytes) == (kind, made.nbytes)
-    assert nearest_type(model, sizes["Q8_0"] * 2)[0] == "Q8_0"
-    assert set(sizes) <= set(TYPES)
 
 
 def test_the_report_tells_what_was_measured(folder: Path, pruned: Pruned) -> None:
@@ -184,6 +177,29 @@ def test_the_ratio_auto_goes_as_far_as_it_may(folder: Path, tmp_path: Path, max_
     assert found.account.files[0].comparison.worst.kld < max_kld
 
 
+def test_what_is_delivered_keeps_to_the_limit_or_it_is_said(folder: Path, tmp_path: Path) -> None:
+    """The ratio is found on the model as it is; the quantised file costs more, and is judged by the same limit."""
+    stats, held = tmp_path / "S.npz", [str(folder / "held.txt")]
+    calibrate(folder / "Tiny-Q8_0.gguf", stats, folder / "calib.txt", settings=SETTINGS)
+    options = {"files": held, "chunks": 1, "settings": SETTINGS}
+    (one,) = preview(folder / "Tiny-Q8_0.gguf", stats=stats, ratios=["0.0625"], **options).candidates
+    made = prune(
+        folder / "Tiny-Q8_0.gguf",
+        folder / "calib.txt",
+        ratio="auto",
+        max_kld=1.01 * one.comparison.worst.kld,
+        quant=["keep", "Q2_K"],
+        out=tmp_path,
+        eval_file=held,
+        eval_chunks=1,
+        verification=False,
+        settings=SETTINGS,
+    )
+    exact, small = made.account.files
+    assert [[outcome.failed for outcome in each.gates] for each in (exact, small)] == [[False], [True]]
+    assert not made.account.ok
+
+
 def test_text_that_was_calibrated_on_is_told_from_held_out_text(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -193,7 +209,7 @@ def test_text_that_was_calibrated_on_is_told_from_held_out_text(
         prune(
             folder / "Tiny-Q8_0.gguf", folder / "calib.txt", ratio="0.25", out=tmp_path, verification=False, **options
         )
-        assert ("was calibrated on too" in caplog.text) == warns
+        assert ("of the lines of x stand in the calibration data too" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(

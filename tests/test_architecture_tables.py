@@ -10,7 +10,7 @@ from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES, Keys
 from ggufreap.architecture.catalog import ARCHITECTURES, Architecture
 from ggufreap.architecture.metadata import KNOWN_EXPERT_KEYS, OTHER_ARRAYS, PER_BLOCK_ARRAYS, REFUSED_IF_SET
 from ggufreap.architecture.nodes import STREAM
-from ggufreap.architecture.roles import ROLES, Handling, role_of
+from ggufreap.architecture.roles import ROLES, Handling, may_hold_experts, role_of
 
 BLOCK = "blk.{bid}."
 
@@ -38,6 +38,17 @@ def test_every_known_block_tensor_has_exactly_one_role(template: str) -> None:
     assert len(matches(stem)) == 1, (stem, matches(stem))
     for suffix in ("", ".weight", ".bias", ".scale", ".input_scale"):
         assert len(matches(template + suffix)) <= 1, template + suffix
+
+
+# Those of vision and audio projectors and of speech decoders, which lie in files of their own.
+ELSEWHERE = ("v.", "a.", "mm.", "mm_", "resampler.", "s.")
+WITHOUT_BLOCK = sorted(name for name in TENSOR_NAMES.values() if "{bid}" not in name and not name.startswith(ELSEWHERE))
+
+
+@pytest.mark.parametrize("template", WITHOUT_BLOCK)
+def test_every_known_tensor_outside_the_blocks_is_known_here(template: str) -> None:
+    assert not may_hold_experts(f"{template}.weight", (16,), 16)
+    assert may_hold_experts(f"other.{template}.weight", (16,), 16)
 
 
 @pytest.mark.parametrize(

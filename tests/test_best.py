@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+from asked import plan, preview, prune
 
-from ggufreap import calibrate, cli, plan, preview, prune, verbs
+from ggufreap import calibrate, cli, verbs
 from ggufreap.errors import InputError
 from ggufreap.observation import load
 from ggufreap.options.engine import EngineSettings
@@ -43,7 +44,7 @@ def test_what_stays_is_what_was_judged_or_the_default(calibrated: tuple[Path, Pa
     rows = choose(of_what, winner.method, winner.blend, 4).rows
     assert tuple(chosen.keep.values()) == rows
     assert f"{winner.name} loses" in chosen.note
-    assert "of reap on held-out text" in chosen.note
+    assert "of reap on held-back text" in chosen.note
     assert "judged on 4 chunks" in chosen.note
     save_plan(tmp_path / "p.json", chosen)
     assert load_plan(tmp_path / "p.json") == chosen
@@ -76,7 +77,7 @@ def test_where_it_cannot_be_it_is_refused(calibrated: tuple[Path, Path], tmp_pat
         preview(model, files=[str(tmp_path / "t.txt")], stats=stats, methods=["best"])
     np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 320, (3, 32)))
     calibrate(model, tmp_path / "few.npz", tmp_path / "ids.npy", settings=SETTINGS)
-    with pytest.raises(InputError, match="tokens has 1 held-out chunks, it takes 2"):
+    with pytest.raises(InputError, match="tokens has 1 held-back chunks, it takes 2"):
         plan(model, stats=tmp_path / "few.npz", ratio="0.5", method="best", settings=SETTINGS)
     with pytest.raises(InputError, match="searched with one method"):
         prune(model, tmp_path / "ids.npy", ratio="auto", method="best", eval_file=[str(tmp_path / "t.txt")])
@@ -108,5 +109,5 @@ def test_on_the_command_line_it_is_supervised_and_says_what_it_chose(
     command = [sys.executable, "-m", "ggufreap", *words, "--method", "best", "--budget", "0"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert "of reap on held-out text" in " ".join(ran.stdout.split())
+    assert "of reap on held-back text" in " ".join(ran.stdout.split())
     assert load_plan(tmp_path / "p.json").method == "best"

@@ -1,6 +1,7 @@
 """How domains weigh: by tokens, alike, as told, or so that none pays for the others."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import of_parts, part, quick, random_statistics
 
-from ggufreap.blending import BLENDS, blend, check_blend, most_needed, weighted
+from ggufreap.blending import BLENDS, blend, check_blend, most_needed, scored, weighted
+from ggufreap.corpus.request import Request
 from ggufreap.errors import InputError
 from ggufreap.observation import STATISTICS
 from ggufreap.planning import select
 from ggufreap.saliency import METHODS
+from ggufreap.verbs.data import open_data
 
 SEEDS = st.integers(0, 2**32 - 1)
 # Code has nine times the text; expert 0 is code's, 1 is prose's, 2 serves both, 3 nobody.
@@ -140,8 +143,8 @@ def test_a_domain_that_a_block_never_served_asks_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("code=1", "weighs code, the statistics hold code, prose; name every domain"),
-        ("code=1,prose=1,math=1", "weighs code, prose, math, the statistics hold code, prose"),
+        ("code=1", "weighs code, the text has code, prose; name every domain"),
+        ("code=1,prose=1,math=1", "weighs code, prose, math, the text has code, prose"),
         ("maximum", "blend 'maximum' is not known at 'maximum'; give tokens, uniform, maxmin or NAME=WEIGHT"),
         ("code=1,code=2", "at 'code=2'"),
         ("code=1,prose=-1", "at 'prose=-1'"),
@@ -171,3 +174,23 @@ def test_a_domain_without_text_is_noticed(how: str) -> None:
     with pytest.raises(InputError, match="no token of prose was counted"):
         blend(statistics, how, "reap")
     assert np.array_equal(blend(statistics, "code=1,prose=0", "reap"), METHODS["reap"].score(CODE))
+
+
+def test_an_unknown_domain_is_known_before_any_calibration(tmp_path: Path) -> None:
+    """The data are open, nothing of them has been read."""
+    for name in ("code", "prose"):
+        (tmp_path / f"{name}.txt").write_text("text")
+    data = Request(file=(str(tmp_path / "code.txt"), str(tmp_path / "prose.txt")))
+    assert open_data(data, "code=2,prose=1").records
+    with pytest.raises(InputError, match="weighs code, chat, the text has code, prose; name every domain"):
+        open_data(data, "code=1,chat=1")
+
+
+def test_it_is_said_what_is_scored() -> None:
+    """By need, a mean and its sum are one score; which is not the formula that the method is named for."""
+    assert "sum of g‖f‖ of any domain, as by reap_root and weighted_ean_sum; --blend tokens or uniform scores by 1/|X_j| Σ" in scored(
+        "reap", "maxmin"
+    )
+    assert np.array_equal(blend(BOTH, "maxmin", "reap"), blend(BOTH, "maxmin", "weighted_ean_sum"))
+    assert scored("reap", "tokens") == METHODS["reap"].formula
+    assert scored("random", "") == ""

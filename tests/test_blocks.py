@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import asked
 import numpy as np
 import pytest
 import tiny_gguf
@@ -51,7 +52,7 @@ def compared(source: Path, pruned: Path, expected: Recorded, ids: np.ndarray) ->
 @pytest.mark.parametrize("name", NAMES)
 def test_every_architecture_holds_and_a_neighbour_s_router_row_does_not(name: str, tmp_path: Path) -> None:
     source, pruned = tiny_native.build(name, tmp_path / "m.gguf"), tmp_path / "pruned.gguf"
-    plan, ids = verbs.plan(source, method="random", keep=12), tokens(tiny_native.N_VOCAB)
+    plan, ids = asked.plan(source, method="random", keep=12), tokens(tiny_native.N_VOCAB)
     verbs.apply(source, plan, pruned)
     expected = masked(source, plan, ids)
     right = compared(source, pruned, expected, ids)
@@ -84,7 +85,7 @@ class Deep:
     def __init__(self, source: Path, folder: Path) -> None:
         self.source, self.pruned = source, folder / "pruned.gguf"
         n_expert = bind(open_gguf(source)).n_expert
-        self.plan = verbs.plan(source, method="random", keep=n_expert * 3 // 4, seed=1)
+        self.plan = asked.plan(source, method="random", keep=n_expert * 3 // 4, seed=1)
         verbs.apply(source, self.plan, self.pruned)
         self.ids = tokens(open_gguf(source).by_name["token_embd.weight"].shape[0])
         self.expected = masked(source, self.plan, self.ids)
@@ -167,7 +168,7 @@ def test_no_false_alarm_in_forty_random_keep_sets(models: dict[str, Path], tmp_p
     random = np.random.default_rng(list(kind.encode()))
     with LlamaSession(source, layout.nodes, SETTINGS) as original:
         for seed in range(40):
-            plan = verbs.plan(source, method="random", keep=int(random.integers(2, 8)), seed=seed)
+            plan = asked.plan(source, method="random", keep=int(random.integers(2, 8)), seed=seed)
             ids = tokens(original.n_vocab, seed)
             _, expected = original.blocks(ids, plan.keep)
             out = tmp_path / "pruned.gguf"

@@ -345,3 +345,13 @@ def test_plain_text_is_what_was_said() -> None:
     assert plain(CONVERSATIONS["tools"]) == f'Rain?\n\nask\n\n{call}\n\n{{"wet": true}}\n\nYes, it\'s wet.'
     parts = [{"type": "text", "text": "What is "}, {"type": "image"}, {"type": "text", "text": "this?"}]
     assert plain(talk({"role": "user", "content": parts}, say("assistant", None))) == "What is this?"
+
+
+def test_chance_has_no_place_in_a_template() -> None:
+    """The same model and text give the same tokens, whichever run it is."""
+    draws = "{{ ['a', 'b', 'c', 'd'] | random }}{{ range(1000) | random }}{{ messages|length }}"
+    said = Conversation(({"role": "user", "content": "hello"},))
+    with template(draws).renderer(spans=False) as render:
+        assert {render(said).text for _ in range(8)} == {"a01"}
+    with template("{{ messages|length }}{{ lipsum() }}").renderer() as render, pytest.raises(Unusable, match="chance"):
+        render(said)

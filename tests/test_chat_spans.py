@@ -1,5 +1,6 @@
 """Spans are found in templates that know their own: each way of finding them against the truth."""
 
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufreap.corpus import chat_spans
-from ggufreap.corpus.chat_spans import GENERATION, Messages, View, find_spans
+from ggufreap.corpus.chat_spans import GENERATION, Messages, View, _by_generation, _by_search, _cuts, find_spans
 from ggufreap.corpus.samples import Unusable
 
 Pieces = list[tuple[str, bool]]  # text, and whether the assistant says it
@@ -148,3 +149,20 @@ def test_a_long_conversation_is_not_rendered_in_parts(monkeypatch: pytest.Monkey
     text, spans = find_spans(messages, render, False)
     assert asked == [1, 1]
     assert [text[start:end] for start, end in spans] == [f"assistant {turn}" for turn in range(3)]
+
+
+def test_spans_of_many_turns_are_found_in_time() -> None:
+    """A row of 16 MiB can hold a hundred thousand turns: no way may look at all of them for each."""
+    n = 30_000
+    opening, closing = GENERATION
+    marked = "".join(f"{index} {opening}said {index}{closing}" for index in range(n))
+    text = marked.replace(opening, "").replace(closing, "")
+    began = time.process_time()
+    spans = _by_generation(text, marked)
+    assert len(spans) == n
+    assert text[slice(*spans[-1])] == f"said {n - 1}"
+    messages = [{"role": "assistant", "content": f"never {index}"} for index in range(n)]
+    assert _by_search("x" * 1_000_000, messages) == ()
+    assert next(_cuts(">" * 100_000)) == 100_000
+    assert len(list(_cuts(">" * 100_000))) <= 33
+    assert time.process_time() - began < 10

@@ -386,7 +386,10 @@ USAGE = {
     "context as a word": (("calibrate", "m.gguf", "-o", "S", "-c", "big"), "'big' is not a number from 1"),
     "context beyond a C int": (("calibrate", "m.gguf", "-o", "S", "-c", "5000000000"), "to 2147483647"),
     "negative seed": (("plan", "m.gguf", "-o", "P", "--keep", "3", "--seed", "-1"), "'-1' is not a number from 0"),
-    "unknown mtp": (("plan", "m.gguf", "-o", "P", "--keep", "3", "--mtp", "x"), "invalid choice"),
+    "unknown mtp": (
+        ("plan", "m.gguf", "-o", "P", "--keep", "3", "--mtp", "x"),
+        "'x' is not known; choose one of mirror, drop",
+    ),
 }
 
 
@@ -446,7 +449,7 @@ BAD_LAYOUTS: dict[str, tuple[dict[str, Any], str]] = {
     "dense": ({"n_expert": 0}, "a dense qwen3 model: no routed experts to prune"),
     "unknown expert tensor": (
         {"changes": [unknown_tensor]},
-        "blk.1.ffn_moon_exps.weight of a MoE block is in no table",
+        "blk.1.ffn_moon_exps.weight with shape .* is in no table and may belong to the 16 experts",
     ),
     "unknown expert key": ({"changes": [with_metadata(expert_moons=3)]}, "qwen3moe.expert_moons is in no table"),
     "experts apart": ({"changes": [tiny_layouts.separate_experts]}, "Convert the original model again"),
@@ -860,8 +863,8 @@ CHECKPOINT_AFTER_EVERY_CHUNK = """
 import sys
 from functools import partial
 from ggufreap import cli, observation
-from ggufreap.verbs import stages
-stages.observe = partial(observation.observe, checkpoint_seconds=0)
+import ggufreap.verbs
+sys.modules["ggufreap.verbs.calibrate"].observe = partial(observation.observe, checkpoint_seconds=0)
 sys.exit(cli.main())
 """
 
@@ -938,8 +941,8 @@ def test_the_library_is_silent(made: Made, tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from ggufreap.options.engine import EngineSettings\n"
-        "from ggufreap import prune\n"
-        f"prune({str(made.model)!r}, ratio='0.25', data={str(made.text)!r}, out={str(tmp_path)!r},"
+        "from ggufreap import Output, Target, prune\n"
+        f"prune({str(made.model)!r}, {str(made.text)!r}, target=Target('0.25'), output=Output({str(tmp_path)!r}),"
         " settings=EngineSettings(n_ctx=64, n_threads=1))\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=60)
@@ -950,13 +953,13 @@ def test_the_library_is_silent(made: Made, tmp_path: Path) -> None:
 TYPED = """\
 from pathlib import Path
 
-from ggufreap import apply, calibrate, demo, inspect, plan, prune, verify
+from ggufreap import Output, Target, apply, calibrate, demo, inspect, plan, prune, verify
 
 statistics = calibrate("model.gguf", "S.npz", data="text.txt")
-chosen = plan("model.gguf", stats=Path("S.npz"), ratio="0.2", method="reap")
-script = apply("model.gguf", chosen, Path("pruned.gguf"), dry_run=True)
+chosen = plan("model.gguf", Target(ratio="0.2", method="reap"), stats=Path("S.npz"))
+script = apply("model.gguf", chosen, Output(Path("pruned.gguf"), dry_run=True))
 verify("model.gguf", "pruned.gguf", chosen).require()
-size: int = script.nbytes + inspect("model.gguf").nbytes + prune("model.gguf", keep=8).script.nbytes
+size: int = script.nbytes + inspect("model.gguf").nbytes + prune("model.gguf", target=Target(keep=8)).script.nbytes
 loss: float = demo().after.value / demo().before.value + statistics.total.values["count"].sum()
 """
 

@@ -61,6 +61,13 @@ def test_reasoning_has_one_name(name: str) -> None:
     assert sample == conversation(USER, {**ASSISTANT, "reasoning_content": "hm"})
 
 
+@pytest.mark.parametrize("arguments", [None, "", " ", "null", "{}", {}])
+def test_a_call_without_arguments_is_a_call(arguments: object) -> None:
+    call = {"type": "function", "function": {"name": "now", "arguments": arguments}}
+    sample = rows.to_sample({"messages": [USER, {**ASSISTANT, "tool_calls": [call]}]})
+    assert sample.messages[1]["tool_calls"] == [{"type": "function", "function": {"name": "now", "arguments": {}}}]
+
+
 @pytest.mark.parametrize("call", [CALL, CALL["function"], {"function": {"name": "add", "arguments": '{"a": 1}'}}])
 @pytest.mark.parametrize("as_text", [False, True])
 def test_tool_calls_and_tools(call: Any, as_text: bool) -> None:

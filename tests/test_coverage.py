@@ -50,8 +50,19 @@ def test_the_own_best_set_is_covered_whole_and_no_set_more(seed: int, n_keep: in
             assert 0 <= row.lowest <= row.retained <= 1 + 1e-12
 
 
-def test_no_mass_lacks_nothing() -> None:
-    assert covered(np.zeros((1, 4)), [(0, 1)]).tolist() == [1]
+def test_of_nothing_nothing_stays() -> None:
+    assert covered(np.zeros((1, 4)), [(0, 1)]).tolist() == [0]
+    nothing = part([[0, 0, 0, 0], [0, 0, 0, 0]], [[1, 1, 1, 1], [1, 1, 1, 1]], 0)
+    found = measure(of_parts({"code": CODE, "tools": nothing}), {0: (0, 1), 1: (0, 1)}, "reap")
+    assert found.domains[1].retained == 0
+    assert "no token of tools was counted" in " ".join(found.warnings())
+
+
+def test_experts_that_only_their_number_kept_are_counted() -> None:
+    found = measure(of_parts({"code": CODE}), {0: (0, 1, 2), 1: (0, 1, 2)}, "reap")
+    assert found.unknown == 2  # 1 and 2 in block 1, where 3 goes; in block 0 the only unknown one goes
+    assert "2 of the experts that stay were never reached" in " ".join(found.warnings())
+    assert measure(of_parts({"code": CODE}), {0: (0, 1, 2), 1: (0, 1, 2)}, "reap").warnings(0)[-1].endswith("more text")
 
 
 def test_a_plan_of_another_model_is_refused() -> None:

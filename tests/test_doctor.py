@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import asked
 import numpy as np
 import pytest
 import tiny_gguf
@@ -21,10 +22,11 @@ from ggufreap.cli import main
 from ggufreap.container import open_gguf
 from ggufreap.engine import devices
 from ggufreap.errors import EngineError, OutputError, UnsupportedModel, VerificationFailed
+from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.output import Output
 from ggufreap.planning import check_plan
 from ggufreap.verbs.laws import shuffled, try_out
-from ggufreap.verbs.stages import open_model
 
 SMALL = {"n_embd": 64, "n_ff": 32, "types": Kind.Q8_0}
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1)
@@ -69,6 +71,8 @@ def test_a_machine_that_works_is_ready(capfd: pytest.CaptureFixture[str]) -> Non
     assert (told["ok"], told["verdict"], told["laws"]) == (True, "this machine is ready", [])
     names = {finding["name"] for finding in told["findings"]}
     assert names >= {"ggufreap", "numpy", "gguf", "llama-cpp-python", "llama.cpp", "device", "memory", "disk"}
+    told_sizes = [finding["found"] for finding in told["findings"] if finding["name"] in ("device", "memory", "disk")]
+    assert all(re.search(r"\d [kMGT]?B\b", found) and "bytes" not in found for found in told_sizes), told_sizes
 
 
 @pytest.mark.native
@@ -105,7 +109,7 @@ def test_a_llama_cpp_that_does_not_load_prevents_work(
 def test_a_limited_group_has_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group = tmp_path / "outer" / "inner"
     group.mkdir(parents=True)
-    files = {"max": "max", "current": "700", "stat": "anon 400\ninactive_file 200\n"}
+    files = {"max": "max", "current": "700", "stat": "anon 400\ninactive_file 150\nactive_file 50\n"}
     for folder, limit in ((group, "max"), (group.parent, "1000")):
         for name, text in (files | {"max": limit}).items():
             (folder / f"memory.{name}").write_text(text)
@@ -179,9 +183,9 @@ def test_where_there_is_no_room_nothing_is_tried(model: Path, tmp_path: Path, mo
 def test_groups_are_shuffled_each_for_itself(tmp_path: Path) -> None:
     groups: dict[str, Any] = {"qwen3moe.expert_group_count": 4, "qwen3moe.expert_group_used_count": 2}
     path = tiny_gguf.qwen3moe(tmp_path / "m.gguf", **SMALL, metadata=groups)
-    _, layout, identity = open_model(path)
-    plan = shuffled(layout, identity)
-    check_plan(plan, identity, layout)
+    model = Model.open(path)
+    plan = shuffled(model)
+    check_plan(plan, model.identity, model.layout)
     assert plan.n_keep == 12
     kept = plan.keep[0]
     assert kept != tuple(sorted(kept))
@@ -189,8 +193,7 @@ def test_groups_are_shuffled_each_for_itself(tmp_path: Path) -> None:
 
 
 def test_where_fewer_experts_do_not_do_all_are_shuffled(tmp_path: Path) -> None:
-    _, layout, identity = open_model(tiny_gguf.qwen3moe(tmp_path / "m.gguf", **SMALL, n_used=16))
-    plan = shuffled(layout, identity)
+    plan = shuffled(Model.open(tiny_gguf.qwen3moe(tmp_path / "m.gguf", **SMALL, n_used=16)))
     assert plan.n_keep == 16
     assert plan.keep[0] != tuple(range(16))
 
@@ -218,16 +221,16 @@ def test_an_unknown_architecture_is_pruned_once_the_laws_held(
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog " * 40)
     verbs.calibrate(unknown, tmp_path / "S.npz", text, settings=SETTINGS)
-    plan = verbs.plan(unknown, stats=tmp_path / "S.npz", ratio="0.25")
+    plan = asked.plan(unknown, stats=tmp_path / "S.npz", ratio="0.25")
     assert "no table knows the architecture 'qwen9moe', so pruning it is unproven" in caplog.text
-    assert verbs.apply(unknown, plan, tmp_path / "out.gguf", dry_run=True).nbytes
+    assert verbs.apply(unknown, plan, Output(tmp_path / "out.gguf", dry_run=True)).nbytes
     with pytest.raises(UnsupportedModel, match=f"is unproven; .*ggufreap doctor {unknown}"):
         verbs.apply(unknown, plan, tmp_path / "out.gguf")
     found = verbs.doctor(unknown, tmp_dir=trials, settings=SETTINGS)
     assert found.verdict == "pruning this model is safe: all laws hold"
     assert [finding.name for finding in found.findings if "in no table" in finding.found] == ["architecture"]
     caplog.clear()
-    assert verbs.plan(unknown, stats=tmp_path / "S.npz", ratio="0.25") == plan
+    assert asked.plan(unknown, stats=tmp_path / "S.npz", ratio="0.25") == plan
     assert "unproven" not in caplog.text
     verbs.apply(unknown, plan, tmp_path / "out.gguf")
     verbs.verify(unknown, tmp_path / "out.gguf", plan, settings=SETTINGS).require()
@@ -260,7 +263,7 @@ def test_a_home_that_cannot_be_written_is_said_and_prune_works_all_the_same(
     found = verbs.doctor(unknown, settings=SETTINGS)
     assert found.exit_code == 0
     assert found.findings[-1].advice == "apply will refuse this model; use prune instead"
-    pruned = verbs.prune(unknown, keep=12, method="random", quant=("keep",), out=tmp_path / "out", settings=SETTINGS)
+    pruned = asked.prune(unknown, keep=12, method="random", quant=("keep",), out=tmp_path / "out", settings=SETTINGS)
     assert pruned.verification
     assert pruned.verification.ok
 
@@ -279,9 +282,9 @@ def test_an_unknown_architecture_that_breaks_a_law_is_refused(
     assert found.verdict.startswith("pruning this model is NOT safe: permutation and masking, ")
     out = tmp_path / "out"
     with pytest.raises(VerificationFailed, match=r"not safe, permutation and masking, .* does not hold: .*nothing was"):
-        verbs.prune(unknown, keep=12, method="random", quant=("keep",), out=out, settings=SETTINGS)
+        asked.prune(unknown, keep=12, method="random", quant=("keep",), out=out, settings=SETTINGS)
     assert not list(out.iterdir())
-    plan = verbs.plan(unknown, keep=12, method="random")
+    plan = asked.plan(unknown, keep=12, method="random")
     with pytest.raises(UnsupportedModel, match="is unproven"):
         verbs.apply(unknown, plan, tmp_path / "out.gguf")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import asked
 import numpy as np
 import pytest
 import tiny_gguf
@@ -23,11 +24,11 @@ from ggufreap.corpus import Corpus
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
 from ggufreap.evaluation import METRICS, Meters, compare_with, of_engine
+from ggufreap.judging import Candidate, open_engine
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import ModelIdentity, make_plan
 from ggufreap.rewriting import execute, lower
-from ggufreap.verbs.candidates import recommend
-from ggufreap.verbs.evaluation import open_engine
+from ggufreap.verbs.preview import recommend
 
 pytestmark = pytest.mark.native
 
@@ -73,13 +74,13 @@ def close(found: Meters, expected: Meters, tolerance: float = 1e-6, names: Itera
 
 
 def test_a_model_against_itself(model: Path, files: list[str]) -> None:
-    found = verbs.eval(model, reference=model, files=files, settings=SETTINGS)
+    found = asked.evaluate(model, reference=model, files=files, settings=SETTINGS)
     assert found.comparison is not None
     assert list(found.comparison.domains) == ["fox", "sum"]
     for meters in (*found.comparison.domains.values(), found.comparison.mean):
         assert (meters.kld, meters.kld_p99, meters.top1, meters.ppl_ratio) == (0, 0, 1, 1)
         assert meters.esap == pytest.approx(1, abs=1e-6)
-    alone = verbs.eval(model, files=files, settings=SETTINGS)
+    alone = asked.evaluate(model, files=files, settings=SETTINGS)
     assert alone.comparison is None
     assert alone.perplexity == found.perplexity
 
@@ -94,8 +95,8 @@ def test_a_base_file_stands_for_the_model(
     read = ["eval", str(other), "--kl-divergence-base", str(base), "--kl-divergence", *FLAGS]
     assert main([*read, "--fail-if", "kld>0"]) == 4
     assert re.search(r"FAILS  kld>0: [\d.]+ \(mean\)", capfd.readouterr().out)
-    through = verbs.eval(other, kl_divergence_base=base, kl_divergence=True, settings=SETTINGS).comparison
-    exact = verbs.eval(other, reference=model, files=files[:1], settings=SETTINGS).comparison
+    through = asked.evaluate(other, kl_divergence_base=base, kl_divergence=True, settings=SETTINGS).comparison
+    exact = asked.evaluate(other, reference=model, files=files[:1], settings=SETTINGS).comparison
     assert through is not None
     assert exact is not None
     close(through.worst, exact.worst, tolerance=1e-3)
@@ -106,7 +107,7 @@ def test_models_that_cannot_be_pruned_can_be_judged(files: list[str], tmp_path: 
     dense = tiny_gguf.qwen3moe(tmp_path / "dense.gguf", n_expert=0, n_embd=64, n_ff=32)
     quantised = tmp_path / "quantised.gguf"
     verbs.quantize(dense, quantised, "Q8_0", threads=1)
-    found = verbs.eval(quantised, reference=dense, files=files, settings=SETTINGS).comparison
+    found = asked.evaluate(quantised, reference=dense, files=files, settings=SETTINGS).comparison
     assert found is not None
     assert 0 < found.mean.kld < 0.1
 
@@ -114,7 +115,7 @@ def test_models_that_cannot_be_pruned_can_be_judged(files: list[str], tmp_path: 
 def test_a_model_without_output_head_is_refused(files: list[str], tmp_path: Path) -> None:
     headless = tiny_native.build("nomic-bert-moe", tmp_path / "m.gguf")
     with pytest.raises(InputError, match="ends in hidden states"):
-        verbs.eval(headless, files=files, settings=SETTINGS)
+        asked.evaluate(headless, files=files, settings=SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -141,23 +142,23 @@ def test_what_does_not_go_together_is_refused(
     if "reference" in arguments:
         arguments["reference"] = model
     with pytest.raises(InputError, match=message):
-        verbs.eval(model, **arguments)
+        asked.evaluate(model, **arguments)
 
 
 def test_models_of_other_vocabularies_are_refused(model: Path, files: list[str], tmp_path: Path) -> None:
     other = tiny_gguf.qwen3moe(tmp_path / "m.gguf", n_embd=64, n_ff=32, n_vocab=330)
     with pytest.raises(MismatchError, match="do not read fox as the same tokens"):
-        verbs.eval(other, reference=model, files=files, settings=SETTINGS)
+        asked.evaluate(other, reference=model, files=files, settings=SETTINGS)
     base = tmp_path / "base"
-    verbs.eval(model, files=files[:1], kl_divergence_base=base, settings=SETTINGS)
+    asked.evaluate(model, files=files[:1], kl_divergence_base=base, settings=SETTINGS)
     with pytest.raises(MismatchError, match=r"of a model with 320 tokens, .* has 330"):
-        verbs.eval(other, kl_divergence_base=base, kl_divergence=True, settings=SETTINGS)
+        asked.evaluate(other, kl_divergence_base=base, kl_divergence=True, settings=SETTINGS)
 
 
 def test_domains_take_names(model: Path, files: list[str], tmp_path: Path) -> None:
     odd = tmp_path / "a=b.txt"
     odd.write_text(TEXTS["fox"])
-    found = verbs.eval(model, files=[f"code={files[0]}", str(odd)], chunks=1, settings=SETTINGS)
+    found = asked.evaluate(model, files=[f"code={files[0]}", str(odd)], chunks=1, settings=SETTINGS)
     assert (list(found.perplexity), found.n_chunks) == (["code", "a=b"], 2)
 
 
@@ -182,14 +183,14 @@ def test_scored_rows_alone_are_the_same_rows(tmp_path: Path, name: str, n_ubatch
 
 def test_what_is_previewed_is_what_is_written(model: Path, files: list[str], tmp_path: Path) -> None:
     settings = replace(SETTINGS, exact=True)
-    found = verbs.preview(model, ratios=["0", "0.5", "0.25"], methods=["random"], files=files, settings=settings)
+    found = asked.preview(model, ratios=["0", "0.5", "0.25"], methods=["random"], files=files, settings=settings)
     nothing, *pruned = found.candidates
     assert [candidate.plan.n_keep for candidate in found.candidates] == [16, 12, 8]
     assert (nothing.comparison.mean.kld, nothing.comparison.mean.top1) == (0, 1)
     for candidate in pruned:
         out = tmp_path / f"{candidate.plan.ratio}.gguf"
         verbs.apply(model, candidate.plan, out)
-        written = verbs.eval(out, reference=model, files=files, settings=settings).comparison
+        written = asked.evaluate(out, reference=model, files=files, settings=settings).comparison
         assert written is not None
         for name, meters in candidate.comparison.domains.items():
             close(meters, written.domains[name])
@@ -233,22 +234,22 @@ def test_the_command_line_of_preview(model: Path, files: list[str], capfd: pytes
     assert re.search(r"0\.9   keeping \d of 16 experts", out)
     assert re.search(r"random 0\.25( \*)? +12/16 ", out)
     assert main([*command, "--ratios", "0.25", *strict]) == 4
-    assert "already of RANDOM-0.25 worst_domain.kld>0 fails" in capfd.readouterr().out
+    assert "random is a control, which is never recommended" in capfd.readouterr().out
     assert main([*command, "--ratios", "0.25", "--fail-if", "kld>9", "--json"]) == 0
-    assert '"recommended": 0' in capfd.readouterr().out
+    assert '"recommended": null' in capfd.readouterr().out
     assert main([*command, "--ratios", "0.25", "--fail-if", "domain.fax.kld>9"]) == 1
     assert "there is no domain 'fax', only fox, digits" in capfd.readouterr().err
 
 
-def candidate(method: str, ratio: str, nbytes: int, kld: float, limit: float = 0.2) -> verbs.candidates.Candidate:
+def candidate(method: str, ratio: str, nbytes: int, kld: float, limit: float = 0.2) -> Candidate:
     from ggufreap.evaluation import Comparison, parse_gate
+    from ggufreap.judging.exam import check_gates
     from ggufreap.planning import PruningPlan
-    from ggufreap.verbs.evaluation import check_gates
 
     plan = PruningPlan(ModelIdentity("", "", ""), method, ratio, 16, 8, "mirror", {})
     comparison = Comparison({"code": Meters(9, kld, *[0.0] * 4, 1.0, 1.0, *[0.0] * 4)})
     gates = check_gates([parse_gate(f"worst_domain.kld>{limit}")], comparison)
-    return verbs.candidates.Candidate(plan, nbytes, comparison, gates)
+    return Candidate(plan, nbytes, comparison, gates)
 
 
 def test_recommended_is_what_lies_below_the_first_failure() -> None:
@@ -267,15 +268,25 @@ def test_recommended_is_what_lies_below_the_first_failure() -> None:
     assert "already of REAP-0.3 worst_domain.kld>0.2 fails" in why
 
 
+def test_a_control_is_shown_and_never_recommended() -> None:
+    """Though its header is shorter, and chance may favour it."""
+    chance = [candidate("random", "0.1", 89, 0.01), candidate("random", "0.2", 79, 0.01)]
+    own = [candidate("reap", "0.1", 90, 0.02), candidate("reap", "0.2", 80, 0.15)]
+    assert recommend([*own, *chance])[0] is own[1]
+    none, why = recommend(chance)
+    assert none is None
+    assert "random is a control, which is never recommended" in why
+
+
 def test_the_ratio_is_searched(model: Path, files: list[str]) -> None:
     arguments = {"files": files[:1], "chunks": 1, "settings": SETTINGS}
 
     def search(max_kld: float) -> ggufreap.verbs.Preview:
-        return verbs.choose_ratio(model, max_kld=max_kld, method="random", **arguments)
+        return asked.choose_ratio(model, max_kld=max_kld, method="random", **arguments)
 
     keeps = list(range(15, 3, -1))
     ratios = [str(1 - keep / 16) for keep in keeps]
-    every = verbs.preview(model, ratios=ratios, methods=["random"], **arguments).candidates
+    every = asked.preview(model, ratios=ratios, methods=["random"], **arguments).candidates
     costs = {found.plan.n_keep: found.comparison.worst.kld for found in every}
     limit = (costs[9] + costs[8]) / 2 if costs[8] > costs[9] else costs[9]
     found = search(limit)
@@ -325,23 +336,23 @@ def test_a_router_in_disorder_fails_the_gate(trained: Path, held_out: list[str],
     shutil.copyfile(trained, broken)
     shuffle_router(broken, 0)
     arguments = {"files": held_out, "chunks": 1, "fail_if": [GATE], "settings": TRAINED}
-    found = verbs.eval(broken, reference=trained, **arguments)
+    found = asked.evaluate(broken, reference=trained, **arguments)
     assert not found.ok
     assert found.comparison is not None
     assert found.comparison.worst.kld > 1
-    assert verbs.eval(trained, reference=trained, **arguments).ok
+    assert asked.evaluate(trained, reference=trained, **arguments).ok
 
 
 def test_random_keep_sets_fail_the_gate_and_look_the_same_written(
     trained: Path, held_out: list[str], tmp_path: Path
 ) -> None:
     arguments = {"files": held_out, "chunks": 1, "fail_if": [GATE], "settings": TRAINED}
-    found = verbs.preview(trained, ratios=["0.25"], methods=["random"], **arguments)
+    found = asked.preview(trained, ratios=["0.25"], methods=["random"], **arguments)
     (only,) = found.candidates
     assert not found.ok
     assert only.comparison.worst.kld > 0.2
     verbs.apply(trained, only.plan, tmp_path / "out.gguf")
-    written = verbs.eval(tmp_path / "out.gguf", reference=trained, **arguments)
+    written = asked.evaluate(tmp_path / "out.gguf", reference=trained, **arguments)
     assert not written.ok
     assert written.comparison is not None
     # The weights are F16, so llama.cpp rounds activations to 11 bits, and how the softmax over fewer experts rounds its

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+from asked import plan, prune
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
-from ggufreap import apply, imatrix, plan, prune, saliency
+from ggufreap import apply, imatrix, saliency
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.cli import main
 from ggufreap.container import GgufFile, open_gguf

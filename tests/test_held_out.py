@@ -1,71 +1,202 @@
-"""Chunks that are kept to judge by: odd ones, from the whole text, the same however the text was read."""
+"""Held-out data is read as calibration data is, can be split off it, and is told to be none of it."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import gzip
+import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_gguf
+from asked import evaluate, preview, prune, report
+from asked import plan as make_plan
 from fake_engine import FakeEngine
 
-from ggufreap.corpus import Chunk, Corpus
-from ggufreap.observation import HeldOut, Provenance, Stored, merge, observe, save
-from ggufreap.observation.held_out import MOST
+from ggufreap import calibrate
+from ggufreap.container import GgufFile, open_gguf
+from ggufreap.corpus import from_text, held_out
+from ggufreap.corpus.held_out import is_source, parse_share, seen, split, tokenised
+from ggufreap.corpus.request import Opened, open_request
+from ggufreap.corpus.stream import Stream
+from ggufreap.errors import InputError
+from ggufreap.observation import load
+from ggufreap.options.data import Request
+from ggufreap.options.engine import EngineSettings
 
-PROVENANCE = Provenance("model", "corpus", 16, 16, "test", "0")
-
-
-def chunk(number: int, domain: str = "a") -> Chunk:
-    return Chunk(np.full(5 + number % 3, number, np.int32), domain, number)
-
-
-def numbers(held_out: HeldOut, domain: str = "a") -> list[int]:
-    return [int(tokens[0]) for tokens in held_out.chunks[domain]]
-
-
-def kept(order: Sequence[int]) -> HeldOut:
-    found = HeldOut()
-    assert [each.number for each in found.noting(map(chunk, order))] == list(order)
-    return found
+SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1, n_gpu_layers=0)
+MESSAGES = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "forty-two, of course"}]
 
 
-@pytest.mark.parametrize("count", [1, 2, 12, 31, 33, 64, 65, 66, 500, 1001])
-def test_they_are_odd_few_and_from_the_whole_text(count: int) -> None:
-    found = numbers(kept(range(count)))
-    assert len(found) == min(count // 2, MOST) or MOST // 2 < len(found) <= MOST
-    assert all(number % 2 == 1 for number in found)
-    if count > 2:
-        gaps = np.diff([-1, *found, count])
-        assert gaps.max() <= max(2, 4 * count / len(found))
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> GgufFile:
+    return open_gguf(tiny_gguf.qwen3moe(tmp_path_factory.mktemp("model") / "m.gguf", n_block=1))
 
 
-def test_any_order_and_any_division_keeps_the_same() -> None:
-    whole = kept(range(300))
-    assert numbers(kept(np.random.default_rng(0).permutation(300).tolist())) == numbers(whole)
-    parts = kept(range(0, 300, 3))
-    parts.merge(kept(range(1, 300, 3)))
-    parts.merge(kept(range(2, 300, 3)))
-    assert numbers(parts) == numbers(whole)
+def rows(path: Path, texts: list[str]) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
 
 
-def test_a_file_gives_them_back(tmp_path: Path) -> None:
+def documents(opened: Opened) -> list[str]:
+    return [sample.text for named in opened.sources for sample in named.source]
+
+
+def test_a_plain_text_is_taken_as_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "held.txt"
+    path.write_text("some text\n" * 40)
+    assert held_out.named([str(path), f"other={path}"]) == {"held": "some text\n" * 40, "other": "some text\n" * 40}
+    (tmp_path / "noname").write_text("x")
+    assert held_out.named([str(tmp_path / "noname")]) == {"noname": "x"}
+
+
+def test_rows_packed_files_and_folders_are_read_as_calibration_reads_them(tmp_path: Path, model: GgufFile) -> None:
+    said = [f"row {number} says something of its own" for number in range(30)]
+    named = held_out.named([f"rows={rows(tmp_path / 'r.jsonl', said)}"])
     engine = FakeEngine()
-    corpus = Corpus(np.random.default_rng(1).integers(0, 128, (9, 16)).astype(np.int32), "test")
-    observe(engine, engine.nodes, corpus, PROVENANCE, tmp_path / "s.npz")
-    found = Stored.open(tmp_path / "s.npz").held_out().chunks
-    assert {domain: [tokens.tolist() for tokens in chunks] for domain, chunks in found.items()} == {
-        "text": corpus.chunks[1::2].tolist()
-    }
-    for index in (1, 2):
-        path = tmp_path / f"{index}.npz"
-        observe(engine, engine.nodes, corpus, replace(PROVENANCE, shard=f"{index}/2"), path)
-    save(tmp_path / "both.npz", *merge([tmp_path / "1.npz", tmp_path / "2.npz"]))
-    again = Stored.open(tmp_path / "both.npz").held_out().chunks
-    assert [tokens.tolist() for tokens in again["text"]] == corpus.chunks[1::2].tolist()
+    found, notes = tokenised(engine, model, named, 64, None)
+    whole = np.concatenate([engine.tokenize(text) for text in said])
+    assert np.array_equal(found["rows"].chunks.ravel(), whole[: len(whole) // 64 * 64])
+    assert notes == ()
+    (tmp_path / "folder").mkdir()
+    with gzip.open(tmp_path / "folder/a.txt.gz", "wt") as file:
+        file.write("packed text " * 40)
+    found, _ = tokenised(engine, model, held_out.named([str(tmp_path / "folder")]), 64, 2)
+    assert np.array_equal(found["folder"].chunks.ravel(), engine.tokenize("packed text " * 40)[:128])
 
 
-def test_chunks_of_several_lengths_go_through_arrays() -> None:
-    whole = kept(range(40))
-    again = HeldOut.from_arrays(whole.to_arrays(["b", "a"]), ["b", "a"])
-    assert [tokens.tolist() for tokens in again.chunks["a"]] == [tokens.tolist() for tokens in whole.chunks["a"]]
-    assert "b" not in again.chunks
+def test_conversations_are_rendered_with_the_models_template(tmp_path: Path, model: GgufFile) -> None:
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": MESSAGES, "n": n}) + "\n" for n in range(3)))
+    engine = FakeEngine()
+    found, notes = tokenised(engine, model, held_out.named([str(tmp_path / "chat.jsonl")]), 32, None)
+    text = "".join(f"<|im_start|>{each['role']}\n{each['content']}<|im_end|>\n" for each in MESSAGES)
+    assert np.array_equal(found["chat"].chunks.ravel(), engine.tokenize(text)[: found["chat"].n_tokens])
+    assert "skipped 2: duplicate" in notes[0]
+
+
+def test_what_is_missing_is_refused(tmp_path: Path) -> None:
+    for name, message in (("none.txt", "cannot read"), ("none.jsonl", "there is no file"), ("none", "cannot read")):
+        with pytest.raises(InputError, match=message):
+            held_out.named([str(tmp_path / name)])
+    with pytest.raises(InputError, match="no held-out text was given"):
+        held_out.named([])
+
+
+# A part of the calibration data.
+
+
+def test_a_split_is_by_document_whole_and_the_same_again(tmp_path: Path) -> None:
+    said = [f"document {number}" for number in range(400)]
+    opened = open_request(Request(file=(rows(tmp_path / "r.jsonl", said),)))
+    kept, (held,) = split(opened, 0.1, seed=1)
+    assert set(documents(kept)).isdisjoint(documents(held))
+    assert sorted(documents(kept) + documents(held)) == sorted(said)
+    assert 20 < len(documents(held)) < 60
+    again = [documents(part) for part in (split(opened, 0.1, seed=1)[0], *split(opened, 0.1, seed=1)[1])]
+    assert again == [documents(kept), documents(held)]
+    assert documents(split(opened, 0.1, seed=2)[1][0]) != documents(held)
+    assert len({opened.identity, kept.identity, held.identity, split(opened, 0.1, 2)[0].identity}) == 4
+    assert kept.names.endswith("r.jsonl, without 0.1 held out by seed 1"), "the provenance knows"
+    assert kept.chunk_length(0) == 2048
+
+
+def test_duplicates_stay_on_one_side(tmp_path: Path) -> None:
+    said = [f"document {number % 50}" + " " * (number // 50) for number in range(200)]
+    kept, (held,) = split(open_request(Request(file=(rows(tmp_path / "r.jsonl", said),))), 0.2, seed=0)
+    assert {text.strip() for text in documents(kept)}.isdisjoint(text.strip() for text in documents(held))
+
+
+def test_one_document_cannot_be_split(tmp_path: Path) -> None:
+    (tmp_path / "all.txt").write_text("all of it in one file\n" * 100)
+    with pytest.raises(InputError, match="of the documents of all none would be held out; a text file is one document"):
+        split(open_request(Request(file=(str(tmp_path / "all.txt"),))), 0.05, seed=0)
+    np.save(tmp_path / "ids.npy", np.arange(8))
+    with pytest.raises(InputError, match="token ids have none"):
+        split(open_request(Request(tokens=tmp_path / "ids.npy")), 0.05, seed=0)
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), ("50%", 0.5)])
+def test_a_share(text: str, share: float) -> None:
+    assert parse_share(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["5", "0", "60%", "some", "nan", "-1%"])
+def test_what_is_no_share(text: str) -> None:
+    with pytest.raises(InputError, match="such as 5%"):
+        parse_share(text)
+
+
+# What was calibrated on after all.
+
+
+def test_content_is_compared_and_not_names(tmp_path: Path) -> None:
+    lines = [f"line number {number} with words enough" for number in range(100)]
+    calibrated = open_request(Request(file=(rows(tmp_path / "chat.jsonl", lines[:60]),)))
+    held = {"same": "\n".join(lines), "other": "nothing of this line stands there", "short": "}\n{\n"}
+    assert seen(held, calibrated) == {"same": 0.6, "other": 0.0, "short": 0.0}
+    assert seen({"rows": calibrated}, calibrated) == {"rows": 1.0}
+
+
+def test_statistics_tell_what_they_were_made_of() -> None:
+    engine, text = FakeEngine(bos=1), "the quick brown fox " * 40
+    stream = Stream(engine, open_request(Request(text={"a": text})).sources, 64, Request().reading, lambda _: None)
+    n_chunks = sum(1 for _ in stream)
+    assert n_chunks == len(from_text(engine, text, 64, "a").chunks)
+    assert is_source(engine, text, 64, stream.records())
+    assert not is_source(engine, text + "more" * 20, 64, stream.records())
+    assert not is_source(engine, "short", 64, stream.records())
+
+
+@pytest.mark.native
+def test_the_verbs_say_so(tmp_path: Path, model: GgufFile, caplog: pytest.LogCaptureFixture) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {number} of the calibration text\n" for number in range(60)))
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(text.read_bytes())
+    calibrate(model.path, tmp_path / "S.npz", text, settings=SETTINGS)
+    assert "was trained on" not in caplog.text
+    preview(model.path, files=[str(copy)], stats=tmp_path / "S.npz", ratios=["0.25"], chunks=2, settings=SETTINGS)
+    assert "copy was calibrated on too" in caplog.text
+    prune(model.path, text, ratio="0.25", eval_file=[str(copy)], dry_run=True, out=tmp_path / "o", settings=SETTINGS)
+    assert "100 % of the lines of copy stand in the calibration data too" in caplog.text
+
+
+@pytest.mark.native
+def test_a_context_beyond_the_trained_one_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def short(model: tiny_gguf.Model) -> None:
+        model.metadata["qwen3moe.context_length"] = 48
+
+    path = tiny_gguf.qwen3moe(tmp_path / "short.gguf", n_block=1, changes=[short])
+    (tmp_path / "text.txt").write_text("some text for both\n" * 40)
+    calibrate(path, tmp_path / "S.npz", tmp_path / "text.txt", settings=SETTINGS)
+    assert "-c 64 is longer than the 48 tokens that short.gguf was trained on" in caplog.text
+    caplog.clear()
+    evaluate(path, files=[str(tmp_path / "text.txt")], settings=SETTINGS)
+    assert "-c 64 is longer than the 48 tokens" in caplog.text
+
+
+def test_what_is_made_already_can_hold_nothing_out(model: GgufFile) -> None:
+    plan = make_plan(model.path, method="random", ratio="0.25")
+    with pytest.raises(InputError, match="--eval-split holds out a part of what is calibrated on"):
+        report(model.path, [model.path], plan, eval_split="5%")
+
+
+@pytest.mark.native
+def test_prune_holds_out_what_it_judges_by(tmp_path: Path, model: GgufFile, caplog: pytest.LogCaptureFixture) -> None:
+    said = [f"document {number} tells of the number {number * number} and of little else" for number in range(80)]
+    with caplog.at_level(logging.WARNING, "ggufreap"):
+        found = prune(
+            model.path,
+            Request(file=(rows(tmp_path / "r.jsonl", said),)),
+            ratio="0.25",
+            out=tmp_path / "o",
+            quant=("keep",),
+            eval_split="20%",
+            verification=False,
+            settings=SETTINGS,
+        )
+    assert found.account is not None
+    assert found.account.files[0].comparison is not None
+    assert set(found.account.files[0].comparison.domains) == {"r"}
+    assert "stand in the calibration data" not in caplog.text
+    _, provenance = load(found.statistics_path)
+    assert provenance.source.endswith("without 0.2 held out by seed 0")

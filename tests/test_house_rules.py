@@ -13,16 +13,8 @@ PACKAGE = Path(ggufreap.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MODULE_LINES, FUNCTION_LINES = 300, 60
 # What is longer than it may be -> its length. Entries go, and their numbers only fall.
-LONG_MODULES = {
-    "engine/session.py": 308,
-    "reporting/facts.py": 304,
-}
-LONG_FUNCTIONS = {
-    "verbs/account.py report": 63,
-    "verbs/account.py _facts": 73,
-    "verbs/evaluation.py eval": 65,
-    "verbs/whole.py prune": 199,
-}
+LONG_MODULES: dict[str, int] = {}
+LONG_FUNCTIONS: dict[str, int] = {}
 # A module imports from its own row and the rows above, never from below.
 ROWS = (
     (
@@ -36,7 +28,9 @@ ROWS = (
         "files",
         "cache",
         "memory",
+        "units",
         "version",
+        "limits",
         "__init__",
     ),
     ("options",),
@@ -46,13 +40,15 @@ ROWS = (
     ("engine",),
     ("corpus", "observation"),
     ("imatrix",),
-    ("saliency", "evaluation"),
+    ("saliency", "evaluation", "evidence"),
     ("planning", "blending"),
     ("blending",),
-    ("coverage", "selection"),
+    ("coverage", "model", "selection"),
     ("naming", "inspection", "rewriting", "verification", "quantization"),
+    ("sizing",),
     ("reporting",),
     ("recipe",),
+    ("judging",),
     ("verbs",),
     ("demonstration",),
     ("console",),
@@ -188,4 +184,5 @@ def test_only_the_console_prints() -> None:
 def test_the_verbs_are_functions_whatever_was_imported_before() -> None:
     verbs, demonstration = (importlib.import_module(f"ggufreap.{room}") for room in ("verbs", "demonstration"))
     for name in set(ggufreap.__all__) - {"__version__"}:
-        assert getattr(ggufreap, name) is getattr(demonstration if name == "demo" else verbs, name)
+        if not name[0].isupper():  # an option
+            assert getattr(ggufreap, name) is getattr(demonstration if name == "demo" else verbs, name)

@@ -29,11 +29,13 @@ from ggufreap.imatrix import (
     filled,
     in_tokens,
     load,
+    load_for,
     means,
     merged,
     save,
     sliced,
 )
+from ggufreap.verbs import gap_note
 
 GATE, DOWN, DENSE = "blk.0.ffn_gate_exps.weight", "blk.0.ffn_down_exps.weight", "blk.0.attn_q.weight"
 
@@ -382,6 +384,21 @@ def test_nothing_is_made_up_where_nobody_has_data() -> None:
     assert means(after.entries[GATE]).tolist() == [1] * 6
 
 
+def test_an_importance_of_zero_is_no_leave_to_write_zeros() -> None:
+    """Of a whole expert, of single inputs, and of a weight without experts."""
+    before = small()
+    entries = {name: ImatrixEntry(part.in_sum2.copy(), part.counts) for name, part in before.entries.items()}
+    entries[DOWN].in_sum2[3] = entries[GATE].in_sum2[2] = 0  # routed, and yet nothing
+    entries[GATE].in_sum2[0, 1:3] = entries[DENSE].in_sum2[0, 0] = 0
+    after, report = filled(Imatrix(entries))
+    assert report == (Filled(DENSE, (), 0, 1), Filled(GATE, (1, 2), 2, 2), Filled(DOWN, (1, 3), 0))
+    assert all((means(part) > 0).all() for part in after.entries.values())
+    gate = after.entries[GATE].in_sum2
+    assert gate[0, 1] == gate[0, 2] == entries[GATE].in_sum2[0, [0, 3]].min()
+    assert np.array_equal(gate[3], entries[GATE].in_sum2[3]), "what has data stays"
+    assert "inputs that were zero for the whole text: 2; they got the least" in gap_note(report[1])
+
+
 def test_the_mean_of_the_others_is_the_mean_of_the_whole_input() -> None:
     """Every token to two of four experts, none to the last: the rule gives the mean over tokens, exactly."""
     rng = np.random.default_rng(0)
@@ -531,3 +548,29 @@ def test_statistics_of_fused_experts(tmp_path: Path) -> None:
     whole = of_model(file, layout)
     sums = whole.entries["blk.1.ffn_gate_up_exps.weight"].in_sum2
     np.testing.assert_allclose(expert_statistics(whole, layout).gate[1], sums.sum(axis=1, dtype=np.float64))
+
+
+# Gate and up in one tensor or in two: the same inputs, the same sums.
+
+
+@pytest.mark.parametrize("was_fused", [True, False])
+def test_a_matrix_of_the_other_layout_serves_a_model(tmp_path: Path, was_fused: bool) -> None:
+    apart = open_gguf(tiny_gguf.qwen3moe(tmp_path / "apart.gguf"))
+    whole = open_gguf(tiny_gguf.qwen3moe(tmp_path / "whole.gguf", changes=[fused]))
+    before, after = (whole, apart) if was_fused else (apart, whole)
+
+    def matrix_of(file: GgufFile) -> Imatrix:
+        entries = {}
+        for record in file.tensors:
+            if record.name.startswith("blk.") and len(record.shape) > 1:
+                counts = [10] * (record.shape[0] if "_exps" in record.name else 1)
+                seed = 1 if any(part in record.name for part in ("_gate_exps", "_up_exps", "_gate_up_exps")) else 2
+                entries[record.name] = entry(counts, record.shape[-1], seed)
+        return Imatrix(entries, ("a text",), 1, 512)
+
+    save(tmp_path / "I.gguf", matrix_of(before))
+    found = load_for(tmp_path / "I.gguf", after)
+    assert same(found, matrix_of(after))
+    coverage = check(found, after, bind(after))
+    assert (coverage.missing, coverage.unknown) == ((), ())
+    assert same(load_for(tmp_path / "I.gguf", before), load(tmp_path / "I.gguf"))

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asked
 import numpy as np
 import pytest
 import tiny_gguf
@@ -91,8 +92,15 @@ UNSUPPORTED: dict[str, tuple[tuple[tiny_gguf.Change, ...], str]] = {
     "chunk experts": ((setting(experts_per_group=2),), "qwen3moe.experts_per_group = 2: .*Not prunable"),
     "unknown tensor": (
         (adding("blk.0.ffn_moon_exps.weight", 16, 2, 2),),
-        "blk.0.ffn_moon_exps.weight of a MoE block is in no table; the unknown is refused",
+        r"blk.0.ffn_moon_exps.weight with shape \[16, 2, 2\] is in no table and may belong to the 16 experts",
     ),
+    "experts of another program's MTP block": (
+        (adding("mtp.layers.0.mlp.moons.down_proj.weight", 16, 2, 2),),
+        r"mtp.layers.0.mlp.moons.down_proj.weight with shape .* may belong to the 16 experts",
+    ),
+    "experts on another axis": ((adding("v.blk.0.mixed.weight", 3, 16),), "v.blk.0.mixed.weight with shape"),
+    "experts by name alone": ((adding("mtp.shared_expert.weight", 3, 5),), "mtp.shared_expert.weight with shape"),
+    "experts of a block that has none": ((adding("blk.7.moon", 16),), "blk.7.moon with shape"),
     "unknown tensor without experts": ((adding("blk.0.moon", 2),), "blk.0.moon of a MoE block is in no table"),
     "hash table": (
         (adding("blk.0.ffn_gate_tid2eid.weight", 16, 2),),
@@ -182,7 +190,9 @@ def test_of_an_unknown_architecture_no_block_may_hold_the_unknown(tmp_path: Path
 
 
 def test_an_unknown_tensor_outside_the_moe_blocks_is_copied(tmp_path: Path) -> None:
-    assert len(layout_of(tmp_path, adding("moon.weight", 3), adding("blk.1x.moon", 3)).blocks) == 2
+    """Where nothing hints at experts; a known one may even be as long as there are experts."""
+    foreign = adding("moon.weight", 3), adding("blk.1x.moon", 3), adding("rope_freqs.weight", 16)
+    assert len(layout_of(tmp_path, *foreign).blocks) == 2
 
 
 # What the metadata decide.
@@ -330,7 +340,7 @@ def test_a_value_of_any_type_is_used_or_refused_in_one_line(tmp_path: Path, key:
 def refusal_of_pruning(path: Path, out: Path) -> str | None:
     try:
         assert verbs.inspect(path).n_expert == 16
-        verbs.apply(path, verbs.plan(path, method="random", keep=8, mtp="drop"), out)
+        verbs.apply(path, asked.plan(path, method="random", keep=8, mtp="drop"), out)
     except GgufReapError as error:
         return str(error)
     return None

@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+import tiny_layouts
+import tiny_llama
 import tiny_reference
+from asked import plan, prune
 
-from ggufreap import calibrate, imatrix, merge, plan, prune, saliency
+from ggufreap import calibrate, imatrix, merge, saliency
 from ggufreap.corpus.request import Request
 from ggufreap.demonstration import MODEL as DEMO_MODEL
 from ggufreap.engine.protocol import RoutedBatch
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.observation import STATISTICS, Statistic, Stored, checkpoint_path, load, observables, save
 from ggufreap.options.engine import EngineSettings
-from ggufreap.verbs import stages
 
 pytestmark = pytest.mark.native
 
@@ -168,7 +170,7 @@ def test_finished_statistics_are_used_without_loading_the_model(
     first = calibrate(model, out, KINDS[kind](folder), **options)
     written, found = out.read_bytes(), matrix.read_bytes()
     matrix.unlink()
-    monkeypatch.setattr(stages, "LlamaSession", refusing)
+    monkeypatch.setattr(import_module("ggufreap.verbs.calibrate"), "LlamaSession", refusing)
     again = calibrate(model, out, KINDS[kind](folder), **options)
     assert (again.counts, out.read_bytes(), matrix.read_bytes()) == (first.counts, written, found)
     with pytest.raises(MismatchError, match="holds statistics with another n_ubatch"):
@@ -192,7 +194,7 @@ def test_an_unfinished_calibration_of_other_work_is_refused_without_loading_the_
     calibrate(model, tmp_path / "S.npz", ids, settings=SETTINGS)
     checkpoint = checkpoint_path(tmp_path / "T.npz")
     (tmp_path / "S.npz").rename(checkpoint)
-    monkeypatch.setattr(stages, "LlamaSession", refusing)
+    monkeypatch.setattr(import_module("ggufreap.verbs.calibrate"), "LlamaSession", refusing)
     with pytest.raises(MismatchError, match="holds an unfinished calibration with another shard"):
         calibrate(model, tmp_path / "T.npz", ids, shard="1/2", settings=SETTINGS)
     with pytest.raises(MismatchError, match="holds an unfinished calibration without importance matrix"):
@@ -265,3 +267,28 @@ def test_matrices_beside_statistics_without_sums_are_not_merged_in_silence(
     assert f"not merged: {tmp_path / '1.imatrix.gguf'}; statistics without importance sums do not tell" in caplog.text
     assert Stored.open(tmp_path / "both.npz").importance is None
     assert not (tmp_path / "both.imatrix.gguf").exists()
+
+
+# Plans that must not depend on how a model is written down.
+
+
+def plans(path: Path, ids: Path) -> dict[str, object]:
+    """What every method keeps, by one calibration; random looks at nothing."""
+    stats, matrix = path.with_suffix(".npz"), path.with_suffix(".imatrix.gguf")
+    calibrate(path, stats, ids, imatrix_out=matrix, settings=SETTINGS)
+    found = {
+        name: plan(path, stats=stats if name in saliency.METHODS else None, method=name, ratio="0.25").keep
+        for name in saliency.METHOD_NAMES
+    }
+    return found | {"imatrix": plan(path, from_imatrix=matrix, ratio="0.25").keep}
+
+
+def test_a_scale_folded_into_the_weights_changes_no_plan(tmp_path: Path, ids: Path) -> None:
+    scaled = tiny_gguf.qwen3moe(tmp_path / "scaled.gguf", changes=[tiny_layouts.scaled])
+    folded = tiny_gguf.qwen3moe(tmp_path / "folded.gguf", changes=[tiny_layouts.scales_folded])
+    tokens = CHUNKS[0].tolist()
+    np.testing.assert_allclose(tiny_llama.outputs(scaled, tokens), tiny_llama.outputs(folded, tokens), atol=1e-4)
+    assert plans(scaled, ids) == plans(folded, ids)
+    # It is the scales that decide: without them, the norms of these weights choose otherwise.
+    bare = plan(tiny_gguf.qwen3moe(tmp_path / "bare.gguf"), method="weight_norm", ratio="0.25")
+    assert bare.keep != plan(scaled, method="weight_norm", ratio="0.25").keep

@@ -1,8 +1,9 @@
-"""The options of llama.cpp: one table for Python, the command line and recipes."""
+"""Options: one table for Python, the command line and recipes."""
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,26 @@ import pytest
 
 from ggufreap import verbs
 from ggufreap.cli import VERBS, engine, main
+from ggufreap.cli.generated import value
 from ggufreap.engine import footprint, subprocess_probe
 from ggufreap.errors import InputError
-from ggufreap.options.engine import ALL_LAYERS, CONTEXT, PLACEMENT, SEQUENCES, EngineSettings
+from ggufreap.options.data import Reading, Request
+from ggufreap.options.engine import (
+    ALL_BLOCKS,
+    ALL_LAYERS,
+    AUTO_BLOCKS,
+    CONTEXT,
+    FITTING_BLOCKS,
+    PLACEMENT,
+    SEQUENCES,
+    EngineSettings,
+)
 from ggufreap.options.flag import flags_of
-from ggufreap.recipe import Recipe, load_recipe
-from ggufreap.verbs import recipes
+from ggufreap.options.judgement import Judgement
+from ggufreap.options.output import Output
+from ggufreap.options.quantisation import Quantisation
+from ggufreap.options.target import Target
+from ggufreap.recipe import Recipe, load_recipe, reading
 
 FLAGS = flags_of(EngineSettings)
 LOADING = (
@@ -63,6 +78,13 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
+def asked_of(verb: str, kind: type, arguments: Sequence[str]) -> Any:
+    needed = {"prune": ("m.gguf", "--keep", "8"), "run": ("tiny", "m.gguf")}[verb]
+    if kind is Target and {"--ratio", "--keep"} & set(arguments):
+        needed = needed[:1]
+    return value(parser_of(verb).parse_args([*needed, *arguments]), kind)
+
+
 def settings_of(arguments: Sequence[str]) -> EngineSettings:
     return engine.settings(parser_of("eval").parse_args(["m.gguf", *arguments]))
 
@@ -84,8 +106,16 @@ def test_flag_field_and_recipe_key_are_one(
 
 
 def test_every_field_with_a_flag_is_tested_and_no_other_can_be_given() -> None:
-    assert set(FLAGS) - {row[1] for row in SAME} == {"n_ctx", "n_parallel"}
+    assert set(FLAGS) - {row[1] for row in SAME} == {"n_ctx", "n_parallel", "blockwise"}
     assert {each.name for each in fields(EngineSettings)} - set(FLAGS) == {"exact", "watched"}
+
+
+def test_how_many_blocks_at_a_time_is_said_where_text_is_calibrated_on(tmp_path: Path) -> None:
+    for text, blocks in (("3", 3), ("fit", FITTING_BLOCKS), ("off", ALL_BLOCKS), ("auto", AUTO_BLOCKS)):
+        given = parser_of("calibrate").parse_args(["m.gguf", "-o", "S.npz", "--blockwise", text])
+        assert engine.settings(given) == EngineSettings(n_ctx=0, blockwise=blocks)
+    assert recipe_with(tmp_path, 'blockwise = "fit"').engine == EngineSettings(blockwise=FITTING_BLOCKS)
+    assert [verb for verb in LOADING if "--blockwise" in parser_of(verb).format_help()] == ["calibrate", "prune"]
 
 
 @pytest.mark.parametrize("verb", LOADING)
@@ -115,7 +145,7 @@ def test_a_recipe_runs_as_its_table_says_and_flags_win(tmp_path: Path, monkeypat
     def prune(*_: object, settings: EngineSettings, **_others: object) -> None:
         raise Asked(settings)
 
-    monkeypatch.setattr(recipes, "prune", prune)
+    monkeypatch.setattr(import_module("ggufreap.verbs.run"), "prune", prune)
     recipe_with(tmp_path, 'threads = 3\nn_cpu_moe = 2\nflash_attn = "off"')
     path = str(tmp_path / "r.toml")
     table = EngineSettings(n_ctx=0, n_threads=3, n_cpu_moe=2, flash_attn="off")
@@ -132,6 +162,99 @@ def test_a_recipe_runs_as_its_table_says_and_flags_win(tmp_path: Path, monkeypat
     with pytest.raises(Asked) as asked:
         verbs.run(path, "m.gguf", settings=EngineSettings(n_threads=1))
     assert asked.value.args == (EngineSettings(n_ctx=0, n_threads=1),), "settings take the table's place"
+
+
+# The same of what is asked for: flag and text, options, field, value, and as a recipe writes it.
+ASKED = (
+    (("--ratio", "0.3"), Target, "ratio", "0.3", "[target]\nratio = 0.3\n"),
+    (("--keep", "9"), Target, "keep", 9, "[target]\nkeep = 9\n"),
+    (("--max-kld", "0.3"), Target, "max_kld", 0.3, None),
+    (("--method", "frequency"), Target, "method", "frequency", "[target]\nkeep = 8\nmethod = 'frequency'\n"),
+    (("--budget", "5"), Target, "budget", 5, "[target]\nkeep = 8\nmethod = 'best'\nbudget = 5\n"),
+    (("--from-imatrix", "I"), Target, "from_imatrix", "I", None),
+    (("--blend", "tokens"), Target, "blend", "tokens", "[target]\nkeep = 8\nblend = 'tokens'\n"),
+    (("--mtp", "drop"), Target, "mtp", "drop", "[target]\nkeep = 8\nmtp = 'drop'\n"),
+    (("--seed", "3"), Target, "seed", 3, None),
+    (("--quant", "keep", "--quant", "Q6_K"), Quantisation, "quant", ("keep", "Q6_K"), None),
+    (("--imatrix", "I"), Quantisation, "imatrix", "I", None),
+    (("--process-output",), Quantisation, "process_output", True, None),
+    (("--keep-intermediate",), Quantisation, "keep_intermediate", True, None),
+    (("--allow-requantize",), Quantisation, "allow_requantize", True, None),
+    (("--eval-file", "a", "--eval-file", "b"), Judgement, "files", ("a", "b"), "[evaluation]\nfiles = ['a', 'b']\n"),
+    (("--eval-split", "5%"), Judgement, "split", "5%", None),
+    (("--eval-chunks", "4"), Judgement, "chunks", 4, "[evaluation]\nchunks = 4\n"),
+    (("--eval-ctx-size", "64"), Judgement, "ctx_size", 64, "[evaluation]\nctx_size = 64\n"),
+    (("--compare",), Judgement, "compare", True, "[evaluation]\nfiles = ['a']\ncompare = true\n"),
+    (("--fail-if", "kld>1"), Judgement, "fail_if", ("kld>1",), "[evaluation]\nfiles = ['a']\nfail_if = ['kld>1']\n"),
+    (("--report", "R"), Judgement, "report", "R", None),
+    (("-o", "O"), Output, "out", "O", None),
+    (("--split-max-size", "2G"), Output, "split_max_size", "2G", None),
+    (("--keep-split",), Output, "keep_split", True, None),
+    (("--dry-run",), Output, "dry_run", True, None),
+    (("--no-verify",), Output, "verify", False, None),
+    (("-f", "a", "-f", "b"), Request, "file", ("a", "b"), None),
+    (("--dataset", "a:5"), Request, "dataset", ("a:5",), "[calibration]\ndatasets = ['a:5']\n"),
+    (("--domain", "x=a"), Request, "domain", ("x=a",), None),
+    (("--tokens", "I.npy"), Request, "tokens", "I.npy", None),
+    (("--text-field", "body"), Request, "text_field", "body", None),
+    (("--no-chat-template",), Request, "chat_template", False, None),
+    (("--count", "assistant"), Reading, "count", "assistant", None),
+    (("--no-packing",), Reading, "packing", False, None),
+    (("--parse-special",), Reading, "parse_special", True, None),
+    (("--chunks", "7"), Reading, "n_chunks", 7, "[calibration]\nchunks = 7\n"),
+)
+TABLES = {Target: ("target", {"keep": 8}), Judgement: ("evaluation", {}), Request: ("calibration", {})}
+TABLES[Reading] = TABLES[Request]
+KINDS = (Target, Quantisation, Judgement, Output, Request, Reading)
+
+
+@pytest.mark.parametrize(("arguments", "kind", "field", "value", "written"), ASKED)
+def test_what_is_asked_for_is_one_in_all_three(
+    arguments: Sequence[str], kind: Any, field: str, value: Any, written: str | None, tmp_path: Path
+) -> None:
+    usual = {"keep": 8} if kind is Target and field not in ("ratio", "keep") else {}
+    expected = kind(**usual, **{field: value})
+    assert expected != kind(**usual)
+    assert asked_of("prune", kind, arguments) == expected
+    flag = flags_of(kind)[field]
+    if written is None:
+        return
+    path, (table, _) = tmp_path / "r.toml", TABLES[kind]
+    more = "" if table == "target" else "[target]\nkeep = 8\n"
+    path.write_text(f"{more}{written}[quantization]\nkeep = true\n")
+    found = getattr(getattr(load_recipe(path), table), flag.key)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_every_field_is_asked_for_by_flag() -> None:
+    for kind in KINDS:
+        plain = {"text", "reading"} if kind is Request else set()
+        with_flag = set(flags_of(kind))
+        assert {each.name for each in fields(kind)} - with_flag == plain
+        tested = {row[2] for row in ASKED if row[1] is kind}
+        assert with_flag - tested == ({"seed"} if kind is Request else set())  # the flag of Target
+
+
+def test_what_a_recipe_can_say_has_a_flag_and_the_same_default() -> None:
+    said = {(kind, flags_of(kind)[field].key) for _, kind, field, _, written in ASKED if written}
+    for kind, (table, needed) in TABLES.items():
+        recipe_kind = type(getattr(load_recipe("tiny"), table))
+        made = recipe_kind(**needed)
+        for name, flag in flags_of(kind).items():
+            if (kind, flag.key) in said and (name, kind) != ("ctx_size", Judgement):  # not as -c: it has none
+                assert getattr(made, flag.key) == getattr(kind(**needed), name), (kind, name)
+    keys = {
+        "target": {"ratio", "keep", "method", "budget", "blend", "mtp"},
+        "evaluation": {key for k, key in said if k is Judgement},
+    }
+    for table, expected in keys.items():
+        assert set(reading._KINDS[table]) == expected
+
+
+def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
+    for kind in KINDS:
+        assert asked_of("prune", kind, ()) == (Target(keep=8) if kind is Target else kind())
 
 
 BAD_VALUES = {

@@ -165,7 +165,7 @@ def test_the_buffers_of_shards_are_added_up(caplog: pytest.LogCaptureFixture) ->
     ]
     placement.tell(Path("x.gguf"), EngineSettings(mlock=True), lines)
     assert [record.getMessage() for record in caplog.records] == [
-        "weights of x.gguf: 110.2 MiB in CPU_Mapped, 2,000.5 MiB in CUDA0",
+        "weights of x.gguf: 116 MB in CPU_Mapped, 2.10 GB in CUDA0",
         "--mlock: the system does not lock so much memory; raise its limit (ulimit -l)",
     ]
 

@@ -111,7 +111,7 @@ def test_no_dropped_expert_beats_a_kept_one_of_its_group(seed: int, shape: tuple
     [("0.2", "0.20"), ("0.25", "0.25"), ("0.325", "0.325"), (0.5, "0.50"), (None, "0.19"), ("0", "0.00")],
 )
 def test_the_ratio_in_names(ratio: str | None, label: str) -> None:
-    assert ratio_label(16, 13, ratio) == label
+    assert ratio_label(16, 3, ratio) == label
 
 
 def plan_of(model: MoeLayout, **target: object) -> PruningPlan:

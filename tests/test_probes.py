@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import asked
 import pytest
 
 from ggufreap import verbs
@@ -144,7 +145,7 @@ def test_a_template_gets_a_turn_of_the_user() -> None:
 def test_probes_of_a_plan_against_the_model_itself(tmp_path: Path) -> None:
     prompts = tmp_path / "p.txt"
     prompts.write_text("def read_header(path):\nimport os\nThe file format is\n")
-    kept = verbs.plan(MODEL, keep=4, method="random", seed=1)
+    kept = asked.plan(MODEL, keep=4, method="random", seed=1)
     layout = bind(open_gguf(MODEL))
     settings = EngineSettings(n_ctx=0, n_ubatch=64, n_threads=1, n_gpu_layers=0, n_parallel=2)
     options = {"prompts": prompts, "n_predict": 24, "temperatures": [0.0, 0.5], "settings": settings}
@@ -153,7 +154,7 @@ def test_probes_of_a_plan_against_the_model_itself(tmp_path: Path) -> None:
     assert len(found.probes) == 6
     assert found.temperatures == (0.0, 0.5)
     assert any(probe.control and probe.answer.tokens != probe.control.tokens for probe in found.probes)
-    everything = verbs.plan(MODEL, keep=layout.n_expert, method="random")
+    everything = asked.plan(MODEL, keep=layout.n_expert, method="random")
     same = verbs.probe(MODEL, plan=everything, **options)
     assert all(probe.answer == probe.control and probe.signs == probe.control_signs for probe in same.probes)
     against = verbs.probe(MODEL, reference=MODEL, **options)

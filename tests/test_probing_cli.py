@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import asked
 import pytest
 import tiny_gguf
 
-from ggufreap import console, verbs
+from ggufreap import console
 from ggufreap.cli import main
 from ggufreap.demonstration import MODEL
 from ggufreap.evaluation import probes
@@ -42,7 +43,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
-    save_plan(tmp_path / "p.json", verbs.plan(MODEL, keep=2, method="random", seed=1))
+    save_plan(tmp_path / "p.json", asked.plan(MODEL, keep=2, method="random", seed=1))
     return tmp_path / "p.json"
 
 

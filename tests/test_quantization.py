@@ -18,15 +18,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_llama
+from asked import plan
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 from tiny_gguf import Model, qwen3moe
+from tiny_layouts import with_mtp
 
-from ggufreap import apply, plan
+from ggufreap import apply
+from ggufreap.architecture.layout import bind
 from ggufreap.container import GgufFile, OutputTensor, Piece, TensorRecord, lay_out, open_gguf, type_name, write
 from ggufreap.engine.quantizer import Quantizer, QuantizerCall
 from ggufreap.errors import EngineError, GgufReapError, InputError, MismatchError, OutputError
-from ggufreap.imatrix import load, means
+from ggufreap.imatrix import load, means, reached
 from ggufreap.progress import silent
 from ggufreap.quantization import (
     QuantRequest,
@@ -35,7 +38,8 @@ from ggufreap.quantization import (
     parse_tensor_type,
     quantize_file,
 )
-from ggufreap.quantization.request import FILE_TYPES
+from ggufreap.quantization.checks import check_reach
+from ggufreap.quantization.request import FILE_TYPES, TENSOR_TYPES
 
 pytestmark = pytest.mark.native
 
@@ -76,6 +80,7 @@ def check_foretold(
     assert types_of(file) == made.types
     assert file.paths == list(made.paths)
     assert file.nbytes == made.nbytes
+    assert [path.stat().st_size for path in file.paths] == list(made.file_nbytes)
     assert sum(made.type_nbytes.values()) == sum(record.nbytes for record in file.tensors)
     assert not list(out.parent.glob("*.partial*"))
     return file
@@ -733,3 +738,29 @@ def test_a_model_that_changed_since_it_was_opened_is_refused(tmp_path: Path, n_b
     qwen3moe(tmp_path / "in.gguf", n_expert=4, n_used=2, n_block=n_block)
     with pytest.raises(EngineError, match="dry run names"):
         quantize_file(source, tmp_path / "out.gguf", QuantRequest("q8_0"))
+
+
+def test_what_no_calibration_reaches_is_known_before_it(tmp_path: Path) -> None:
+    """An MTP block, whose weights would need importance."""
+    source = open_gguf(qwen3moe(tmp_path / "m.gguf", types=Kind.F16, changes=[with_mtp]))
+    known = reached(source, bind(source))
+    assert "blk.1.ffn_up_exps.weight" in known
+    types = {
+        record.name: TENSOR_TYPES["IQ2_XS"] if "_exps" in record.name else record.type for record in source.tensors
+    }
+    with pytest.raises(InputError, match=r"blk\.2\..* would become IQ2_XS, .* calibration never runs it"):
+        check_reach(source, types, "IQ2_XS", known)
+    check_reach(source, types, "IQ2_XS", set(source.by_name))
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*x", "((ab?)c){2,}", "(?:x*)+", "(a{1,9}){9}"])
+def test_a_pattern_that_could_take_for_ever_is_refused(pattern: str) -> None:
+    with pytest.raises(InputError, match="repeats a group that can match in several ways"):
+        parse_tensor_type(f"{pattern}=q6_k")
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"ffn_(gate|up|down)_exps", r"blk\.(\d|1\d)\.", "[(a+)+]", r"\(a+\)+", "(?!x+)y", "(ab)+"]
+)
+def test_patterns_that_people_write_are_not(pattern: str) -> None:
+    assert parse_tensor_type(f"{pattern}=q6_k") == (pattern, "Q6_K")

@@ -8,16 +8,18 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from asked import prune
 from gguf import GGMLQuantizationType as Kind
 from tiny_gguf import qwen3moe
 
 from ggufreap.container import open_gguf, type_name
 from ggufreap.errors import InputError
+from ggufreap.options.data import Reading, Request
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.output import Output
 from ggufreap.quantization import parse_tensor_type
 from ggufreap.recipe import Recipe, Variant, load_recipe, recipe_names
-from ggufreap.verbs.recipes import run
-from ggufreap.verbs.whole import Pruned, prune
+from ggufreap.verbs import Pruned, run
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 GENERAL = ("q4_k_m", "iq4_xs", "iq3_xxs-experts", "q4_k_m-q8_0-critical", "edges-high", "tiny")
@@ -221,10 +223,14 @@ def test_held_out_texts_are_named(write: Write) -> None:
     assert empty.evaluation.texts == {}
 
 
-def test_the_data_sets_of_a_recipe_are_looked_for(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("data", [None, Request(reading=Reading(n_chunks=8))])
+def test_the_data_sets_of_a_recipe_are_looked_for(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Request | None
+) -> None:
+    """Also where no more is said than how to read."""
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"data set theblackcat102/evol-codealpaca-v1: the hub is out of reach"):
-        run("reap-qwen3.5-35b-a3b-20", model, out=tmp_path)
+        run("reap-qwen3.5-35b-a3b-20", model, data, output=Output(tmp_path))
 
 
 # --- from end to end -------------------------------------------------------------------------------------------------
@@ -240,7 +246,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(model: Path) -> Pruned:
-    return run("tiny", model, data=str(model.with_name("text.txt")), out=model.with_name("out"), settings=SETTINGS)
+    return run(
+        "tiny", model, data=str(model.with_name("text.txt")), output=Output(model.with_name("out")), settings=SETTINGS
+    )
 
 
 @pytest.mark.native
@@ -272,7 +280,7 @@ def test_the_variants_have_the_types_that_were_asked_for(made: Pruned) -> None:
 @pytest.mark.parametrize("name", GENERAL[2:5])
 def test_a_general_recipe_runs_on_a_small_model(model: Path, tmp_path: Path, name: str) -> None:
     recipe = load_recipe(name)
-    made = run(recipe, model, data=str(model.with_name("text.txt")), out=tmp_path / "out", settings=SETTINGS)
+    made = run(recipe, model, data=str(model.with_name("text.txt")), output=Output(tmp_path / "out"), settings=SETTINGS)
     (variant,) = recipe.quantization.variants
     assert [path.name for path in made.quantized[0].paths] == [f"Tiny-REAP-0.20-{variant.suffix}.gguf"]
     assert not made.script.files[0].path.exists()
@@ -288,7 +296,9 @@ def test_a_general_recipe_runs_on_a_small_model(model: Path, tmp_path: Path, nam
 @pytest.mark.native
 def test_the_importance_matrix_goes_when_it_is_not_wanted(model: Path, tmp_path: Path, write: Write) -> None:
     text = (FOLDER / "tiny.toml").read_text(encoding="utf-8").replace("keep_imatrix = true", "keep_imatrix = false")
-    made = run(write(text), model, data=str(model.with_name("text.txt")), out=tmp_path / "out", settings=SETTINGS)
+    made = run(
+        write(text), model, data=str(model.with_name("text.txt")), output=Output(tmp_path / "out"), settings=SETTINGS
+    )
     assert made.imatrix_path is None
     assert not list((tmp_path / "out").glob("*REAP*imatrix*"))
 
@@ -299,14 +309,14 @@ def test_a_recipe_judges_what_it_makes(model: Path, tmp_path: Path, write: Write
     text.write_text("a lazy fox jumps over the quick brown dog\n" * 30)
     judged = f"[evaluation]\nfiles = ['held={text}']\nchunks = 2\nctx_size = 64\nfail_if = ['kld>1e9']\n"
     recipe = write((FOLDER / "tiny.toml").read_text(encoding="utf-8") + judged)
-    made = run(recipe, model, data=str(model.with_name("text.txt")), out=tmp_path / "out", settings=SETTINGS)
+    made = run(recipe, model, data=str(model.with_name("text.txt")), output=Output(tmp_path / "out"), settings=SETTINGS)
     assert [each.kind for each in made.account.files] == ["Q8_0", "IQ4_XS", "Q4_K_M"]
     assert [set(each.comparison.domains) for each in made.account.files] == [{"held"}] * 3
     assert [outcome.failed for outcome in made.account.gates] == [False]
 
 
 def test_a_dry_run_reads_no_text_and_writes_nothing(model: Path, tmp_path: Path) -> None:
-    foreseen = run("q4_k_m", model, out=tmp_path / "out", dry_run=True)
+    foreseen = run("q4_k_m", model, output=Output(tmp_path / "out", dry_run=True))
     assert foreseen.plan.n_keep == 13
     assert not list(tmp_path.iterdir())
 

@@ -21,6 +21,7 @@ from tiny_report import bare_report, demo_report, large_report
 from ggufreap.container import open_gguf
 from ggufreap.demonstration import MODEL
 from ggufreap.errors import InputError, OutputError
+from ggufreap.limits import level_of
 from ggufreap.reporting import facts, load_report, write_report
 from ggufreap.reporting.caveats import caveats_of
 from ggufreap.reporting.describe import describe_file
@@ -29,7 +30,7 @@ from ggufreap.reporting.formats import MINUS, MISSING, TIMES, written
 from ggufreap.reporting.pages import lookup, render
 from ggufreap.reporting.plots import PLOTS, draw
 from ggufreap.reporting.saliency_plots import removed_of, scores_of
-from ggufreap.reporting.summary import level_of, summary_of
+from ggufreap.reporting.summary import summary_of
 
 Written = tuple[facts.Report, Path]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -155,6 +156,7 @@ def test_the_rival_of_equal_size_is_judged_by_the_errors(
     rival = facts.EqualSize("a.gguf", "b.gguf", "Q3_K_M", 610, facts.Estimate(*unpruned), facts.Estimate(*pruned))
     report = replace(BARE, variants=(_variant({}),), equal_size=(rival,))
     assert summary_of(report)["equal_size"][0]["verdict"] == verdict
+    assert summary_of(report)["variants"][0]["beaten"] == (verdict == "unpruned")
 
 
 def test_caveats_are_there_when_they_hold_and_only_then() -> None:
@@ -197,7 +199,7 @@ def test_caveats_are_there_when_they_hold_and_only_then() -> None:
     [
         (0, "size", "0 B"),
         (999, "size", "999 B"),
-        (999_700, "size", "1 MB"),
+        (999_700, "size", "1.00 MB"),
         (8_216_672, "size", "8.22 MB"),
         (30_532_122_624, "parameters", "30.5B"),
         (0.0218123, "decimal", "0.0218"),
@@ -551,3 +553,16 @@ def test_a_browser_shows_it_in_light_and_dark_on_a_narrow_screen(
     )
     assert f"<title>fits:true back:{back}</title>" in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+def test_a_better_rival_stands_before_any_word_for_the_loss(tmp_path: Path) -> None:
+    """A very small loss is no praise where quantising alone costs a third of it."""
+    estimates = facts.Estimate(0.005, 0.0001), facts.Estimate(0.015, 0.0001)
+    rival = facts.EqualSize("a.gguf", "b.gguf", "Q3_K_M", 610, *estimates)
+    report = replace(BARE, variants=(_variant({"code": 0.015}),), equal_size=(rival,))
+    _, page, card = (path.read_text("utf-8") for path in write_report(report, tmp_path / "r") if path.suffix != ".png")
+    tiles = page[page.index('<div class="tiles">') :]
+    assert tiles.index(">farther<") < tiles.index("experts per block")
+    assert "a very small loss</span>" not in re.sub(r"<span data-json[^>]*>([^<]*)</span>", r"\1", tiles)
+    assert "more than\nquantising the unpruned model to its size does" in page
+    assert card.index("At its size the unpruned model is better") < card.index("What it costs")

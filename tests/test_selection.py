@@ -176,7 +176,7 @@ def test_a_budget_ends_after_whole_rounds_and_two_at_least() -> None:
 
 
 def test_too_little_text_is_refused() -> None:
-    with pytest.raises(InputError, match="b has 1 held-out chunks, it takes 2"):
+    with pytest.raises(InputError, match="b has 1 held-back chunks, it takes 2"):
         judge(Masked(), {"a": CHUNKS["a"], "b": CHUNKS["b"][:1]}, KEEPS, Ledger(None, ""))
     assert usable({"a": [np.zeros(3), np.zeros(4)]})["a"][0].shape == (4,)
 
@@ -228,7 +228,7 @@ def test_the_default_gives_way_only_to_what_is_surely_better(found: dict, chosen
     assert reason in verdict.reason
     assert verdict.n_chunks == 8
     assert [row.mean for row in verdict.rows] == sorted(row.mean for row in verdict.rows)
-    assert "of reap on held-out text" in verdict.line
+    assert "of reap on held-back text" in verdict.line
 
 
 def test_nothing_takes_its_place_that_is_not_better_than_it_is_from_all_text() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asked import prune
 
-from ggufreap import prune
 from ggufreap.options.engine import EngineSettings
 
 pytestmark = pytest.mark.native

@@ -18,13 +18,13 @@ from ggufreap.cli.common import command
 from ggufreap.container import open_gguf
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.errors import FormatError, GgufReapError, NumericFailure, UnsupportedModel
+from ggufreap.model import Model
 from ggufreap.planning import load_plan, make_plan, save_plan
 from ggufreap.quantization.request import imatrix_metadata
 from ggufreap.reporting import facts, write_report
 from ggufreap.reporting.document import document_of
 from ggufreap.rewriting import lower
 from ggufreap.showing import EXCERPT, LONGEST_MESSAGE, excerpt, published, shown, to_json
-from ggufreap.verbs.stages import open_model
 
 # Colours, a title of the window, a line turned around, one that is wiped out, a second line, C1, half a pair, a tag.
 FOREIGN = "\x1b[31mred\x1b]0;title\x07\u202eevil\r\x1b[2K\nsecond \x9b1m\udcff\U000e0041"
@@ -147,9 +147,10 @@ def test_the_command_of_a_report_tells_no_folders(tmp_path: Path, monkeypatch: p
 def test_the_metadata_of_a_pruned_file_tells_no_folders(tmp_path: Path) -> None:
     path = qwen3moe(tmp_path / "m.gguf", n_block=1, n_embd=32, n_ff=32)
     inspection, source = inspect(path), open_gguf(path)
-    _, layout, identity = open_model(path)
+    model = Model.open(path)
+    layout, identity = model.layout, model.identity
     records = (SourceRecord("/home/me/text.txt", "de"), SourceRecord("org/data", "code", is_hub=True))
-    scores = np.ones((1, inspection.n_expert))
+    scores = np.arange(inspection.n_expert, dtype=float)[None]
     plan = make_plan(layout, identity, scores, method="reap", keep=8, datasets=records)
     script = lower(source, layout, plan, tmp_path / "out.gguf")
     assert b"/home/me" not in script.files[0].header

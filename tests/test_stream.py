@@ -2,22 +2,29 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_gguf
 from fake_engine import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufreap import corpus, verbs
-from ggufreap.corpus import Reading, SourceRecord
+from ggufreap.cli import parse
+from ggufreap.cli.asked import request
+from ggufreap.container import open_gguf
+from ggufreap.corpus import SourceRecord
 from ggufreap.corpus.chat import Rendered
-from ggufreap.corpus.request import Request, open_request
-from ggufreap.corpus.samples import Conversation, Sample, Text
-from ggufreap.corpus.stream import NamedSource, Stream
+from ggufreap.corpus.default import DEFAULT_SOURCES
+from ggufreap.corpus.request import open_request
+from ggufreap.corpus.samples import Conversation, Sample, Text, Unusable
+from ggufreap.corpus.stream import MOST_REASONS, NamedSource, Stream
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.observation import DomainStatistics, Importance, Provenance, Shard, load, merge, observe
+from ggufreap.options.data import Reading, Request
 
 PROVENANCE = Provenance("model", "corpus", 4, 4, "test", "0")
 
@@ -26,7 +33,7 @@ class Listed:
     """A source whose samples are there already."""
 
     def __init__(self, *samples: Sample) -> None:
-        self.samples, self.position, self.skipped = samples, 0, {}
+        self.samples, self.position, self.skipped, self.n_files = samples, 0, {}, (1, 1)
 
     @property
     def nbytes(self) -> int:
@@ -260,3 +267,88 @@ def test_the_built_in_mix_says_how_to_do_without_network(monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"no text was given, .*; to try out without network: --offline-default"):
         verbs.data.open_data(None)
+
+
+# Nothing that was given is dropped without a word.
+
+
+def test_chunks_that_leave_files_or_sources_unread_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.txt").write_text(f"{name} has much to say. " * 50)
+    engine, file = FakeEngine(), open_gguf(tiny_gguf.qwen3moe(tmp_path / "m.gguf"))
+
+    def notes(n_chunks: int | None, *more: str) -> str:
+        opened = open_request(Request(file=(str(folder),), domain=more, reading=Reading(n_chunks=n_chunks)))
+        with opened.chunks(engine, file, 64) as chunks:
+            assert sum(1 for _ in chunks) == n_chunks or n_chunks is None
+            return "\n".join(chunks.notes())
+
+    told = f"{folder}: --chunks 3 was reached in file 1 of 3, the others were not read; to draw .* samples: {folder}:N"
+    assert re.search(told, notes(3))
+    assert "file 2 of 3" in notes(20)
+    assert notes(None) == ""
+    (tmp_path / "x.txt").write_text("x" * 5000)
+    (tmp_path / "y.txt").write_text("y" * 5000)
+    same = (f"two={tmp_path}/x.txt", f"two={tmp_path}/y.txt")
+    assert f"{tmp_path}/y.txt: nothing of it is among the 4 chunks that --chunks allows" in notes(4, *same)
+    with pytest.raises(InputError, match="--chunks 1 for 2 domains: some would not be read at all; give 2 or more"):
+        notes(1, *same)
+
+
+def test_files_of_a_folder_that_are_no_text_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "code"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "README.md").write_text("text " * 100)
+    for number in range(14):
+        (folder / f"deep/{number}.py").write_text("print(1)\n")
+    open_request(Request(file=(str(folder),)))
+    assert "code: 1 of its files are read, 14 are not" in caplog.text
+    assert f"(14 .py); to read them too: -f '{folder}/**/*.py'" in caplog.text
+    caplog.clear()
+    open_request(Request(file=(f"{folder}/**/*.py", f"{folder}/README.md")))
+    assert caplog.text == ""
+
+
+def test_a_way_of_reading_holds_for_text_that_was_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr(verbs.data, "open_request", lambda request: asked.append(request))
+    verbs.data.open_data(Request(seed=3, reading=Reading(n_chunks=8)))
+    verbs.data.open_data(None)
+    assert [(request.seed, request.reading.n_chunks) for request in asked] == [(3, 8), (0, None)]
+    assert all(request.domain == DEFAULT_SOURCES for request in asked)
+    offline = verbs.data.offline_default(Request(reading=Reading(n_chunks=8)))
+    assert offline.reading.n_chunks == 8
+    with pytest.raises(InputError, match="both data and --offline-default were given"):
+        verbs.data.offline_default(Request(file=("a.txt",)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), None),
+        (("--chunks", "4"), Request(reading=Reading(n_chunks=4))),
+        (("--no-packing",), Request(reading=Reading(packing=False))),
+        (("--seed", "3"), Request(seed=3)),
+        (("--seed", "3", "--from-imatrix", "I.gguf"), None),
+        (("--seed", "3", "--method", "random"), None),
+        (("-f", "a.txt"), Request(file=("a.txt",))),
+    ],
+)
+def test_flags_that_say_how_to_read_are_passed_on(flags: tuple[str, ...], expected: Request | None) -> None:
+    assert request(parse(["prune", "m.gguf", "--ratio", "0.2", *flags])) == expected
+
+
+def test_reasons_are_told_apart_up_to_a_number() -> None:
+    """A template can refuse every conversation with words of its own."""
+
+    def refused(conversation: Conversation) -> Rendered:
+        raise Unusable(f"refused number {conversation.messages[0]['content']}")
+
+    talks = [Conversation(({"role": "user", "content": str(number)},)) for number in range(500)]
+    source = Listed(*talks, Text("some text of the usual kind " * 20))
+    stream = Stream(FakeEngine(), [NamedSource("a", source, SourceRecord("a", "a"))], 8, Reading(), refused)
+    list(stream)
+    assert len(stream.notes()) == MOST_REASONS + 1
+    assert f"a: skipped {500 - MOST_REASONS}: other reasons" in stream.notes()

@@ -31,12 +31,12 @@ DYING = """
 import ctypes, os, sys, time
 from functools import partial
 from itertools import count
+from ggufreap import verbs
 from ggufreap.observation import chunkwise
 from ggufreap.__main__ import main
 from ggufreap.engine import subprocess_probe
 from ggufreap.engine.quantizer import Quantizer
 from ggufreap.engine.session import LlamaSession
-from ggufreap.verbs import stages
 
 DEATHS = {{
     "SIGSEGV": lambda: ctypes.string_at(0),
@@ -65,7 +65,7 @@ def probed(*arguments, before=subprocess_probe.run):
     return before(*arguments)
 
 LlamaSession.decode, Quantizer.run, subprocess_probe.run = decode, quantise, probed
-stages.observe = partial(chunkwise.observe, checkpoint_seconds=0)
+sys.modules["ggufreap.verbs.calibrate"].observe = partial(chunkwise.observe, checkpoint_seconds=0)
 sys.exit(main())
 """
 FLAGS = ("-c", "64", "-ub", "64", "-t", "1")

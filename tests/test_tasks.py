@@ -3,6 +3,7 @@
 import struct
 from pathlib import Path
 
+import asked
 import numpy as np
 import pytest
 
@@ -200,7 +201,7 @@ def test_the_verb_compares_a_plan_with_the_model(tmp_path: Path) -> None:
     ]
     file = written(tmp_path / "q.jsonl", "\n".join(lines))
     settings = EngineSettings(n_ctx=0, n_ubatch=64, n_threads=1, n_gpu_layers=0)
-    plan = verbs.plan(MODEL, keep=4, method="random", seed=2)
+    plan = asked.plan(MODEL, keep=4, method="random", seed=2)
     report = verbs.tasks(MODEL, jsonl=file, plan=plan, settings=settings, n=6)
     assert report.task == "jsonl: q.jsonl"
     assert report.accuracy.share.n == report.accuracy.reference.n == 6

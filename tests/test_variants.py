@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+from asked import prune
 from gguf import GGMLQuantizationType as Kind
 
-from ggufreap import calibrate, imatrix, prune, quantize
+from ggufreap import calibrate, imatrix, quantize
 from ggufreap.architecture.layout import bind
 from ggufreap.cli import main
 from ggufreap.container import open_gguf, type_name

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import asked
 import numpy as np
 import pytest
 import tiny_gguf
@@ -21,11 +22,11 @@ from ggufreap.engine import subprocess_probe
 from ggufreap.engine.protocol import Tokens
 from ggufreap.engine.subprocess_probe import Pass, Ran
 from ggufreap.errors import EngineError, InputError, VerificationFailed
+from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import PruningPlan, save_plan
 from ggufreap.progress import silent
 from ggufreap.rewriting import script as rewriting_script
-from ggufreap.verbs.stages import open_model
 from ggufreap.verification import N_TOKENS, Verification, verify_file
 
 SMALL = {"n_embd": 64, "n_ff": 32, "types": Kind.Q8_0}
@@ -43,7 +44,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(source: Path) -> PruningPlan:
-    return verbs.plan(source, method="random", keep=12)
+    return asked.plan(source, method="random", keep=12)
 
 
 @pytest.fixture
@@ -55,7 +56,8 @@ def pruned(source: Path, plan: PruningPlan, tmp_path: Path) -> Path:
 
 def proof(source: Path, plan: PruningPlan, pruned: Path, run: Run | None = None) -> Verification:
     """All checks, or with no `run` those that need no llama.cpp."""
-    file, layout, _ = open_model(source)
+    model = Model.open(source)
+    file, layout = model.file, model.layout
     return verify_file(file, layout, plan, pruned, run or nothing_differs, silent)
 
 
@@ -271,7 +273,7 @@ def with_mtp(tmp_path: Path) -> tuple[Path, PruningPlan, Path]:
         model.metadata |= metadata
 
     source = tiny_gguf.qwen3moe(tmp_path / "mtp.gguf", **SMALL, changes=[tiny_layouts.with_mtp, of_blocks])
-    plan = verbs.plan(source, method="random", keep=12, mtp="drop")
+    plan = asked.plan(source, method="random", keep=12, mtp="drop")
     verbs.apply(source, plan, tmp_path / "dropped.gguf")
     return source, plan, tmp_path / "dropped.gguf"
 
@@ -327,7 +329,7 @@ def test_a_file_that_llama_cpp_dies_on_fails(source: Path, plan: PruningPlan, pr
     deadly = {"qwen3moe.rope.dimension_count": np.uint32(2**31)}
     stand_in = tiny_gguf.qwen3moe(tmp_path / "deadly.gguf", **SMALL, metadata=deadly)
     failing(proof(source, plan, pruned, instead_of(pruned, stand_in)), "blocks", "llama.cpp died on")
-    deadly_plan = verbs.plan(stand_in, method="random", keep=12)
+    deadly_plan = asked.plan(stand_in, method="random", keep=12)
     verbs.apply(stand_in, deadly_plan, tmp_path / "out.gguf")
     with pytest.raises(EngineError, match=r"llama.cpp died on .*deadly\.gguf"):
         verbs.verify(stand_in, tmp_path / "out.gguf", deadly_plan, settings=EXACT)

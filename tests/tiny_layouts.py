@@ -19,7 +19,17 @@ def fused(model: Model) -> None:
 def scaled(model: Model) -> None:
     """One scale per expert and matrix, and the input scales of NVFP4 files. Loads."""
     for block, part, suffix in product(range(model.n_block), ("gate", "up", "down"), ("scale", "input_scale")):
-        model.add(f"blk.{block}.ffn_{part}_exps.{suffix}", model.n_expert, mean=1.0, deviation=0.1)
+        model.add(f"blk.{block}.ffn_{part}_exps.{suffix}", model.n_expert, mean=1.0, deviation=0.3)
+
+
+def scales_folded(model: Model) -> None:
+    """The same model as `scaled`, with the scales multiplied into the weights. Loads."""
+    scaled(model)
+    for block, part in product(range(model.n_block), ("gate", "up", "down")):
+        scale, _ = model.tensors.pop(f"blk.{block}.ffn_{part}_exps.scale")
+        del model.tensors[f"blk.{block}.ffn_{part}_exps.input_scale"]
+        weights, kind = model.tensors[f"blk.{block}.ffn_{part}_exps.weight"]
+        model.tensors[f"blk.{block}.ffn_{part}_exps.weight"] = (weights * scale[:, None, None], kind)
 
 
 def router_scaled(model: Model) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from asked import plan
 
-from ggufreap import __version__, apply, calibrate, plan, saliency, verify
+from ggufreap import __version__, apply, calibrate, saliency, verify
 from ggufreap import corpus as corpora
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
-from ggufreap.corpus.chunks import Reading
+from ggufreap.corpus import Reading
 from ggufreap.corpus.request import Request
 from ggufreap.corpus.standard_library import _documents, calibration_text
 from ggufreap.demonstration import MODEL
@@ -34,7 +35,9 @@ def demo_report(folder: Path, n_chunks: int = 8, n_held_out: int = 1) -> facts.R
     text, stats, out = folder / "text.txt", folder / "S.npz", folder / "demo-moe-REAP-0.25-Q8_0.gguf"
     text.write_text(calibration_text(n_chunks * N_CTX * 4), encoding="utf-8")
     settings = EngineSettings(n_ctx=N_CTX, n_ubatch=N_CTX, n_threads=1)
-    statistics = calibrate(MODEL, stats, Request([str(text)], reading=Reading(n_chunks)), settings=settings).total
+    statistics = calibrate(
+        MODEL, stats, Request([str(text)], reading=Reading(n_chunks=n_chunks)), settings=settings
+    ).total
     chosen = plan(MODEL, stats=stats, ratio="0.25")
     apply(MODEL, chosen, out)
     proof = verify(MODEL, out, chosen, settings=settings)

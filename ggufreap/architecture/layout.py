@@ -11,7 +11,7 @@ from ggufreap.architecture.catalog import ARCHITECTURES, Architecture, unknown
 from ggufreap.architecture.files import what_else
 from ggufreap.architecture.metadata import KNOWN_EXPERT_KEYS, REFUSED_IF_SET
 from ggufreap.architecture.nodes import EXPERT_OUTPUT, EXPERT_OUTPUT_BIASED, RoutedBlock, RoutingNodes
-from ggufreap.architecture.roles import Handling, role_of
+from ggufreap.architecture.roles import Handling, may_hold_experts, role_of
 from ggufreap.container import GgufFile
 from ggufreap.errors import FormatError, InfeasiblePlan, UnsupportedModel
 from ggufreap.showing import EXCERPT, excerpt, shown
@@ -211,9 +211,15 @@ def _blocks(file: GgufFile, n_expert: int) -> dict[int, tuple[str, ...]]:
     unknown: dict[int, str] = {}
     for record in file.tensors:
         match = BLOCK_TENSOR.fullmatch(record.name)
+        role = role_of(match[2]) if match else None
+        if role is None and may_hold_experts(record.name, record.shape, n_expert):
+            raise UnsupportedModel(
+                f"{file.path}: tensor {record.name} with shape {list(record.shape)} is in no table and may belong to "
+                f"the {n_expert} experts; the unknown is refused, not guessed. Use a GGUF that holds the model alone"
+            )
         if match is None:
             continue
-        index, role = int(match[1]), role_of(match[2])
+        index = int(match[1])
         if role is None:
             unknown.setdefault(index, record.name)
         elif role.handling is Handling.REFUSE:

@@ -1,9 +1,9 @@
 """What pruning does to each tensor of a transformer block, by the tensor's name.
 
 A *stem* is a tensor name without its ``blk.N.`` prefix, for example ``ffn_gate_exps.weight``. Only block tensors have
-stems. A tensor outside the blocks (``token_embd``, ``output``, ``output_norm``, ``rope_freqs``, ``output_hc_*``,
-``per_layer_token_embd``, ...) is always copied: the templates without a block number in llama-arch.cpp:440-714 name
-nothing that has one entry per expert.
+stems. A tensor outside the blocks that llama.cpp knows (``token_embd``, ``output``, ``rope_freqs``, ...) is copied: the
+templates without a block number in llama-arch.cpp:440-714 name nothing that has one entry per expert. Any other is
+copied only where nothing about it hints at experts (`may_hold_experts`).
 
 A stem that matches no row must be refused. A per-expert tensor the table does not know would otherwise be copied whole
 and pair the wrong values with the surviving experts; llama.cpp notices a wrong shape (llama-model-loader.cpp:880) and
@@ -13,6 +13,7 @@ Shapes, and where llama.cpp creates and uses the tensors of each row, stand in f
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -137,6 +138,17 @@ ROLES: tuple[TensorRole, ...] = (
     TensorRole("draft convolutions", r"(attn|ffn)_conv_(base|proj\.weight)", Handling.COPY),
 )
 
+# The templates without a block number in llama-arch.cpp:440-714.
+OUTSIDE = re.compile(
+    r"(token_embd|token_embd_norm|token_types|position_embd|output|output_norm|output_res_score|rope_freqs"
+    r"|rope_factors_(long|short)|output_hc_(fn|base|scale|norm|down|up)|hrm\.z_l_init|cls|cls\.(output|norm)"
+    r"|(enc|dec)\.output_norm|per_layer_(token_embd|model_proj|proj_norm)|altup_(unembd_)?proj|dense_[23]"
+    r"|nextn\.(pre|post)_projection|conv1d|convnext\.\d+\.(dw|norm|pw1|pw2|gamma)"
+    r"|posnet\.\d+\.(conv1|conv2|norm|norm1|norm2|attn_(norm|q|k|v|output))|masked_embd_(centroids|ordering)|fc|d2t"
+    r"|markov_w[12]|conf_proj|selector_(predecessor|successor|hidden))(\.(weight|bias|scale|input_scale))?"
+)
+_SMELL = re.compile(r"exp|moe|router|gate_inp", re.IGNORECASE)
+
 _COMPILED = tuple((re.compile(role.pattern), role) for role in ROLES)
 
 
@@ -147,3 +159,12 @@ def role_of(stem: str) -> TensorRole | None:
         if pattern.fullmatch(stem):
             return role
     return None
+
+
+def may_hold_experts(name: str, shape: Sequence[int], n_expert: int) -> bool:
+    """Whether a tensor that no row is about could have one entry per expert: by its name, or by any of its axes.
+
+    What llama.cpp knows outside of the blocks does not. Foreign names are those of other programs' bundles, such as
+    `mtp.layers.0.mlp.experts.down_proj.weight`.
+    """
+    return OUTSIDE.fullmatch(name) is None and (n_expert in shape or _SMELL.search(name) is not None)

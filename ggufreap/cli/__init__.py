@@ -6,14 +6,16 @@ Exit codes: 0 done, 1 a foreseeable failure, 2 wrong usage, 3 verification faile
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ggufreap import __version__
 from ggufreap.cli import choice, doctor, evaluate, probing, stages, whole
 from ggufreap.cli.common import Verbs
 from ggufreap.cli.flags import general
+from ggufreap.cli.generated import value
 from ggufreap.errors import GgufReapError
 from ggufreap.interrupts import as_ctrl_c, hear
+from ggufreap.options.target import BEST, Target
 from ggufreap.showing import shown
 
 VERBS: Verbs = {**stages.VERBS, **choice.VERBS, **evaluate.VERBS, **probing.VERBS, **whole.VERBS, **doctor.VERBS}
@@ -43,7 +45,7 @@ example:
 
 def starts_engine(options: argparse.Namespace) -> bool:
     """Whether it will run llama.cpp: a verb that always does, or a plan that judges methods on the model."""
-    return options.verb in WITH_ENGINE or (options.verb == "plan" and options.method == "best")
+    return options.verb in WITH_ENGINE or (options.verb == "plan" and value(options, Target).method == BEST)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags of a verb, and its name as `verb`; exits with 2 on wrong usage."""
-    return _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    return _parser(given).parse_args(given)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -84,7 +87,8 @@ def fail(message: str, code: int) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(named: Collection[str] = tuple(VERBS)) -> argparse.ArgumentParser:
+    """All verbs; the flags of those that are `named`, since making them is most of the time that --help takes."""
     parser = argparse.ArgumentParser(
         prog="ggufreap",
         description="Prune experts out of mixture-of-experts models directly in GGUF.",
@@ -95,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for name, (run, summary, groups) in VERBS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        for add in (*groups, general):
+        for add in (*groups, general) if name in named else ():
             add(command)
         command.set_defaults(run=run, verb=name)
     return parser

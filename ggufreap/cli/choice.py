@@ -3,9 +3,14 @@
 import argparse
 from pathlib import Path
 
-from ggufreap.cli.common import Result, Verbs, choice, progress
+from ggufreap.cli.asked import TARGET
+from ggufreap.cli.common import Result, Verbs, progress
 from ggufreap.cli.engine import engine_of_fixed_length, settings
-from ggufreap.cli.flags import argument, model, out, seed, target
+from ggufreap.cli.flags import argument, model, out
+from ggufreap.cli.generated import given, value
+from ggufreap.errors import InputError
+from ggufreap.options.engine import EngineSettings
+from ggufreap.options.target import BEST, Target
 
 
 def _run_plan(options: argparse.Namespace) -> Result:
@@ -13,15 +18,11 @@ def _run_plan(options: argparse.Namespace) -> Result:
     from ggufreap.files import check_output
     from ggufreap.planning import save_plan
 
-    path = Path(options.output)
-    check_output(path, options.model, options.stats, options.from_imatrix)
-    plan = verbs.plan(
-        options.model,
-        stats=options.stats,
-        **choice(options),
-        settings=settings(options),
-        progress=progress(),
-    )
+    path, target = Path(options.output), value(options, Target)
+    check_output(path, options.model, options.stats, target.from_imatrix)
+    if given(options, EngineSettings) and target.method != BEST:
+        raise InputError(f"flags of llama.cpp are for --method {BEST}; without it a plan does not run the model")
+    plan = verbs.plan(options.model, target, stats=options.stats, settings=settings(options), progress=progress())
     save_plan(path, plan)
     covered = verbs.coverage(options.stats, plan) if plan.corpus else None
     return console.Choice(plan, covered), 0
@@ -53,8 +54,7 @@ VERBS: Verbs = {
             model,
             argument("--stats", metavar="S.npz", help="what calibrate saved"),
             out("plan file, P.json"),
-            target,
-            seed,
+            TARGET,
             engine_of_fixed_length,
         ),
     ),

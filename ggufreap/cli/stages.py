@@ -1,21 +1,22 @@
 """What the verbs of single stages do with their flags."""
 
 import argparse
+from dataclasses import replace
 
-from ggufreap.cli.common import Result, Verbs, data, progress, splitting
+from ggufreap.cli.asked import DRAWING, OUTPUT_HEAD, SOURCE, SPLIT, request
+from ggufreap.cli.common import Result, Verbs, progress
 from ggufreap.cli.engine import engine_of_data, engine_that_is_exact, settings
 from ggufreap.cli.flags import (
     argument,
-    files,
     imatrix,
     model,
     out,
-    output_head,
     quantiser,
-    seed,
     shard,
-    source,
 )
+from ggufreap.cli.generated import value
+from ggufreap.options.output import Output
+from ggufreap.options.quantisation import Quantisation
 
 
 def _run_inspect(options: argparse.Namespace) -> Result:
@@ -31,10 +32,10 @@ def _run_calibrate(options: argparse.Namespace) -> Result:
     statistics = verbs.calibrate(
         options.model,
         options.output,
-        data(options),
+        request(options),
         shard=options.shard,
         imatrix_out=None if options.no_imatrix else options.imatrix_out or beside,
-        process_output=options.process_output,
+        process_output=value(options, Quantisation).process_output,
         settings=settings(options),
         progress=progress(),
     )
@@ -44,8 +45,9 @@ def _run_calibrate(options: argparse.Namespace) -> Result:
 def _run_apply(options: argparse.Namespace) -> Result:
     from ggufreap import console, verbs
 
-    script = verbs.apply(options.model, options.plan, options.output, **splitting(options), progress=progress())
-    return console.DryRun(script) if options.dry_run else script, 0
+    output = replace(value(options, Output), out=options.output)
+    script = verbs.apply(options.model, options.plan, output, progress=progress())
+    return console.DryRun(script) if output.dry_run else script, 0
 
 
 def _run_quantize(options: argparse.Namespace) -> Result:
@@ -82,7 +84,7 @@ VERBS: Verbs = {
     "calibrate": (
         _run_calibrate,
         "run text through the model and record what every expert does",
-        (model, out("statistics file, S.npz"), source, seed, shard, imatrix, output_head, engine_of_data),
+        (model, out("statistics file, S.npz"), *SOURCE, DRAWING, shard, imatrix, OUTPUT_HEAD, engine_of_data),
     ),
     "apply": (
         _run_apply,
@@ -91,7 +93,7 @@ VERBS: Verbs = {
             model,
             argument("--plan", required=True, metavar="P.json", help="what plan saved"),
             out("GGUF file"),
-            files,
+            SPLIT,
         ),
     ),
     "verify": (

@@ -2,83 +2,78 @@
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ggufreap.cli.common import Result, Verbs, choice, command, data, progress, splitting
-from ggufreap.cli.engine import engine_of_data, engine_of_fixed_batch, engine_of_fixed_length, given, settings
-from ggufreap.cli.evaluate import FAILED
-from ggufreap.cli.flags import (
-    argument,
-    files,
-    judgement,
-    model,
-    out,
-    output_head,
-    seed,
-    source,
-    target,
-    variants,
+from ggufreap.cli.asked import (
+    DRY_RUN,
+    JUDGEMENT,
+    OUTPUT_HEAD,
+    PLACE,
+    PROOF,
+    REPORT,
+    SEARCH,
+    SOURCE,
+    SPLIT,
+    TARGET,
+    VARIANTS,
+    request,
 )
+from ggufreap.cli.common import Result, Verbs, command, progress
+from ggufreap.cli.engine import engine_of_data, engine_of_fixed_batch, engine_of_fixed_length, settings
+from ggufreap.cli.evaluate import FAILED
+from ggufreap.cli.flags import argument, model
+from ggufreap.cli.generated import given, value
+from ggufreap.options.engine import EngineSettings
+from ggufreap.options.judgement import Judgement
+from ggufreap.options.output import Output
+from ggufreap.options.quantisation import Quantisation
+from ggufreap.options.target import Target
 
 if TYPE_CHECKING:
     from ggufreap.verbs import Pruned
 
 
 def _run_prune(options: argparse.Namespace) -> Result:
-    from ggufreap import console, verbs
+    from ggufreap import verbs
 
     pruned = verbs.prune(
         options.model,
-        data(options),
-        **choice(options),
-        out=options.output,
-        quant=options.quant or ("auto",),
-        imatrix=options.imatrix,
-        process_output=options.process_output,
-        keep_intermediate=options.keep_intermediate,
-        allow_requantize=options.allow_requantize,
-        **splitting(options),
-        verification=not options.no_verify,
-        **_judgement(options),
+        request(options),
+        target=value(options, Target),
+        quantisation=value(options, Quantisation),
+        judgement=value(options, Judgement),
+        output=value(options, Output),
+        command=command(),
         settings=settings(options),
         progress=progress(),
     )
-    if options.dry_run:
-        return console.DryRun(pruned.script, pruned.quantized), 0
-    return pruned, _proven(pruned)
-
-
-def _judgement(options: argparse.Namespace) -> dict[str, Any]:
-    """How the result is judged, and how it was asked for."""
-    return {
-        "eval_file": options.eval_file,
-        "eval_chunks": options.eval_chunks,
-        "eval_ctx_size": options.eval_ctx_size,
-        "max_kld": options.max_kld,
-        "compare": options.compare,
-        "fail_if": options.fail_if,
-        "report_out": options.report,
-        "command": command(),
-    }
+    return _shown(pruned, value(options, Output))
 
 
 def _run_recipe(options: argparse.Namespace) -> Result:
-    from ggufreap import console, verbs
+    from ggufreap import verbs
     from ggufreap.recipe import load_recipe
 
-    recipe = load_recipe(options.recipe)
+    recipe, output = load_recipe(options.recipe), value(options, Output)
     pruned = verbs.run(
         recipe,
         options.model,
-        data(options),
-        out=options.output,
-        report_out=options.report,
+        request(options),
+        output=output,
+        report=value(options, Judgement).report,
         command=command(),
-        settings=replace(recipe.engine, **given(options)),
-        dry_run=options.dry_run,
+        settings=replace(recipe.engine, **given(options, EngineSettings)),
         progress=progress(),
     )
-    return (console.DryRun(pruned.script, pruned.quantized), 0) if options.dry_run else (pruned, _proven(pruned))
+    return _shown(pruned, output)
+
+
+def _shown(pruned: "Pruned", output: Output) -> Result:
+    from ggufreap import console
+
+    if output.dry_run:
+        return console.DryRun(pruned.script, pruned.quantized), 0
+    return pruned, _proven(pruned)
 
 
 def _run_demo(options: argparse.Namespace) -> Result:
@@ -100,16 +95,16 @@ VERBS: Verbs = {
         "the whole job: calibrate, plan, apply, verify, quantise",
         (
             model,
-            out("file or folder (beside the model)", required=False),
-            target,
-            source,
-            output_head,
-            seed,
+            PLACE,
+            TARGET,
+            SEARCH,
+            *SOURCE,
+            OUTPUT_HEAD,
             engine_of_data,
-            files,
-            variants,
-            judgement,
-            argument("--no-verify", action="store_true", help="do not prove the result"),
+            SPLIT,
+            VARIANTS,
+            JUDGEMENT,
+            PROOF,
         ),
     ),
     "run": (
@@ -118,11 +113,11 @@ VERBS: Verbs = {
         (
             argument("recipe", metavar="RECIPE", help="a name such as q4_k_m (see README), or a .toml file"),
             model,
-            out("file or folder (beside the model)", required=False),
-            source,
-            argument("--report", metavar="DIR", help="write report.json, report.html and README.md there"),
+            PLACE,
+            *SOURCE,
+            REPORT,
             engine_of_fixed_length,
-            argument("--dry-run", action="store_true", help="print what would be written, to the byte"),
+            DRY_RUN,
         ),
     ),
     "demo": (

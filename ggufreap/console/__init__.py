@@ -12,16 +12,16 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console import account, doctor, evaluation, importance, probing, stages, whole
-from ggufreap.console.draw import Drawers, Plain, size
+from ggufreap.console import account, doctor, evaluation, imatrix, probing, stages, whole
+from ggufreap.console.draw import Drawers, Plain
 from ggufreap.console.stages import Choice, DryRun
 from ggufreap.progress import Bar
 from ggufreap.showing import shown, to_json
 
-__all__ = ["Choice", "DryRun", "listen", "progress", "show", "size"]
+__all__ = ["Choice", "DryRun", "listen", "progress", "show"]
 _DRAWERS: Drawers = {
     **stages.DRAWERS,
-    **importance.DRAWERS,
+    **imatrix.DRAWERS,
     **evaluation.DRAWERS,
     **probing.DRAWERS,
     **account.DRAWERS,

@@ -3,11 +3,12 @@
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
+from ggufreap.console.draw import Drawers, Plain, say, styled, table
 from ggufreap.console.evaluation import draw_comparison, draw_gates, plain_comparison
+from ggufreap.judging.judged import Judged
 from ggufreap.showing import shown
+from ggufreap.units import size
 from ggufreap.verbs import Account
-from ggufreap.verbs.judging import Judged
 
 
 def draw_account(account: Account) -> None:
@@ -51,7 +52,10 @@ def draw_account(account: Account) -> None:
         say(_verdict(rival.loses, rival.kind))
     for each in account.files:
         _more(each)
-    draw_gates(account.gates)
+    for each in account.files:
+        if each.gates and len(account.files) > 1:
+            say(f"{each.kind}:")
+        draw_gates(each.gates)
     for path in account.paths:
         if path.suffix != ".png":
             say(shown(path))
@@ -100,6 +104,7 @@ def plain_account(account: Account) -> dict[str, Any]:
                 "comparison": plain_comparison(each.comparison) if each.comparison else None,
                 "tasks": [asdict(task) for task in each.tasks],
                 "speed": asdict(each.speed) if each.speed else None,
+                "gates": [asdict(outcome) for outcome in each.gates],
             }
             for each in account.files
         ],

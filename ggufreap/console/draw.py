@@ -9,15 +9,6 @@ Drawers = Mapping[type, Callable[[Any], None]]
 Plain = Mapping[type, Callable[[Any], Any]]  # what JSON shows of a result
 
 
-def size(nbytes: float) -> str:
-    """Bytes as people read them, in the decimal units that disks are sold in."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(nbytes) < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} TB"
-
-
 def say(*things: Any, style: str | None = None) -> None:
     """Draw; what stands in names, paths and samples is never taken for markup, nor for commands by the terminal."""
     from rich.console import Console

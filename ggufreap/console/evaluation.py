@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
+from ggufreap.console.draw import Drawers, Plain, say, styled, table
 from ggufreap.evaluation import Comparison, Meters, Outcome
 from ggufreap.showing import shown
+from ggufreap.units import size
 from ggufreap.verbs import Evaluation, Preview
 
 COLUMNS = ("KLD", "p90", "p99", "top-1", "1-TV", "PPL", "PPL ratio")

@@ -3,13 +3,14 @@
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console.draw import Drawers, Plain, say, size, table
+from ggufreap.console.draw import Drawers, Plain, say, table
 from ggufreap.evaluation.probes import SIGNS, Probe, Probes
 from ggufreap.evaluation.proportions import Share
 from ggufreap.evaluation.speed import Speed, SpeedReport
 from ggufreap.evaluation.tasks import TaskReport
 from ggufreap.evaluation.tasks.scoring import Accuracy
 from ggufreap.showing import shown
+from ggufreap.units import size
 
 PROMPT_CHARS = 50
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
+from ggufreap.blending import scored
+from ggufreap.console.draw import Drawers, Plain, say, styled, table
 from ggufreap.container import OutputFile, type_name
 from ggufreap.coverage import Coverage
 from ggufreap.inspection import Inspection
@@ -13,7 +14,9 @@ from ggufreap.observation import DomainStatistics, ExpertStatistics
 from ggufreap.planning import PruningPlan
 from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
+from ggufreap.selection.methods import JOINT
 from ggufreap.showing import shown
+from ggufreap.units import size
 from ggufreap.verbs import Variants
 from ggufreap.verification import Check, Verification
 
@@ -106,6 +109,9 @@ def draw_coverage(coverage: Coverage) -> None:
 
 def _plan(plan: PruningPlan) -> None:
     say(f"{plan.summary} ({plan.method}, ratio {plan.ratio})")
+    joint = JOINT.get(plan.scored_by)
+    if what := joint.formula if joint else scored(plan.scored_by, plan.blend):
+        say(f"scored by {what}")
     draw_note(plan)
     rows = [(str(block), f"{why['retained']:.1%}") for block, why in plan.why.items() if "retained" in why]
     table("Share of the score that stays", ("block", "retained"), rows)

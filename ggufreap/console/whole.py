@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ggufreap.console.account import draw_account, plain_account
-from ggufreap.console.draw import Drawers, Plain, say, size, styled, table
+from ggufreap.console.draw import Drawers, Plain, say, styled, table
 from ggufreap.console.stages import (
     draw_coverage,
     draw_note,
@@ -15,6 +15,7 @@ from ggufreap.console.stages import (
 )
 from ggufreap.demonstration import Demonstration
 from ggufreap.showing import shown
+from ggufreap.units import size
 from ggufreap.verbs import Pruned
 
 

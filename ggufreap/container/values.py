@@ -72,6 +72,21 @@ class MetadataEntry:
             position += 8 + unpack(self.raw, position)[0]
         return self._text(position, unpack(self.raw, position)[0])
 
+    @cached_property
+    def nul_tails(self) -> list[int]:
+        """The bytes from the first NUL on, of each string that has one: whoever copies C strings drops them."""
+        if self.item_type != GGUFValueType.STRING:
+            return []
+        position, tails = self.value_start, []
+        for _ in range(self.count):
+            (length,) = U64.unpack_from(self.raw, position)
+            end = position + 8 + length
+            nul = self.raw.find(0, position + 8, end)
+            if nul >= 0:
+                tails.append(end - nul)
+            position = end
+        return tails
+
     def _strings(self) -> list[str]:
         position, strings = self.value_start, []
         for _ in range(self.count):

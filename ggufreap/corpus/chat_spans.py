@@ -8,7 +8,7 @@ Past reasoning is what the first way stumbles on: many templates leave it out on
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from ggufreap.corpus.samples import Unusable
@@ -24,6 +24,8 @@ _MARK = re.compile("\ufdd2(\\d+)\ufdd3")
 _NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
 _SAID = ("content", "reasoning_content", "thinking", "tool_calls")
 _LABELS = ("id", "type", "name")  # templates compare these, and repeat them in other messages
+_MOST_CUTS = 32  # places where a prompt may end that are tried
+_MOST_SOUGHT = 1_000_000_000  # characters that are looked through in vain for what was said
 _MOST = 4_000_000  # characters of a conversation, times the assistant's turns: about what rendering its parts takes
 
 
@@ -69,10 +71,17 @@ def _by_generation(text: str, marked: str | None) -> Spans:
     opening, closing = GENERATION
     if marked is None or marked.replace(opening, "").replace(closing, "") != text:
         return ()
-    found = re.finditer(f"{opening}([^{closing}]+){closing}", marked)
-    # Every mark before a span has made its place one character further.
-    starts = ((match.start() - len(_NONCHARACTERS.findall(marked, 0, match.start())), match[1]) for match in found)
-    return tuple((start, start + len(said)) for start, said in starts)
+    spans, place, start = [], 0, None
+    for part in re.split(f"([{opening}{closing}])", marked):
+        if part == opening:
+            start = place
+        elif part == closing:
+            if start is not None and start < place:
+                spans.append((start, place))
+            start = None
+        else:
+            place += len(part)
+    return tuple(spans)
 
 
 def _by_marks(text: str, messages: Messages, turns: Sequence[int], parts: Parts, render: Render) -> Spans:
@@ -88,15 +97,16 @@ def _by_marks(text: str, messages: Messages, turns: Sequence[int], parts: Parts,
     if whole is None or _MARK.sub("", whole) != text:
         return ()
     endings = dict(zip(views, others, strict=True))
+    others_prompt = next((known for turn in turns if (known := _prompt(parts, turn)) is not None), "")
     runs = [(owner, [place for _, place in run]) for owner, run in groupby(_marks(whole), lambda mark: mark[0])]
-    spans = []
+    spans, spoken = [], set(turns)
     for index, (owner, places) in enumerate(runs):
-        if owner not in turns:
+        if owner not in spoken:
             continue
         floor = runs[index - 1][1][-1] if index else 0
         ceiling = runs[index + 1][1][0] if index + 1 < len(runs) else len(text)
-        prompts = (_prompt(parts, turn) for turn in (owner, *turns))  # the own one, or another turn's
-        prompt = next((known for known in prompts if known is not None), "")
+        own = _prompt(parts, owner)
+        prompt = others_prompt if own is None else own
         opening = prompt or _last(endings, owner, False)
         start = places[0] - _tail_after(opening, text[floor : places[0]])
         spans.append((start, places[-1] + _ending(endings, owner, prompt, text[places[-1] : ceiling])))
@@ -128,7 +138,8 @@ def _marks(marked: str) -> Iterator[tuple[int, int]]:
 def _cuts(prompt: str) -> Iterator[int]:
     """Where a prompt may end, the last first: it may open a thought that the message has not, but tags are whole."""
     yield len(prompt)
-    yield from (end for end in range(len(prompt) - 1, 0, -1) if prompt[end - 1] in ">\n")
+    ends = (end for end in range(len(prompt) - 1, 0, -1) if prompt[end - 1] in ">\n")
+    yield from islice(ends, _MOST_CUTS)
 
 
 def _prompt(parts: Parts, turn: int) -> str | None:
@@ -161,10 +172,13 @@ def _ending(endings: Parts, turn: int, prompt: str, zone: str) -> int:
 
 def _by_search(text: str, messages: Messages) -> Spans:
     """What was said as content, message by message."""
-    spans, position = [], 0
+    spans, position, sought = [], 0, 0
     for message in messages:
         said = content.strip() if isinstance(content := message.get("content"), str) else ""
-        if said and (start := text.find(said, position)) >= 0:
+        start = text.find(said, position) if said else -1
+        if said and start < 0 and (sought := sought + len(text) - position) > _MOST_SOUGHT:
+            return ()
+        if start >= 0:
             position = start + len(said)
             if message.get("role") == "assistant":
                 spans.append((start, position))

@@ -35,6 +35,9 @@ class Environment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.marks, self.marked = ("", ""), False
         self.filters["tojson"] = _tojson
+        # Chance has no place in it: the same model and text give the same tokens.
+        self.filters["random"] = jinja2.filters.FILTERS["first"]
+        self.globals["lipsum"] = _lipsum
         self.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": TODAY.strftime,
@@ -74,6 +77,10 @@ class _Namespace(Namespace):
 def _refuse_underscore(name: str) -> None:
     if name.startswith("_"):
         raise jinja2.TemplateError(f"a namespace holds no {name}")
+
+
+def _lipsum(*_: Any, **__: Any) -> None:
+    raise jinja2.TemplateError("lipsum writes by chance")
 
 
 def _raise_exception(message: str) -> None:

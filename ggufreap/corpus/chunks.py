@@ -19,21 +19,6 @@ from ggufreap.errors import InputError
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How samples become chunks.
-
-    `count`: which tokens count for the statistics, `all` or what the `assistant` says; with `packing` samples follow
-    each other in full chunks, without it each opens a chunk of its own and is cut there; `parse_special`: also read
-    special tokens in plain text; `n_chunks`: at most so many chunks in all.
-    """
-
-    count: str = "all"
-    packing: bool = True
-    parse_special: bool = False
-    n_chunks: int | None = None
-
-
-@dataclass(frozen=True)
 class Chunk:
     """`tokens` `[n]`, the `number`-th chunk of its domain; `counted` `[n]` marks the tokens that count, None: all."""
 

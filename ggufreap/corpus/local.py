@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,10 +39,14 @@ _CARD_SIZE = 1 << 20
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files in the order in which they are read; `base` is the folder that holds them all."""
+    """Files in the order in which they are read; `base` is the folder that holds them all.
+
+    `passed_over`: other files of that folder, whose suffix says nothing of text.
+    """
 
     base: Path
     paths: tuple[Path, ...]
+    passed_over: tuple[Path, ...] = ()
 
     @classmethod
     def find(cls, name: str) -> Self:
@@ -51,11 +56,12 @@ class LocalFiles:
         """
         path = Path(name).expanduser()
         if path.is_dir():
-            found = tuple(file for file in cls.all_of(path).paths if suffix_of(file.name)[0])
+            inside = cls.all_of(path).paths
+            found = tuple(file for file in inside if suffix_of(file.name)[0])
             if not found:
                 kinds = " ".join(SUFFIXES)
                 raise InputError(f"the folder {name} holds no file that is read ({kinds}, also {' '.join(COMPRESSED)})")
-            return cls(path, found)
+            return cls(path, found, tuple(file for file in inside if file not in set(found)))
         if path.exists():
             if not path.is_file():
                 raise InputError(f"{name} is no file on disk, and data is read more than once; save it in a file")
@@ -81,6 +87,12 @@ class LocalFiles:
     def nbytes(self) -> int:
         """The size of all files."""
         return sum(path.stat().st_size for path in self.paths)
+
+    def begun(self, position: int) -> int:
+        """How many of the files were begun when `position` bytes of all were read."""
+        sizes = [path.stat().st_size for path in self.paths]
+        starts = accumulate(sizes, initial=0)
+        return sum(start < position or not size for start, size in zip(starts, sizes, strict=False))
 
     @cached_property
     def identity(self) -> str:

@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from ggufreap.container import GgufFile
 from ggufreap.corpus.chat import ChatTemplate, Rendered, Renderer, plain
-from ggufreap.corpus.chunks import Chunks, Reading, from_tokens, read_tokens
-from ggufreap.corpus.hub import DataSet
+from ggufreap.corpus.chunks import Chunks, from_tokens, read_tokens
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.corpus.samples import Conversation, Sample, Text
 from ggufreap.corpus.sources import Skipped, Source, open_source
@@ -22,44 +21,23 @@ from ggufreap.corpus.spec import SourceSpec, domain_names, parse_sources
 from ggufreap.corpus.stream import NamedSource, Stream
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import InputError
+from ggufreap.options.data import ALL, ASSISTANT, STANDARD_INPUT, Request
 
 TEXT_CTX, ROWS_CTX = 512, 2048  # llama-imatrix's chunk; what REAP's own code packs samples to
-STANDARD_INPUT = "-"
-
-
-@dataclass(frozen=True)
-class Request:
-    """The flags of the same names.
-
-    `file`: local files, folders and globs, `-` is standard input; `dataset`: lists of NAME@REV[subset](split):N;
-    `domain`: NAME=SPEC; `tokens`: an .npy file of ids, alone; `text`: name -> text that is there already. `seed` draws
-    samples; `chat_template`: render conversations with the model's own.
-    """
-
-    file: Sequence[str] = ()
-    dataset: Sequence[str] = ()
-    domain: Sequence[str] = ()
-    tokens: str | Path | None = None
-    text: Mapping[str, str] = field(default_factory=dict)
-    text_field: str | None = None
-    chat_template: bool = True
-    seed: int = 0
-    reading: Reading = field(default_factory=Reading)
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The files that it names as they are: outputs must be none of them."""
-        return (*(name for name in self.file if name != STANDARD_INPUT), *([str(self.tokens)] if self.tokens else []))
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Data that was found, but not read yet; `identity` says which data and which reading of it this is."""
+    """Data that was found, but not read yet; `identity` says which data and which reading of it this is.
+
+    `note`: what its name does not tell.
+    """
 
     request: Request
     sources: tuple[NamedSource, ...]
     ids: npt.NDArray[np.integer] | None
     identity: str
+    note: str = ""
 
     @property
     def records(self) -> tuple[SourceRecord, ...]:
@@ -69,14 +47,13 @@ class Opened:
     @property
     def names(self) -> str:
         """What the data are called in one line."""
-        return ", ".join(record.name for record in self.records)
+        return ", ".join(record.name for record in self.records) + self.note
 
     def chunk_length(self, asked: int) -> int:
         """Tokens per chunk: as `asked`; for 0, 512 of text and 2048 of rows. Ids may be cut already."""
         if self.ids is not None and self.ids.ndim == 2 and self.ids.shape[1] <= (asked or self.ids.shape[1]):
             return int(self.ids.shape[1])
-        rows = any(isinstance(named.source, Source) and _has_rows(named.source) for named in self.sources)
-        return asked or (ROWS_CTX if rows else TEXT_CTX)
+        return asked or (ROWS_CTX if any(named.source.has_rows for named in self.sources) else TEXT_CTX)
 
     @contextmanager
     def chunks(self, engine: Engine, model: GgufFile, n_ctx: int) -> Iterator[Chunks]:
@@ -94,7 +71,7 @@ class Opened:
                 if template is None:
                     return Rendered(plain(conversation), ())
                 if not renderers:  # only once there is something to render
-                    renderers.append(stack.enter_context(template.renderer(spans=reading.count == "assistant")))
+                    renderers.append(stack.enter_context(template.renderer(spans=reading.count == ASSISTANT)))
                 return renderers[0](conversation)
 
             yield Stream(engine, self.sources, n_ctx, reading, render)
@@ -111,6 +88,14 @@ class _Given:
     @property
     def nbytes(self) -> int:
         return len(self.text.encode())
+
+    @property
+    def n_files(self) -> tuple[int, int]:
+        return 1, 1
+
+    @property
+    def has_rows(self) -> bool:
+        return False
 
     def __iter__(self) -> Iterator[Sample]:
         self.position = self.nbytes
@@ -135,6 +120,11 @@ def open_request(request: Request) -> Opened:
     named += [NamedSource(name, _Given(text), SourceRecord(name, name)) for name, text in texts.items()]
     if not named:
         raise InputError("no data was given; give text with -f FILE, or a data set with --dataset NAME:N")
+    n_domains, n_chunks = len({each.domain for each in named}), request.reading.n_chunks
+    if n_chunks is not None and n_chunks < n_domains:
+        raise InputError(
+            f"--chunks {n_chunks} for {n_domains} domains: some would not be read at all; give {n_domains} or more"
+        )
     identities = [source.identity for source in found] + [_sha256(text.encode()) for text in texts.values()]
     return Opened(request, tuple(named), None, _identity(request, named, identities))
 
@@ -142,7 +132,7 @@ def open_request(request: Request) -> Opened:
 def _open_tokens(request: Request, path: Path) -> Opened:
     if request.file or request.dataset or request.domain or request.text:
         raise InputError("both text and token ids were given; give one of them")
-    if request.reading.count != "all":
+    if request.reading.count != ALL:
         raise InputError("token ids tell no speaker; leave out --count assistant, or give conversations")
     ids = read_tokens(path)
     digest = _sha256(f"{ids.dtype}{ids.shape}".encode() + np.ascontiguousarray(ids).tobytes())
@@ -172,10 +162,6 @@ def _domain(text: str) -> tuple[SourceSpec, ...]:
     if any(spec.domain is None for spec in specs):
         raise InputError(f"--domain {text} names no domain; write NAME=SPEC")
     return specs
-
-
-def _has_rows(source: Source) -> bool:
-    return isinstance(source.data, DataSet) or source.data.has_rows
 
 
 def _record(source: Source, domain: str) -> SourceRecord:

@@ -180,7 +180,9 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     made = _function(call)
     arguments = made["function"].get("arguments", {})
     if isinstance(arguments, str):
-        arguments = _from_json(arguments, NOT_TOOLS)
+        arguments = _from_json(arguments, NOT_TOOLS) if arguments.strip() else {}
+    if arguments is None:  # as data sets write a call without any
+        arguments = {}
     if not isinstance(arguments, Mapping):
         raise Unusable(NOT_TOOLS)
     function = made["function"] | {"arguments": dict(arguments)}

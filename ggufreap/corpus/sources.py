@@ -12,6 +12,8 @@ Without N all samples come, in their order. Reading again gives the same samples
 
 import hashlib
 import heapq
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from ggufreap.corpus.samples import Entry, Sample, Text, Unusable
 from ggufreap.corpus.spec import SourceSpec
 from ggufreap.errors import InputError
 
+_LOG = logging.getLogger(__name__)
 GIVE_UP = 10_000  # unusable rows before the first usable one
 
 
@@ -62,6 +65,18 @@ class Source:
         if isinstance(self.data, DataSet):
             return None
         return self.data.nbytes * (1 if self.spec.samples is None else 2)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any of it is read row by row, and not as text."""
+        return isinstance(self.data, DataSet) or self.data.has_rows
+
+    @property
+    def n_files(self) -> tuple[int, int]:
+        """How many local files were begun so far, and how many there are; 1 of 1 for what streams."""
+        if isinstance(self.data, DataSet) or self.spec.samples is not None:
+            return 1, 1
+        return self.data.begun(self.position), len(self.data.paths)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -152,7 +167,21 @@ def open_source(spec: SourceSpec, *, seed: int, text_field: str | None = None) -
         return Source(spec, DataSet.open(spec), seed, text_field)
     if chosen:
         raise InputError(f"{spec} names a subset or split, {spec.name} is no folder with data sets; leave it out")
-    return Source(spec, LocalFiles.find(spec.name), seed, text_field)
+    files = LocalFiles.find(spec.name)
+    if files.passed_over:
+        kinds = Counter(path.suffix or "no suffix" for path in files.passed_over)
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+        _LOG.warning(
+            "%s: %d of its files are read, %d are not, since their suffix says nothing of text (%s); to read them too: "
+            "-f '%s/**/*%s'",
+            spec.name,
+            len(files.paths),
+            len(files.passed_over),
+            told,
+            spec.name.rstrip("/"),
+            next((kind for kind, _ in kinds.most_common() if kind.startswith(".")), ""),
+        )
+    return Source(spec, files, seed, text_field)
 
 
 def _continues(sample: Sample) -> bool:

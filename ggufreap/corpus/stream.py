@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ggufreap.corpus.chat import Rendered
-from ggufreap.corpus.chunks import Chunk, Reading
+from ggufreap.corpus.chunks import Chunk
 from ggufreap.corpus.duplicates import Seen
 from ggufreap.corpus.packing import Filled, Mask, Piece, packed, unpacked
 from ggufreap.corpus.record import SourceRecord
@@ -20,12 +20,17 @@ from ggufreap.corpus.samples import Conversation, Sample, Text, Unusable
 from ggufreap.corpus.sources import Skipped
 from ggufreap.engine.protocol import Engine, Tokens
 from ggufreap.errors import InputError
+from ggufreap.options.data import Reading
+
+MOST_REASONS = 20  # that are told apart
 
 
 class Samples(Protocol):
     """What can be read: ggufreap.corpus.sources.Source, or a text that is there already."""
 
-    position: int  # bytes or rows read so far
+    @property
+    def position(self) -> int:
+        """Bytes or rows read so far."""
 
     @property
     def skipped(self) -> Mapping[str, Skipped]:
@@ -34,6 +39,14 @@ class Samples(Protocol):
     @property
     def nbytes(self) -> int | None:
         """What `position` ends with, where that is known."""
+
+    @property
+    def n_files(self) -> tuple[int, int]:
+        """How many files were begun so far, and how many there are."""
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any of it is read row by row, and not as text."""
 
     def __iter__(self) -> Iterator[Sample]: ...
 
@@ -71,6 +84,7 @@ class Stream:
         self._unusable: list[Counter[str]] = [Counter() for _ in sources]
         self.domains = tuple(dict.fromkeys(named.domain for named in sources))
         self._read = dict.fromkeys(self.domains, 0)
+        self._read_chunks = dict.fromkeys(self.domains, 0)
         self._ready = {domain: self._chunks_of(domain) for domain in self.domains}
         self._next = {domain: self._first(domain) for domain in self.domains}
 
@@ -88,7 +102,7 @@ class Stream:
         return int(total) if limit is None else min(int(total), limit * self._n_ctx)
 
     def __iter__(self) -> Iterator[Chunk]:
-        taken, numbers = dict.fromkeys(self.domains, 0), dict.fromkeys(self.domains, 0)
+        taken, numbers = dict.fromkeys(self.domains, 0), self._read_chunks
         while self._next and sum(numbers.values()) != self._reading.n_chunks:
             domain = min(self._next, key=lambda name: taken[name])
             tokens, counted, owners = self._next[domain]
@@ -115,6 +129,25 @@ class Stream:
 
     def notes(self) -> tuple[str, ...]:
         """What was left out so far and why, a line for each source and reason."""
+        return (*self._unreached(), *self._skipped())
+
+    def _unreached(self) -> Iterator[str]:
+        """What a limit of chunks has left out."""
+        limit = self._reading.n_chunks
+        if limit is None or sum(self._read_chunks.values()) < limit:
+            return
+        for index, named in enumerate(self._sources):
+            begun, n_files = named.source.n_files
+            if not self._tokens[index]:
+                yield f"{named.record.name}: nothing of it is among the {limit:,} chunks that --chunks allows"
+            elif begun < n_files:
+                name = named.record.name
+                yield (
+                    f"{name}: --chunks {limit:,} was reached in file {begun:,} of {n_files:,}, the others were not "
+                    f"read; to draw from all of them, give a number of samples: {name}:N"
+                )
+
+    def _skipped(self) -> tuple[str, ...]:
         return tuple(
             f"{named.record.name}: skipped {count:,}: {reason}"
             for index, named in enumerate(self._sources)
@@ -159,10 +192,15 @@ class Stream:
                 try:
                     tokens, counted = self._tokenised(sample, opens)
                 except Unusable as reason:
-                    self._unusable[index][str(reason)] += 1
+                    self._skip(index, str(reason))
                     continue
                 self._read[domain] += len(tokens)
                 yield Piece(tokens, counted, index, opens)
+
+    def _skip(self, source: int, reason: str) -> None:
+        """Count a sample that cannot be used; a template can give every one a reason of its own."""
+        known = self._unusable[source]
+        known[reason if reason in known or len(known) < MOST_REASONS else "other reasons"] += 1
 
     def _tokenised(self, sample: Sample, opens: bool) -> tuple[Tokens, Mask]:
         only_assistant = self._reading.count == "assistant"

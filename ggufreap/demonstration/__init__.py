@@ -9,11 +9,13 @@ from ggufreap.engine.generator import Sampling
 from ggufreap.engine.session import LlamaSession
 from ggufreap.evaluation import Perplexity, answers, perplexity
 from ggufreap.files import make_folder, replacing
+from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.output import Output
+from ggufreap.options.quantisation import KEEP, Quantisation
+from ggufreap.options.target import Target
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs import Pruned, prune
-from ggufreap.verbs.stages import open_model
-from ggufreap.verbs.variants import KEEP
 
 MODEL = Path(__file__).with_name("demo-moe-Q8_0.gguf")
 CALIBRATION_BYTES, HELD_OUT_BYTES = 150_000, 60_000
@@ -52,13 +54,21 @@ def demo(
     with replacing(text) as handle:
         handle.write(calibration_text(CALIBRATION_BYTES).encode())
     settings = replace(settings or EngineSettings(), n_ctx=N_CTX, n_ubatch=N_CTX)
-    pruned = prune(MODEL, text, ratio=ratio, out=folder, quant=QUANT, settings=settings, progress=progress)
+    pruned = prune(
+        MODEL,
+        text,
+        target=Target(ratio=ratio),
+        quantisation=Quantisation(QUANT),
+        output=Output(folder),
+        settings=settings,
+        progress=progress,
+    )
     held_out = held_out_text(HELD_OUT_BYTES)
     exact, variant = pruned.script.files[0].path, pruned.quantized[0].paths[0]
     measured, sample = [], ""
     for which, path in (("original", MODEL), ("pruned", exact), ("quantised", variant)):
-        source, layout, _ = open_model(path)
-        with LlamaSession(source.path, layout.nodes, settings) as engine:
+        model = Model.open(path)
+        with LlamaSession(model.path, model.layout.nodes, settings) as engine:
             corpus = corpora.from_text(engine, held_out, settings.n_ctx, "held-out text")
             measured.append(perplexity(engine, corpus, progress, f"perplexity, {which}"))
             if path == exact:

@@ -11,8 +11,11 @@ _LOGGER = logging.getLogger("ggufreap.llama_cpp")
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR, ggml/include/ggml.h
 # Where the weights went (src/llama-model.cpp, load_tensors; src/llama-model-loader.cpp, create_tensor; llama-mmap.cpp).
 _OF_PLACEMENT = re.compile("model buffer size|buffer type overridden|failed to mlock")
+# What a context takes (src/llama-context.cpp, sched_reserve; llama-kv-cache.cpp; llama-memory-recurrent.cpp).
+_OF_CONTEXT = re.compile(r"(?:compute|KV|RS) buffer size =\s*([\d.]+) MiB")
 _errors: deque[str] = deque(maxlen=20)
 _placement: list[str] = []
+_context: list[float] = []
 _installed: list[Any] = []  # llama.cpp holds only the callback's address
 
 
@@ -23,6 +26,7 @@ def install(llama: Any) -> None:
     llama.llama_log_set(_installed[0], ctypes.c_void_p(0))
     _errors.clear()
     _placement.clear()
+    _context.clear()
 
 
 def reason() -> str:
@@ -33,6 +37,11 @@ def reason() -> str:
 def placement() -> list[str]:
     """What llama.cpp told since `install` of where the weights went."""
     return list(_placement)
+
+
+def context_nbytes() -> int:
+    """What llama.cpp told since `install` that it took for a context, beside weights and logits."""
+    return int(sum(_context) * 2**20)
 
 
 @cache
@@ -47,6 +56,8 @@ def _on_line(level: int, text: bytes, _data: object) -> None:
         return
     if level == _ERROR:
         _errors.append(line)
+    if found := _OF_CONTEXT.search(line):
+        _context.append(float(found[1]))
     if _OF_PLACEMENT.search(line):
         _placement.append(line)
     _LOGGER.debug(line)

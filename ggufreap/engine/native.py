@@ -21,7 +21,9 @@ from ggufreap.errors import EngineError
 from ggufreap.process import without_folders
 
 _DTYPES = {0: np.float32, 26: np.int32}  # ggml type ids of what the watched nodes hold
-OP_OFFSET, NAME_OFFSET = 80, 256
+OP_OFFSET, FLAGS_OFFSET, NAME_OFFSET = 80, 148, 256
+COMPUTE = 16  # GGML_TENSOR_FLAG_COMPUTE, ggml/include/ggml.h
+_VIEWS = ("NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE")  # ggml-impl.h, ggml_op_is_empty
 
 
 class GgmlTensor(ctypes.Structure):
@@ -77,6 +79,8 @@ def _base() -> Any:
         ("ggml_mul", [pointer, pointer, pointer], pointer),
         ("ggml_set_name", [pointer, ctypes.c_char_p], pointer),
         ("ggml_get_data", [pointer], pointer),
+        ("ggml_new_graph", [pointer], pointer),
+        ("ggml_build_forward_expand", [pointer, pointer], None),
         ("ggml_nbytes", [pointer], size),
         ("ggml_op_name", [ctypes.c_int], ctypes.c_char_p),
         ("ggml_tensor_overhead", [], size),
@@ -143,6 +147,7 @@ def _self_check(library: Any) -> None:
         product = library.ggml_mul(context, first, second)
         library.ggml_set_name(product, b"product-7")
         view = library.ggml_view_2d(context, first, 2, 3, 12, 24)
+        library.ggml_build_forward_expand(library.ggml_new_graph(context), product)
         a, p, v = tensor_at(first), tensor_at(product), tensor_at(view)
         found = {
             "type": (a.type, 26),
@@ -151,6 +156,7 @@ def _self_check(library: Any) -> None:
             "data": (a.data, library.ggml_get_data(first)),
             "name": (p.name, b"product-7"),
             "op": (library.ggml_op_name(p.op), b"MUL"),
+            "flags": ((p.flags, v.flags), (COMPUTE, 0)),
             "src": (tuple(p.src)[:3], (first, second, None)),
             "view_src": (v.view_src, first),
             "view_offs": (v.view_offs, 24),
@@ -189,6 +195,27 @@ def origin_at(pointer: int) -> bytes:
 def op_at(pointer: int) -> int:
     """A node's operation."""
     return ctypes.c_int32.from_address(pointer + OP_OFFSET).value
+
+
+def is_computed(pointer: int) -> bool:
+    """Whether the graph computes a node at all (ggml.c, ggml_visit_parents_graph, leaves unselected branches out)."""
+    return bool(ctypes.c_int32.from_address(pointer + FLAGS_OFFSET).value & COMPUTE)
+
+
+def set_computed(pointer: int, computed: bool) -> None:
+    """Let the graph compute a node, or pass it over."""
+    flags = ctypes.c_int32.from_address(pointer + FLAGS_OFFSET)
+    flags.value = flags.value | COMPUTE if computed else flags.value & ~COMPUTE
+
+
+def is_view_op(code: int) -> bool:
+    """Whether an operation only looks at its input in another way."""
+    return code in _view_codes()
+
+
+@cache
+def _view_codes() -> frozenset[int]:
+    return frozenset(map(op_code, _VIEWS))
 
 
 @cache

@@ -14,6 +14,7 @@ from ggufreap.engine.native import bindings, declare, loaded_with_llama
 from ggufreap.errors import EngineError
 from ggufreap.options.engine import SPLIT_MODES, EngineSettings
 from ggufreap.options.flag import split_names, split_overrides, split_proportions
+from ggufreap.units import size
 
 CPU, GPU = 0, (1, 2)  # GGML_BACKEND_DEVICE_TYPE_CPU, _GPU and _IGPU, ggml/include/ggml-backend.h
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # common/common.h, LLM_FFN_EXPS_REGEX
@@ -182,9 +183,9 @@ def warn_unused(settings: EngineSettings) -> None:
 def tell(path: Path, settings: EngineSettings, lines: Sequence[str]) -> None:
     """Say where the weights of the model `path` went, from what llama.cpp logged while it loaded them."""
     sizes: dict[str, float] = {}
-    for buffer, size in (match.groups() for match in map(_BUFFER.search, lines) if match):
-        sizes[buffer] = sizes.get(buffer, 0.0) + float(size)  # a shard has one each
-    told = ", ".join(f"{size:,.1f} MiB in {buffer}" for buffer, size in sizes.items())
+    for buffer, mebibytes in (match.groups() for match in map(_BUFFER.search, lines) if match):
+        sizes[buffer] = sizes.get(buffer, 0.0) + float(mebibytes) * 2**20  # a shard has one each
+    told = ", ".join(f"{size(nbytes)} in {buffer}" for buffer, nbytes in sizes.items())
     log.once(logging.INFO, f"weights of {path.name}: {told}")
     moved = [match[1] for match in map(_OVERRIDDEN.search, lines) if match]
     for pattern, buffer in split_overrides(settings.override_tensor or ""):

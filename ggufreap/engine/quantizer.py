@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -80,6 +80,12 @@ class Quantizer:
                 Path(path).unlink(missing_ok=True)
         if reason is not None:
             raise EngineError(f"llama.cpp does not quantise {call.model}: {reason}")
+
+    def dry_run(self, call: QuantizerCall) -> list[str]:
+        """llama.cpp's log of a dry run of `call`; raises EngineError as `run` does."""
+        lines: list[str] = []
+        self.run(replace(call, dry_run=True), lines.append)
+        return lines
 
     def _ask(self, job: str, on_line: Callable[[str], None]) -> str | None:
         assert self._process.stdout

@@ -1,6 +1,5 @@
 """One loaded model in llama.cpp, through llama-cpp-python's low-level API."""
 
-import ctypes
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy.typing as npt
 
 from ggufreap import activity
 from ggufreap.architecture.nodes import FINAL_NORM, RoutingNodes
-from ggufreap.container.gguf_file import shards_of
 from ggufreap.engine import log, placement
 from ggufreap.engine.block_tap import BlockTap, NudgeTap, Recorded
+from ggufreap.engine.fitting import checked_nbytes
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.importance_tap import ImportanceTap
 from ggufreap.engine.machine import Machine, chooses_repack, machine, offloading
@@ -22,6 +21,7 @@ from ggufreap.engine.native import TensorReader, bindings
 from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
 from ggufreap.engine.sequences import Sequences
 from ggufreap.engine.taps import MaskTap, NodeHandler, RoutingTap, StopTap, Tap, Together
+from ggufreap.engine.vocabulary import Vocabulary
 from ggufreap.errors import EngineError
 from ggufreap.interrupts import held
 from ggufreap.options.engine import CACHE_TYPES, FLASH_ATTENTION, EngineSettings
@@ -53,11 +53,9 @@ class LlamaSession:
             log.install(llama)
             llama.llama_backend_init()
             self._model = self._load(path, settings, known or machine())
-            self._vocab = llama.llama_model_get_vocab(self._model)
-            self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
-            bos: int = llama.llama_vocab_bos(self._vocab)
-            self.bos = bos if llama.llama_vocab_get_add_bos(self._vocab) else None
-            self.opening = bos if bos >= 0 else int(llama.llama_vocab_eos(self._vocab))  # the token before any text
+            self._vocabulary = Vocabulary(llama, self._model)
+            self.n_vocab, self.bos = self._vocabulary.n_vocab, self._vocabulary.bos
+            self.opening = self._vocabulary.opening
             # Kept for the life of the context: llama.cpp holds only the address.
             self._callback = llama.ggml_backend_sched_eval_callback(self._on_node)
             self._aborting = llama.ggml_abort_callback(lambda _data: True)
@@ -67,7 +65,7 @@ class LlamaSession:
 
     def _load(self, path: Path, settings: EngineSettings, known: Machine) -> Any:
         parameters = self._llama.llama_model_default_params()
-        repack = chooses_repack(sum(map(os.path.getsize, shards_of(path))), settings.repack, known)
+        repack = chooses_repack(checked_nbytes(path, settings), settings.repack, known)
         self._placed = placement.place(parameters, offloading(settings, known), repack)  # kept as long as the model
         model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not model:
@@ -78,8 +76,7 @@ class LlamaSession:
 
     def _open(self, path: Path, settings: EngineSettings) -> Any:
         parameters = self._llama.llama_context_default_params()
-        parameters.n_ctx = self.n_ctx
-        parameters.n_batch, parameters.n_ubatch = self.n_batch, self._n_ubatch
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = self.n_ctx, self.n_batch, self._n_ubatch
         parameters.n_threads = settings.cpu_threads
         parameters.n_threads_batch = settings.n_threads_batch or parameters.n_threads
         parameters.n_seq_max, parameters.kv_unified = self.n_parallel, self.n_parallel > 1
@@ -120,28 +117,11 @@ class LlamaSession:
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
         """Tokens of `text`, by default as llama-imatrix makes them: special tokens added, none parsed."""
-        llama = self._llama
-        if llama.llama_vocab_type(self._vocab) == llama.LLAMA_VOCAB_TYPE_NONE or self.n_vocab == 0:
-            raise EngineError("this model has no tokenizer; give token ids with --tokens IDS.npy")
-        data = text.encode()
-        tokens = np.empty(len(data) + 8, np.int32)
-        pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        count = llama.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), add_special, parse_special)
-        if count < 0:
-            raise EngineError("llama.cpp cannot tokenise the text with this model's vocabulary; use --tokens IDS.npy")
-        return tokens[:count].copy()
+        return self._vocabulary.tokenize(text, add_special, parse_special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`."""
-        pieces = []
-        for token in tokens:
-            buffer = ctypes.create_string_buffer(256)
-            length = self._llama.llama_token_to_piece(self._vocab, int(token), buffer, len(buffer), 0, False)
-            if length < 0:  # the buffer is too small: a long run of spaces, in some vocabularies
-                buffer = ctypes.create_string_buffer(-length)
-                length = self._llama.llama_token_to_piece(self._vocab, int(token), buffer, len(buffer), 0, False)
-            pieces.append(buffer.raw[:length])
-        return b"".join(pieces).decode(errors="replace")
+        return self._vocabulary.detokenize(tokens)
 
     def route(
         self, tokens: Tokens, importance: ImportanceSums | None = None, observables: Collection[str] = ()
@@ -193,16 +173,17 @@ class LlamaSession:
 
     def is_end(self, token: int) -> bool:
         """Whether `token` ends what a model writes, as llama.cpp's programs see it."""
-        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+        return self._vocabulary.is_end(token)
 
     def sequences(self, keep: Keep | None = None) -> Sequences:
         """An empty memory for `n_parallel` texts that grow, experts outside `keep` masked; ends the previous one."""
         if self._nodes.headless or not self._nodes.causal:
             raise EngineError("this model reads text but writes none: it has no output head, or looks ahead")
         tap = MaskTap(self._nodes, keep, self._reader) if keep else None
-        return Sequences(self, self._memory(), tap)
+        return Sequences(self, self.memory(), tap)
 
-    def _memory(self) -> Any:
+    def memory(self) -> Any:
+        """llama.cpp's memory, emptied."""
         memory = self._llama.llama_get_memory(self._context)
         self._llama.llama_memory_clear(memory, True)
         return memory
@@ -214,7 +195,7 @@ class LlamaSession:
         """
         if len(tokens) > self.n_ctx:
             raise EngineError(f"a chunk of {len(tokens)} tokens does not fit -c {self.n_ctx}; raise -c")
-        self._memory()
+        self.memory()
         for start in range(0, len(tokens), self.n_batch):
             part = tokens[start : start + self.n_batch]
             positions = np.arange(start, start + len(part))

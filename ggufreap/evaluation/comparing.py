@@ -11,6 +11,7 @@ from ggufreap.corpus import Corpus
 from ggufreap.engine.protocol import Engine, Keep, Tokens
 from ggufreap.evaluation.base_file import BaseFile
 from ggufreap.evaluation.meters import Comparison, Meters
+from ggufreap.evaluation.perplexity import ignore
 from ggufreap.evaluation.scores import (
     Logits,
     Map,
@@ -43,15 +44,21 @@ def compare_with(
     domains: Mapping[str, Corpus],
     run: Map = map,
     progress: Progress = silent,
+    also: Callable[[Logits], object] = ignore,
 ) -> list[Comparison]:
-    """Every candidate against the original, over domains of text: one pass of each."""
+    """Every candidate against the original, over domains of text: one pass of each.
+
+    `also` is handed the original's scored rows `[n_scored, n_vocab]` of every chunk.
+    """
     found: list[dict[str, Meters]] = [{} for _ in candidates]
     n_tokens = sum(corpus.n_tokens for corpus in domains.values())
     with progress("evaluate", n_tokens * (len(candidates) + 1), "tokens") as bar:
         for domain, corpus in domains.items():
             parts: list[list[TokenScores]] = [[] for _ in candidates]
             for chunk in corpus.chunks:
-                reference = Reference.of(original(chunk), run)
+                logits = original(chunk)
+                also(logits)
+                reference = Reference.of(logits, run)
                 bar.update(len(chunk))
                 for candidate, scores in zip(candidates, parts, strict=True):
                     scores.append(compare(reference, candidate(chunk), targets_of(chunk), run))

@@ -3,7 +3,17 @@
 from ggufreap.imatrix.collected import collected, of_sums
 from ggufreap.imatrix.gaps import Filled, filled
 from ggufreap.imatrix.matrix import Imatrix, ImatrixEntry, in_tokens, means, merged
-from ggufreap.imatrix.model import Coverage, ExpertSums, check, expert_statistics, full_nbytes, sliced
+from ggufreap.imatrix.model import (
+    Coverage,
+    ExpertSums,
+    adapted,
+    check,
+    expert_statistics,
+    full_nbytes,
+    load_for,
+    reached,
+    sliced,
+)
 from ggufreap.imatrix.storage import load, save
 from ggufreap.imatrix.summary import EntrySummary, ImatrixSummary, describe
 
@@ -15,6 +25,7 @@ __all__ = [
     "Imatrix",
     "ImatrixEntry",
     "ImatrixSummary",
+    "adapted",
     "check",
     "collected",
     "describe",
@@ -23,9 +34,11 @@ __all__ = [
     "full_nbytes",
     "in_tokens",
     "load",
+    "load_for",
     "means",
     "merged",
     "of_sums",
+    "reached",
     "save",
     "sliced",
 ]

@@ -1,7 +1,5 @@
 """The importance matrix of a calibration pass, out of the file that holds its sums."""
 
-from pathlib import Path
-
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.imatrix.matrix import Imatrix, ImatrixEntry
 from ggufreap.observation import Stored
@@ -13,12 +11,11 @@ def of_sums(sums: ImportanceSums, dataset: str, n_chunks: int, chunk_size: int) 
     return Imatrix(entries, (dataset,), n_chunks, chunk_size)
 
 
-def collected(stats: Path, output: bool) -> Imatrix:
-    """The matrix that calibration collected into `stats`, S.npz; of the output head only with `output`.
+def collected(stored: Stored, output: bool) -> Imatrix:
+    """The matrix that calibration collected into statistics; of the output head only with `output`.
 
     Raises InputError where it collected none.
     """
-    stored = Stored.open(stats)
     sums = stored.importance_sums()
     names = ", ".join(record.name for record in stored.provenance.sources)
     kept = sums if output else sums.without_output()

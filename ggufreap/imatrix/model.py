@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from ggufreap.architecture.layout import BLOCK_TENSOR, MoeBlock, MoeLayout
 from ggufreap.container import GgufFile, TensorRecord
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
 from ggufreap.imatrix.matrix import Counts, Imatrix, ImatrixEntry
+from ggufreap.imatrix.storage import load
 
 EXPERTS = "_exps.weight"
 # Weights of blocks that llama-quantize leaves as they are: tensor_allows_quantization in src/llama-quant.cpp.
@@ -21,6 +23,7 @@ NEVER_QUANTISED = re.compile(
 )
 # The weights that share the input of an expert's first product; a model has one of them in every block.
 FIRST = ("gate", "gate_up", "up")
+_GATE_UP = re.compile(r"(blk\.\d+\.ffn_)(gate|gate_up|up)" + re.escape(EXPERTS))
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,34 @@ def check(imatrix: Imatrix, file: GgufFile, layout: MoeLayout) -> Coverage:
         tuple(name for name in missing if _block(name) >= layout.n_trunk),
         tuple(name for name in imatrix.entries if name not in matched),
     )
+
+
+def adapted(imatrix: Imatrix, file: GgufFile) -> Imatrix:
+    """The matrix with gate and up fused where the model has them fused, and apart where it has them apart.
+
+    Both see the same inputs, so the sums are the same whichever way a converter wrote the weights.
+    """
+    entries, blocks = dict(imatrix.entries), set()
+    for record in file.tensors:
+        if record.name in entries or (match := _GATE_UP.fullmatch(record.name)) is None:
+            continue
+        others = (f"{match[1]}{part}{EXPERTS}" for part in FIRST)
+        known = next((name for name in others if name in imatrix.entries and name not in file.by_name), None)
+        if known is not None:
+            entries[record.name] = imatrix.entries[known]
+            blocks.add(match[1])
+    old = {f"{block}{part}{EXPERTS}" for block in blocks for part in FIRST} - file.by_name.keys()
+    return replace(imatrix, entries={name: entry for name, entry in entries.items() if name not in old})
+
+
+def load_for(path: str | Path, file: GgufFile) -> Imatrix:
+    """The matrix in a file, as `load`, adapted to a model."""
+    return adapted(load(path), file)
+
+
+def reached(file: GgufFile, layout: MoeLayout) -> set[str]:
+    """The tensors of which calibration can collect importance: of blocks that decoding runs, and the output head."""
+    return {"output.weight"} | {record.name for record in file.tensors if 0 <= _block(record.name) < layout.n_trunk}
 
 
 def full_nbytes(file: GgufFile) -> int:

@@ -1,33 +1,40 @@
 """What a pass over text records of a model: statistics per domain and block, and importance sums; they add up."""
 
+from ggufreap.observation.blockwise import Texts, hidden_path, observe_blockwise, resume, spill_nbytes
 from ggufreap.observation.chunkwise import observe
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.experts import ExpertStatistics
-from ggufreap.observation.held_out import HeldOut
+from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.merging import merge
 from ggufreap.observation.provenance import Provenance, Shard
 from ggufreap.observation.reuse import checkpoint_path, finished
 from ggufreap.observation.statistics import STATISTICS, Floats, Importance, Statistic, observables, per_expert
-from ggufreap.observation.store import ONLY_DOMAIN, Stored, load, save
+from ggufreap.observation.store import ONLY_DOMAIN, AnyStatistics, Stored, load, save
 
 __all__ = [
     "ONLY_DOMAIN",
     "STATISTICS",
+    "AnyStatistics",
     "DomainStatistics",
     "ExpertStatistics",
     "Floats",
-    "HeldOut",
+    "HeldBack",
     "Importance",
     "Provenance",
     "Shard",
     "Statistic",
     "Stored",
+    "Texts",
     "checkpoint_path",
     "finished",
+    "hidden_path",
     "load",
     "merge",
     "observables",
     "observe",
+    "observe_blockwise",
     "per_expert",
+    "resume",
     "save",
+    "spill_nbytes",
 ]

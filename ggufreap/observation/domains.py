@@ -6,8 +6,10 @@ from functools import reduce
 from operator import add
 from typing import Self
 
+import numpy as np
+
 from ggufreap.engine.protocol import RoutedBatch
-from ggufreap.errors import InputError, MismatchError
+from ggufreap.errors import InputError, MismatchError, NumericFailure
 from ggufreap.observation.experts import ExpertStatistics, Mask, check_same_model
 
 Halves = tuple[ExpertStatistics, ExpertStatistics]
@@ -121,10 +123,21 @@ class DomainStatistics:
         return replace(self, halves={**self.halves, domain: (even, odd)})
 
     def check(self) -> None:
-        """Raise MismatchError unless every block routed every counted token to exactly n_used experts."""
+        """Raise MismatchError or NumericFailure unless every half holds what ExpertStatistics.check wants.
+
+        NumericFailure too where all experts of a block that got tokens gave exactly nothing.
+        """
         for halves in self.halves.values():
             for half in halves:
                 half.check()
+        total = self.total
+        mute = [block for block, _ in total.mute]
+        for block, counts in zip(total.blocks, total.values["count"], strict=True):
+            if 0 < np.count_nonzero(counts) == mute.count(block):
+                raise NumericFailure(
+                    f"block {block}: the output of every expert is exactly zero, as of weights that are zero; "
+                    "the model file is not whole, download it again"
+                )
 
     @property
     def _nothing(self) -> ExpertStatistics:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap.engine.protocol import RoutedBatch
-from ggufreap.errors import InputError, MismatchError
+from ggufreap.errors import InputError, MismatchError, NumericFailure
 from ggufreap.observation.statistics import STATISTICS, Floats
 
 Mask = npt.NDArray[np.bool_]
@@ -83,13 +83,33 @@ class ExpertStatistics:
         return self + type(self)(self.blocks, self.n_used, self.n_expert, n_tokens, 1, chunk)
 
     def check(self) -> None:
-        """Raise MismatchError unless every block routed every counted token to exactly n_used experts."""
+        """Raise NumericFailure for NaN and infinity, MismatchError unless every block routed every counted token to
+        exactly n_used experts.
+        """
+        self._check_numbers()
         for block, used, total in zip(self.blocks, self.n_used, self.values["count"].sum(axis=1), strict=True):
             if total != self.n_tokens * used:
                 raise MismatchError(
                     f"block {block} counted {total:.0f} routed tokens, {self.n_tokens} tokens x {used} experts are "
                     f"{self.n_tokens * used}; the observation is incomplete and must not be used"
                 )
+
+    def _check_numbers(self) -> None:
+        for name, array in self.values.items():
+            wrong = np.argwhere(~np.isfinite(array))
+            if len(wrong):
+                raise NumericFailure(
+                    f"block {self.blocks[wrong[0][0]]}: {name} of expert {wrong[0][1]} is no finite number; the "
+                    "statistics or the model are damaged, calibrate again"
+                )
+
+    @property
+    def mute(self) -> tuple[tuple[int, int], ...]:
+        """(block, expert) of those that gave exactly nothing for all of the tokens that they got."""
+        if not {"count", "sum_f"} <= self.values.keys():
+            return ()
+        nothing = (self.values["count"] > 0) & (self.values["sum_f"] == 0)
+        return tuple((self.blocks[row], int(expert)) for row, expert in np.argwhere(nothing))
 
 
 def check_same_model(one: Any, other: Any) -> None:

@@ -17,29 +17,38 @@ def checkpoint_path(out: Path) -> Path:
     return out.with_name(out.name + ".checkpoint")
 
 
-def finished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
+def finished(
+    out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None, blockwise: bool = False
+) -> Stored | None:
     """The finished file at `out` where it holds all that is wanted, None where there is something to do.
 
-    Raises MismatchError when what is there, finished or not, belongs to other work.
+    Raises MismatchError when what is there, finished or not, belongs to other work; `blockwise` as in `unfinished`.
     """
     if out.exists():
         stored = _of_same_work(out, nodes, provenance, "statistics")
         if not lacking(stored, importance):
             _LOG.info("using the statistics in %s", out)
             return stored
-    unfinished(out, nodes, provenance, importance)
+    unfinished(out, nodes, provenance, importance, blockwise)
     return None
 
 
-def unfinished(out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None) -> Stored | None:
+def unfinished(
+    out: Path, nodes: RoutingNodes, provenance: Provenance, importance: Importance | None, blockwise: bool = False
+) -> Stored | None:
     """The checkpoint of `out` that can be gone on from, None where there is none.
 
-    Raises MismatchError when it belongs to other work, or was begun without what is wanted.
+    Raises MismatchError when it belongs to other work, or was begun without what is wanted, or in the other order:
+    `blockwise` all chunks block by block, or else all blocks chunk by chunk.
     """
     path, what = checkpoint_path(out), "an unfinished calibration"
     if not path.exists():
         return None
-    stored = _of_same_work(path, nodes, provenance, what)
+    through = Stored.open(path).through
+    if blockwise != (through is not None):
+        how, flag = ("chunk by chunk", "off") if through is None else ("block by block", "fit")
+        raise MismatchError(f"{path} holds {what} that went {how}; go on with --blockwise {flag}, or delete the file")
+    stored = _of_same_work(path, nodes, provenance, what, through)
     if stored.lacking:
         raise MismatchError(
             f"{path} holds {what} without {', '.join(stored.lacking)}; delete the file, or choose another -o"
@@ -57,14 +66,16 @@ def unfinished(out: Path, nodes: RoutingNodes, provenance: Provenance, importanc
     return stored
 
 
-def _of_same_work(path: Path, nodes: RoutingNodes, provenance: Provenance, what: str) -> Stored:
+def _of_same_work(
+    path: Path, nodes: RoutingNodes, provenance: Provenance, what: str, through: int | None = None
+) -> Stored:
     stored = Stored.open(path)
     differing = provenance.differences(stored.provenance)
     if differing:
         raise MismatchError(
             f"{path} holds {what} with another {', '.join(differing)}; delete the file or choose another -o"
         )
-    blocks = tuple(block.index for block in nodes.blocks)
+    blocks = tuple(block.index for block in nodes.blocks if through is None or block.index <= through)
     if stored.blocks != blocks:
         raise MismatchError(
             f"{path} holds {what} of {len(stored.blocks)} of the {len(blocks)} MoE blocks; merge it with those of the "

@@ -1,7 +1,7 @@
 """All that a pass over text recorded as one file: an .npz with a JSON header and the arrays.
 
 A statistic is the array of its name, `[n_domains, 2, n_moe_blocks, *shape]`; the importance sums, where they were
-collected, are `importance values <weight>` and `importance counts <weight>`; the chunks to judge by are `held out ...`.
+collected, are `importance values <weight>` and `importance counts <weight>`; those to judge by are `held back ...`.
 """
 
 import json
@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 from zipfile import BadZipFile
@@ -21,7 +22,7 @@ from ggufreap.errors import InputError
 from ggufreap.files import replacing
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.experts import ExpertStatistics
-from ggufreap.observation.held_out import HeldOut
+from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.provenance import Provenance
 from ggufreap.observation.statistics import STATISTICS, Importance
 
@@ -31,7 +32,7 @@ SCHEMA_2 = "ggufreap.statistics/2"
 # Besides, one body of text, arrays [n_moe_blocks, n_expert]; read as the first half of the domain `text`.
 SCHEMA_1 = "ggufreap.statistics/1"
 ONLY_DOMAIN = "text"
-_PREFIX, _HELD_OUT = "importance ", "held out "
+_PREFIX, _HELD_BACK = "importance ", "held back "
 _LOG = logging.getLogger(__name__)
 
 
@@ -78,6 +79,11 @@ class Stored:
         return sum(sum(domain["chunks"]) for domain in self.header["domains"])
 
     @property
+    def through(self) -> int | None:
+        """The last finished block of an unfinished run that goes block by block, None for all else."""
+        return self.header.get("through")
+
+    @property
     def lacking(self) -> list[str]:
         """The rows of STATISTICS that it does not hold, or holds in another version."""
         return [name for name, row in STATISTICS.items() if self.statistics.get(name) != row.version]
@@ -88,8 +94,17 @@ class Stored:
         known = {name: row.version for name, row in STATISTICS.items()}
         return [name for name, version in self.statistics.items() if known.get(name) != version]
 
+    @classmethod
+    def of(cls, statistics: "AnyStatistics") -> "Stored":
+        """What `statistics` names; a file that is open already is taken as it is."""
+        return statistics if isinstance(statistics, Stored) else cls.open(Path(statistics))
+
     def domain_statistics(self) -> DomainStatistics:
-        """The statistics that this version knows; raises InputError for a damaged file."""
+        """The statistics that this version knows, read once; raises InputError for a damaged file."""
+        return self._domain_statistics
+
+    @cached_property
+    def _domain_statistics(self) -> DomainStatistics:
         if self.unknown:
             _LOG.warning(
                 "%s holds %s, recorded by another version of ggufreap; that is left out",
@@ -125,11 +140,14 @@ class Stored:
             found = {name.removeprefix(prefix): archive[name] for name in archive if name.startswith(prefix)}
             return ImportanceSums.from_arrays(found)
 
-    def held_out(self) -> HeldOut:
+    def held_back(self) -> HeldBack:
         """The chunks to judge by; none in a file of a version that kept none, or of an unfinished run."""
         with _archive(self.path) as archive:
-            found = {name.removeprefix(_HELD_OUT): archive[name] for name in archive if name.startswith(_HELD_OUT)}
-            return HeldOut.from_arrays(found, [domain["name"] for domain in self.header["domains"]])
+            found = {name.removeprefix(_HELD_BACK): archive[name] for name in archive if name.startswith(_HELD_BACK)}
+            return HeldBack.from_arrays(found, [domain["name"] for domain in self.header["domains"]])
+
+
+AnyStatistics = Stored | str | Path  # what the public verbs take
 
 
 def load(path: Path) -> tuple[DomainStatistics, Provenance]:
@@ -144,10 +162,11 @@ def save(
     provenance: Provenance,
     sums: ImportanceSums | None = None,
     digest: str = "",
-    held_out: HeldOut | None = None,
+    held_back: HeldBack | None = None,
+    through: int | None = None,
 ) -> None:
     """Write the file atomically and synced, so that a killed run leaves the last whole one; with a `digest` if it waits
-    for more.
+    for more, `through` the last finished block where it is blocks that it waits for.
     """
     header = {
         "schema": SCHEMA,
@@ -162,6 +181,7 @@ def save(
         "statistics": {name: STATISTICS[name].version for name in statistics.names},
         "importance": asdict(Importance(sums.output)) if sums else None,
         "digest": digest,
+        "through": through,
     }
     frame = (len(statistics.halves), 2, len(statistics.blocks))
     arrays: dict[str, Any] = {"header": np.array(json.dumps(header))}
@@ -170,9 +190,9 @@ def save(
         arrays[name] = np.array(rows).reshape(*frame, *STATISTICS[name].shape(statistics.n_expert))
     if sums is not None:
         arrays |= {f"{_PREFIX}{name}": array for name, array in sums.to_arrays().items()}
-    if held_out is not None:
-        kept = held_out.to_arrays(statistics.domains)
-        arrays |= {f"{_HELD_OUT}{name}": array for name, array in kept.items()}
+    if held_back is not None:
+        kept = held_back.to_arrays(statistics.domains)
+        arrays |= {f"{_HELD_BACK}{name}": array for name, array in kept.items()}
     with replacing(path) as file:
         np.savez(file, **arrays)
 

@@ -24,7 +24,9 @@ SPLIT_MODES = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 CONTEXT, BATCH, SEQUENCES = "context", "batch", "sequences"
-THREADS, PLACEMENT, ATTENTION = "threads", "placement", "attention"
+THREADS, PLACEMENT, ATTENTION, BLOCKS = "threads", "placement", "attention", "blocks"
+# Blocks of the model computed at a time, when it is not a number of them.
+AUTO_BLOCKS, ALL_BLOCKS, FITTING_BLOCKS = 0, -1, -2
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class EngineSettings:
     `n_ctx`: tokens per chunk, or of all sequences together; `n_ubatch`: tokens computed at once, in one graph;
     `n_batch`: tokens per llama_decode, 0: one graph's; `n_threads` 0: one per core this process may use;
     `n_threads_batch` 0: as `n_threads`; `n_gpu_layers` -1: as many as llama.cpp chooses, -2: all. None leaves the
-    choice to llama.cpp, for `repack` to ggufreap.
+    choice to llama.cpp, for `repack` to ggufreap. `blockwise`, which llama.cpp has not: how many blocks of the model a
+    calibration computes at a time; 0: all or, of a model that does not fit into memory, what fits; -1: all; -2: what
+    fits.
 
     `exact`: no half precision in attention, for comparisons; it wins over `flash_attn`, `cache_type_k` and
     `cache_type_v`. `watched`: whether taps may look into the graph, which costs a call from C to Python per node.
@@ -129,6 +133,17 @@ class EngineSettings:
     cache_type_v: str = flagged(
         "f16",
         Flag(("-ctv", "--cache-type-v"), ATTENTION, "type of the KV cache's V ({})", one_of(*CACHE_TYPES), "TYPE", str),
+    )
+    blockwise: int = flagged(
+        AUTO_BLOCKS,
+        Flag(
+            ("--blockwise",),
+            BLOCKS,
+            "a model larger than memory: how many blocks are computed at a time: a number, fit, off or auto (auto)",
+            whole(FITTING_BLOCKS, auto=AUTO_BLOCKS, off=ALL_BLOCKS, fit=FITTING_BLOCKS),
+            "N",
+            int | str,
+        ),
     )
 
     def __post_init__(self) -> None:

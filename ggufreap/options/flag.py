@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from types import UnionType
 from typing import Any
 
@@ -17,8 +17,9 @@ Parse = Callable[[str], Any]  # text -> the field's value; raises InputError
 class Flag:
     """How a field is named, told and read. `parse` None: a switch, with a `--no-` twin where its default is None.
 
-    `names` are llama.cpp's (common/arg.cpp), `kind` is the type that a recipe may write, `group` what verbs ask for;
-    `help` holds {} where the default stands; what is `repeatable` is joined with commas.
+    `names` are llama.cpp's where it has them (common/arg.cpp), `group` is what verbs ask for; `help` holds {} where the
+    default stands; what is `repeatable` is joined with commas, of `many` each is an item of a tuple. A recipe writes
+    values of the type `kind` under the key `recipe`, empty: as the first long flag; None: it cannot.
     """
 
     names: tuple[str, ...]
@@ -28,11 +29,13 @@ class Flag:
     metavar: str | None = None
     kind: type | UnionType = bool
     repeatable: bool = False
+    many: bool = False
+    recipe: str | None = ""
 
     @property
     def key(self) -> str:
-        """The name in a recipe: the first long flag's."""
-        return next(name for name in self.names if name.startswith("--"))[2:].replace("-", "_")
+        """The name in a recipe, and of the flag among the others of a verb."""
+        return self.recipe or next(name for name in self.names if name.startswith("--"))[2:].replace("-", "_")
 
 
 def flagged(default: Any, flag: Flag) -> Any:
@@ -50,10 +53,11 @@ def check(options: Any) -> None:
     for each in fields(options):
         value, flag = getattr(options, each.name), each.metadata.get("flag")
         if flag and flag.parse and value != each.default:
-            _check(value, flag, each)
+            for item in value if flag.many else (value,):
+                _check(item, flag)
 
 
-def _check(value: Any, flag: Flag, each: "Field[Any]") -> None:
+def _check(value: Any, flag: Flag) -> None:
     try:
         assert flag.parse
         flag.parse(str(value))
@@ -73,6 +77,14 @@ def whole(least: int, **words: int) -> Parse:
         return int(text)
 
     return parse
+
+
+def number(text: str) -> float:
+    """Any number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{text!r} is not a number") from None
 
 
 def one_of(*known: str) -> Parse:

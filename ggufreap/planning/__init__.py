@@ -1,7 +1,6 @@
 """Scores become a plan: which experts stay, as a value and as a file that a person can read."""
 
 from ggufreap.planning.choosing import (
-    MTP_MODES,
     NOTES,
     ModelIdentity,
     PruningPlan,
@@ -15,7 +14,6 @@ from ggufreap.planning.choosing import (
 from ggufreap.planning.storage import load_plan, save_plan
 
 __all__ = [
-    "MTP_MODES",
     "NOTES",
     "ModelIdentity",
     "PruningPlan",

@@ -12,12 +12,12 @@ import numpy as np
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
+from ggufreap.evidence import require_scores
 from ggufreap.observation import Floats
 from ggufreap.saliency import IMATRIX
 from ggufreap.showing import EXCERPT, excerpt, shown
 
 SCHEMA = "ggufreap.plan/1"
-MTP_MODES = ("mirror", "drop")
 # What whoever meets a plan, or a file made by it, must know of the method.
 NOTES = {
     IMATRIX: "chosen from an importance matrix alone, without calibration: weaker than reap, since such a matrix knows "
@@ -146,10 +146,19 @@ def as_fraction(ratio: str) -> Decimal:
     return fraction
 
 
-def ratio_label(n_expert: int, n_keep: int, ratio: str | float | None) -> str:
-    """The ratio as it stands in names: at least two decimals, as written or as it came out."""
-    fraction = as_fraction(str(ratio)) if ratio is not None else Decimal(n_expert - n_keep) / n_expert
-    return f"{fraction:.2f}" if ratio is None or fraction.as_tuple().exponent >= -2 else f"{fraction}"  # type: ignore[operator]  # finite
+def ratio_label(group_size: int, removed: int, ratio: str | float | None) -> str:
+    """The ratio as it stands in names, at least two decimals: as written, else the shortest that removes as many.
+
+    `removed` experts of every group of `group_size` go. So two plans that remove different numbers of experts never
+    share a name: 51 of 256 are 0.20, 50 are 0.196.
+    """
+    if ratio is not None:
+        fraction = as_fraction(str(ratio))
+        return f"{fraction:.2f}" if fraction.as_tuple().exponent >= -2 else f"{fraction}"  # type: ignore[operator]  # finite
+    digits = 2
+    while (shortest := -(-removed * 10**digits // group_size)) * group_size >= (removed + 1) * 10**digits:
+        digits += 1
+    return f"{Decimal(shortest).scaleb(-digits):.{digits}f}"
 
 
 def select(scores: Floats, n_keep: int, n_group: int) -> tuple[tuple[int, ...], ...]:
@@ -183,9 +192,11 @@ def make_plan(
     """Plan from scores `[n_trunk_blocks, n_expert]`, row by row of `layout.trunk`: the best stay, or those `chosen`.
 
     MTP blocks are never run by ordinary decoding, so they have no scores: `mirror` gives them the keep-set of the
-    last trunk block, `drop` takes them out of the file.
+    last trunk block, `drop` takes them out of the file. Raises InputError or NumericFailure for scores that decide
+    nothing in some block.
     """
     n_keep = count_to_keep(layout, ratio, keep)
+    require_scores(scores, [block.index for block in layout.trunk], n_keep, criterion or method)
     chosen = select(scores, n_keep, layout.n_group) if chosen is None else chosen
     kept = {block.index: ids for block, ids in zip(layout.trunk, chosen, strict=True)}
     if mtp == "mirror":
@@ -194,7 +205,7 @@ def make_plan(
         block.index: {"retained": round(_share(row, ids), 6)}
         for block, row, ids in zip(layout.trunk, scores, chosen, strict=True)
     }
-    label = ratio_label(layout.n_expert, n_keep, ratio)
+    label = ratio_label(layout.group_size, layout.group_size - n_keep // layout.n_group, ratio)
     return PruningPlan(
         model=model,
         method=method,
@@ -215,7 +226,7 @@ def make_plan(
 
 def _share(scores: Floats, kept: tuple[int, ...]) -> float:
     mass = np.where(np.isfinite(scores), scores, 0.0)
-    return float(mass[list(kept)].sum() / mass.sum()) if mass.sum() > 0 else 1.0
+    return float(mass[list(kept)].sum() / mass.sum()) if len(kept) < len(mass) else 1.0
 
 
 def check_plan(plan: PruningPlan, model: ModelIdentity, layout: MoeLayout) -> None:

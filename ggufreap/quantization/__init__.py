@@ -1,7 +1,7 @@
 """Quantises models with llama.cpp's own quantiser: same types, same bytes as llama-quantize."""
 
 from ggufreap.quantization.forecast import Fallback
-from ggufreap.quantization.job import Quantized, quantize_file
+from ggufreap.quantization.job import Quantized, foretell, foretell_types, quantize_file, written_metadata
 from ggufreap.quantization.request import QuantRequest, file_type_name, imatrix_metadata, parse_tensor_type
 
 __all__ = [
@@ -9,7 +9,10 @@ __all__ = [
     "QuantRequest",
     "Quantized",
     "file_type_name",
+    "foretell",
+    "foretell_types",
     "imatrix_metadata",
     "parse_tensor_type",
     "quantize_file",
+    "written_metadata",
 ]

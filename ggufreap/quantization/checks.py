@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,6 @@ from ggufreap.container import GgufFile, TensorRecord, nbytes_of, type_name
 from ggufreap.container.header import is_quantized
 from ggufreap.engine.quantizer import Importance
 from ggufreap.errors import InputError, MismatchError
-from ggufreap.quantization.forecast import lost_after_nul
 from ggufreap.quantization.request import TENSOR_TYPES, QuantRequest
 
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
@@ -75,7 +74,6 @@ def check_importance(
     Raises MismatchError when an entry has not `[n_mat * n_in]` values, InputError when a value is not finite.
     """
     given = importance or {}
-    q2_k_s = {TENSOR_TYPES["Q2_K"]} if file_type == "Q2_K_S" else set()
     moved = {record.name for record in changed(source, types)}
     missing = []
     # Without any matrix llama.cpp asks for it even where a tensor is only copied.
@@ -83,8 +81,7 @@ def check_importance(
         name, kind = record.name, types[record.name]
         if (importance is not None and name not in moved) or (name in given and _fits(record, given[name])):
             continue
-        needs = kind in (_NEED if name in _TABLES else _NEED_IN_BLOCKS | q2_k_s)
-        if needs and (name in moved or name not in _TABLES):
+        if _needs(name, kind, file_type) and (name in moved or name not in _TABLES):
             raise InputError(
                 f"{name} would become {type_name(kind)}, which takes an importance matrix, and none covers it; "
                 "give one made of this model, or choose a larger type"
@@ -98,6 +95,25 @@ def check_importance(
     if strangers:
         warnings.append(f"entries of the importance matrix that name no tensor: {len(strangers)}, first {strangers[0]}")
     return warnings
+
+
+def check_reach(source: GgufFile, types: Mapping[str, int], file_type: str, reached: Collection[str]) -> None:
+    """Raise InputError where a type takes importance that no calibration will collect; `reached` are the tensors of
+    which it will.
+    """
+    for record in changed(source, types):
+        if record.name not in reached and _needs(record.name, types[record.name], file_type):
+            raise InputError(
+                f"{record.name} would become {type_name(types[record.name])}, which takes an importance matrix, and "
+                "calibration never runs it, as it does not run MTP blocks; choose a larger type for it, give an "
+                "--imatrix that has it, or --mtp drop"
+            )
+
+
+def _needs(name: str, kind: int, file_type: str) -> bool:
+    """Whether a type cannot do without importance, of this tensor."""
+    q2_k_s = {TENSOR_TYPES["Q2_K"]} if file_type == "Q2_K_S" else set()
+    return kind in (_NEED if name in _TABLES else _NEED_IN_BLOCKS | q2_k_s)
 
 
 def _fits(record: TensorRecord, values: npt.NDArray[np.float32]) -> bool:
@@ -121,7 +137,7 @@ def other_warnings(source: GgufFile, request: QuantRequest) -> list[str]:
         if not any(re.search(pattern, name) for name in source.by_name):
             warnings.append(f"tensor type {pattern}={kind} matches no tensor")
     for key, entry in source.metadata.items():
-        if cut := len(lost_after_nul(entry)):
+        if cut := len(entry.nul_tails):
             warnings.append(f"strings of metadata {key} with a NUL byte: {cut}; llama.cpp drops what follows it")
     return warnings
 

@@ -1,7 +1,7 @@
 """What a quantisation will make of a model, before it makes it: every tensor's type and every file's size."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gguf.constants import GGUFValueType
@@ -9,8 +9,7 @@ from gguf.constants import GGUFValueType
 from ggufreap.container import GgufFile, MetadataEntry, TensorRecord, encode, nbytes_of, type_name
 from ggufreap.container.gguf_file import SPLIT_KEYS
 from ggufreap.container.header import pad
-from ggufreap.container.values import U64
-from ggufreap.engine.quantizer import Quantizer, QuantizerCall
+from ggufreap.engine.quantizer import QuantizerCall
 from ggufreap.errors import EngineError
 from ggufreap.quantization.request import TENSOR_TYPES
 
@@ -22,6 +21,8 @@ _FALLBACK_LINE = re.compile(
     r"warning: (?P<name>.+?) +- ncols +(?P<width>\d+) not divisible by +\d+ \(required for type +(?P<wanted>\w+)\)"
     r".*falling back to +(?P<given>\w+)"
 )
+# Runs a call dry and gives llama.cpp's log, as Quantizer.dry_run does.
+DryRun = Callable[[QuantizerCall], Sequence[str]]
 _SPECIAL = re.compile(r"([\\^$.|?*+()\[\]{}])")  # what ECMAScript escapes in a regex
 
 
@@ -53,7 +54,7 @@ def _escape(name: str) -> str:
     return _SPECIAL.sub(r"\\\1", name)
 
 
-def forecast(source: GgufFile, call: QuantizerCall, n_expert_before: int | None, quantizer: Quantizer) -> Forecast:
+def forecast(source: GgufFile, call: QuantizerCall, n_expert_before: int | None, dry_run: DryRun) -> Forecast:
     """Let llama.cpp itself choose every type, in a dry run of `call`; raises EngineError when it refuses.
 
     llama.cpp's mix depends on the number of experts (== 8, >= 4, > 1: src/llama-quant.cpp,
@@ -63,10 +64,10 @@ def forecast(source: GgufFile, call: QuantizerCall, n_expert_before: int | None,
     """
     key = f"{source.get('general.architecture')}.expert_count"
     if n_expert_before is None or n_expert_before == source.get(key):
-        return _dry_run(source, call, quantizer)
-    wanted = _dry_run(source, replace(call, metadata={**(call.metadata or {}), key: n_expert_before}), quantizer)
+        return _ask(source, call, dry_run)
+    wanted = _ask(source, replace(call, metadata={**(call.metadata or {}), key: n_expert_before}), dry_run)
     while True:
-        found = _dry_run(source, replace(call, tensor_types=call.tensor_types + wanted.pins), quantizer)
+        found = _ask(source, replace(call, tensor_types=call.tensor_types + wanted.pins), dry_run)
         missed = tuple((name, kind) for name, kind in wanted.types.items() if found.types[name] != kind)
         if not missed:
             return wanted
@@ -76,9 +77,8 @@ def forecast(source: GgufFile, call: QuantizerCall, n_expert_before: int | None,
         wanted = replace(wanted, pinned=wanted.pinned + missed)
 
 
-def _dry_run(source: GgufFile, call: QuantizerCall, quantizer: Quantizer) -> Forecast:
-    lines: list[str] = []
-    quantizer.run(replace(call, dry_run=True), lines.append)
+def _ask(source: GgufFile, call: QuantizerCall, dry_run: DryRun) -> Forecast:
+    lines = dry_run(call)
     tensors = [match for match in map(TENSOR_LINE.match, lines) if match]
     kept = {record.name: record.type for record in source.tensors}
     types = {
@@ -103,10 +103,7 @@ def file_sizes(
     source: GgufFile, types: Mapping[str, int], metadata: Mapping[str, str | int], keep_split: bool
 ) -> list[int]:
     """The exact bytes of every file that llama.cpp will write (src/llama-quant.cpp, ggml/src/gguf.cpp)."""
-    new = {"general.quantization_version": 0, "general.file_type": 0} | dict(metadata)
-    kept = [entry for key, entry in source.metadata.items() if key not in SPLIT_KEYS and key not in new]
-    entries = sum(len(entry.raw) - sum(lost_after_nul(entry)) for entry in kept)
-    entries += sum(_entry_nbytes(key, value) for key, value in new.items())
+    entries = entries_nbytes(source.metadata.values(), metadata)
     if not keep_split:
         return [_file_nbytes(entries, source.tensors, types)]
     split = sum(len(key) + size for key, size in zip(SPLIT_KEYS, (14, 14, 16), strict=True))  # u16, u16, i32
@@ -114,19 +111,15 @@ def file_sizes(
     return [_file_nbytes(split + entries * (not i), tensors, types) for i, tensors in enumerate(shards)]
 
 
-def lost_after_nul(entry: MetadataEntry) -> list[int]:
-    """How many bytes llama.cpp drops from each string of an entry: it copies them as C strings, up to a NUL."""
-    if entry.item_type != GGUFValueType.STRING:
-        return []
-    position, lost = entry.value_start, []
-    for _ in range(entry.count):
-        (length,) = U64.unpack_from(entry.raw, position)
-        end = position + 8 + length
-        nul = entry.raw.find(0, position + 8, end)
-        if nul >= 0:
-            lost.append(end - nul)
-        position = end
-    return lost
+def entries_nbytes(entries: Iterable[MetadataEntry], metadata: Mapping[str, str | int]) -> int:
+    """What is written of a model's `entries`, with `metadata` in the place of any of the same key.
+
+    Not those of a split set, and of strings what C strings hold.
+    """
+    new = {"general.quantization_version": 0, "general.file_type": 0} | dict(metadata)
+    kept = [entry for entry in entries if entry.key not in SPLIT_KEYS and entry.key not in new]
+    old = sum(len(entry.raw) - sum(entry.nul_tails) for entry in kept)
+    return old + sum(_entry_nbytes(key, value) for key, value in new.items())
 
 
 def _entry_nbytes(key: str, value: str | int) -> int:
@@ -134,9 +127,19 @@ def _entry_nbytes(key: str, value: str | int) -> int:
 
 
 def _file_nbytes(entries: int, tensors: Sequence[TensorRecord], types: Mapping[str, int]) -> int:
-    infos = sum(24 + len(record.name.encode()) + 8 * _n_dims(record.shape) for record in tensors)
-    data = sum(pad(nbytes_of(record.shape, types[record.name]), ALIGNMENT) for record in tensors)
-    return pad(24 + entries + infos, ALIGNMENT) + data
+    shapes = {record.name: record.shape for record in tensors}
+    return header_nbytes(entries, shapes) + sum(data_nbytes(shape, types[name]) for name, shape in shapes.items())
+
+
+def header_nbytes(entries: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """A file's header with its padding: `entries` bytes of metadata, and tensor -> shape (numpy order)."""
+    infos = sum(24 + len(name.encode()) + 8 * _n_dims(shape) for name, shape in shapes.items())
+    return pad(24 + entries + infos, ALIGNMENT)
+
+
+def data_nbytes(shape: tuple[int, ...], kind: int) -> int:
+    """A tensor's data with its padding."""
+    return pad(nbytes_of(shape, kind), ALIGNMENT)
 
 
 def _n_dims(shape: tuple[int, ...]) -> int:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from ggufreap.errors import EngineError, GgufReapError, InputError, OutputError
 from ggufreap.files import PARTIAL, check_output, check_space, sync
 from ggufreap.interrupts import held
 from ggufreap.progress import Progress, silent
-from ggufreap.quantization.checks import check_importance, check_requantizing, check_rows, other_warnings
-from ggufreap.quantization.forecast import ALIGNMENT, TENSOR_LINE, Fallback, Forecast, file_sizes, forecast
+from ggufreap.quantization.checks import check_importance, check_reach, check_requantizing, check_rows, other_warnings
+from ggufreap.quantization.forecast import ALIGNMENT, TENSOR_LINE, DryRun, Fallback, Forecast, file_sizes, forecast
 from ggufreap.quantization.request import FILE_TYPES, QuantRequest, file_type_name, tensor_type
 
 
@@ -23,13 +23,14 @@ from ggufreap.quantization.request import FILE_TYPES, QuantRequest, file_type_na
 class Quantized:
     """What a quantisation made, or with a dry run will make.
 
-    `nbytes`: on disk, all files together; `types`: tensor -> type; `type_nbytes`: type -> bytes of tensor data;
-    `fallbacks`: tensors whose rows do not fit the type they should have had; `pinned`: tensors kept at the type that
-    llama.cpp gives them in the model before pruning.
+    `nbytes`: on disk, all files together; `file_nbytes`: each of `paths`; `types`: tensor -> type; `type_nbytes`:
+    type -> bytes of tensor data; `fallbacks`: tensors whose rows do not fit the type they should have had; `pinned`:
+    tensors kept at the type that llama.cpp gives them in the model before pruning.
     """
 
     paths: tuple[Path, ...]
     nbytes: int
+    file_nbytes: tuple[int, ...]
     types: dict[str, str]
     type_nbytes: dict[str, int]
     fallbacks: tuple[Fallback, ...]
@@ -43,42 +44,107 @@ def quantize_file(
     request: QuantRequest,
     *,
     imatrix: Importance | None = None,
-    imatrix_later: bool = False,
+    imatrix_later: Collection[str] | None = None,
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> Quantized:
     """Quantise `source` to `out`, or with `dry_run` only tell exactly what it would be.
 
     `imatrix`: tensor -> mean squares of its inputs `[n_mat * n_in]`, per expert, as llama-quantize hands them over;
-    `imatrix_later`: a dry run for one that is yet to be collected. A dry run reads headers alone, never tensor data
-    (src/llama-quant.cpp: its loop goes on before load_range), so `source` may be a file without any.
+    `imatrix_later`: a dry run for one that is yet to be collected, of these tensors. A dry run reads headers alone,
+    never tensor data (src/llama-quant.cpp: its loop goes on before load_range), so `source` may be a file without any.
 
     With `keep_split` a split set becomes a split set named after `out`, anything else one file.
     """
-    call = _call(source, request, weighted=imatrix is not None or imatrix_later)
-    targets = _targets(source, out, call.keep_split)
     if not dry_run:
-        for target in targets:
+        for target in _targets(source, out, request):
             check_output(target, *source.paths)
     with Quantizer() as quantizer:
-        expected = forecast(source, call, request.n_expert_before, quantizer)
-        check_rows(source, expected.types)
-        warnings = check_requantizing(source, expected.types, request)
-        if not imatrix_later:
-            warnings += check_importance(source, expected.types, file_type_name(request.type), imatrix)
-        warnings += other_warnings(source, request)
-        sizes = file_sizes(source, expected.types, call.metadata or {}, call.keep_split)
+        job = _prepare(source, out, request, quantizer.dry_run, imatrix, imatrix_later)
         if not dry_run:
-            call = replace(call, tensor_types=call.tensor_types + expected.pins)
-            _write(source, call, targets, sizes, expected, quantizer, imatrix, progress)
-    return _result(source, targets, sum(sizes), expected, warnings)
+            _write(job, quantizer, imatrix, progress)
+    return job.result()
+
+
+def foretell(
+    source: GgufFile,
+    out: Path,
+    request: QuantRequest,
+    dry_run: DryRun,
+    *,
+    imatrix: Importance | None = None,
+    imatrix_later: Collection[str] | None = None,
+) -> Quantized:
+    """What `quantize_file` tells of a dry run, from llama.cpp as `dry_run` asks it."""
+    return _prepare(source, out, request, dry_run, imatrix, imatrix_later).result()
+
+
+def foretell_types(source: GgufFile, request: QuantRequest, dry_run: DryRun, *, weighted: bool) -> dict[str, int]:
+    """Tensor -> ggml type, without a look at what stands against the request; `weighted` as in QuantizerCall."""
+    return forecast(source, _call(source, request, weighted), request.n_expert_before, dry_run).types
+
+
+def written_metadata(source: GgufFile, request: QuantRequest) -> dict[str, str | int]:
+    """What is written into the file beside the entries of `source`, or in their place."""
+    metadata = dict(request.metadata)
+    if source.alignment != ALIGNMENT:  # else llama.cpp copies the key, but not the alignment
+        metadata["general.alignment"] = ALIGNMENT
+    return metadata
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that is known of a quantisation before it starts; `sizes` in bytes, of the files at `targets`."""
+
+    source: GgufFile
+    call: QuantizerCall
+    targets: Sequence[Path]
+    sizes: Sequence[int]
+    expected: Forecast
+    warnings: Sequence[str]
+
+    def result(self) -> Quantized:
+        per_type: Counter[str] = Counter()
+        types = self.expected.types
+        for record in self.source.tensors:
+            per_type[type_name(types[record.name])] += nbytes_of(record.shape, types[record.name])
+        return Quantized(
+            paths=tuple(self.targets),
+            nbytes=sum(self.sizes),
+            file_nbytes=tuple(self.sizes),
+            types={record.name: type_name(types[record.name]) for record in self.source.tensors},
+            type_nbytes=dict(per_type.most_common()),
+            fallbacks=self.expected.fallbacks,
+            pinned=tuple(name for name, _ in self.expected.pinned),
+            warnings=tuple(self.warnings),
+        )
+
+
+def _prepare(
+    source: GgufFile,
+    out: Path,
+    request: QuantRequest,
+    dry_run: DryRun,
+    imatrix: Importance | None,
+    imatrix_later: Collection[str] | None,
+) -> _Job:
+    """Let llama.cpp choose the types, and raise whatever stands against them."""
+    targets = _targets(source, out, request)
+    call = _call(source, request, weighted=imatrix is not None or imatrix_later is not None)
+    expected = forecast(source, call, request.n_expert_before, dry_run)
+    check_rows(source, expected.types)
+    warnings = check_requantizing(source, expected.types, request)
+    if imatrix_later is not None:
+        check_reach(source, expected.types, file_type_name(request.type), imatrix_later)
+    else:
+        warnings += check_importance(source, expected.types, file_type_name(request.type), imatrix)
+    warnings += other_warnings(source, request)
+    sizes = file_sizes(source, expected.types, call.metadata or {}, call.keep_split)
+    return _Job(source, call, targets, sizes, expected, warnings)
 
 
 def _call(source: GgufFile, request: QuantRequest, weighted: bool) -> QuantizerCall:
     request.check()
-    metadata = dict(request.metadata)
-    if source.alignment != ALIGNMENT:  # else llama.cpp copies the key, but not the alignment
-        metadata["general.alignment"] = ALIGNMENT
     embedding, output = request.token_embedding_type, request.output_tensor_type
     return QuantizerCall(
         model=str(source.path),
@@ -88,16 +154,20 @@ def _call(source: GgufFile, request: QuantRequest, weighted: bool) -> QuantizerC
         token_embedding_type=None if embedding is None else tensor_type(embedding),
         output_tensor_type=None if output is None else tensor_type(output),
         pure=request.pure,
-        keep_split=request.keep_split and len(source.headers) > 1,
+        keep_split=_keeps_split(source, request),
         weighted=weighted,
         n_threads=request.n_threads,
         max_buf_size=request.max_buf_size,
-        metadata=metadata,
+        metadata=written_metadata(source, request),
     )
 
 
-def _targets(source: GgufFile, out: Path, keep_split: bool) -> list[Path]:
-    if not keep_split:
+def _keeps_split(source: GgufFile, request: QuantRequest) -> bool:
+    return request.keep_split and len(source.headers) > 1
+
+
+def _targets(source: GgufFile, out: Path, request: QuantRequest) -> list[Path]:
+    if not _keeps_split(source, request):
         return [out]
     empty = [header.path.name for header in source.headers[1:] if not header.tensors]
     if empty:
@@ -106,17 +176,10 @@ def _targets(source: GgufFile, out: Path, keep_split: bool) -> list[Path]:
     return [split_path(out.with_name(out.name.removesuffix(".gguf")), index, count) for index in range(count)]
 
 
-def _write(
-    source: GgufFile,
-    call: QuantizerCall,
-    targets: Sequence[Path],
-    sizes: Sequence[int],
-    expected: Forecast,
-    quantizer: Quantizer,
-    imatrix: Importance | None,
-    progress: Progress,
-) -> None:
+def _write(job: _Job, quantizer: Quantizer, imatrix: Importance | None, progress: Progress) -> None:
     """Let llama.cpp write beside the targets; rename when all of it is there, as expected, and on disk."""
+    source, targets, sizes = job.source, job.targets, job.sizes
+    call = replace(job.call, tensor_types=job.call.tensor_types + job.expected.pins)
     folder = targets[0].parent
     if call.keep_split:  # llama.cpp numbers the shards itself
         prefix = targets[0].with_name(targets[0].name.split("-00001-of-")[0] + PARTIAL)
@@ -130,7 +193,7 @@ def _write(
                 path.unlink(missing_ok=True)  # of a run that was killed
             check_space(folder, sum(sizes))
             _run(source, replace(call, out=str(prefix)), quantizer, imatrix, progress)
-            _check_written(partial, sizes, expected)
+            _check_written(partial, sizes, job.expected)
             for path in partial:
                 sync(path)
             with held():
@@ -181,21 +244,3 @@ def _check_written(paths: Sequence[Path], sizes: Sequence[int], expected: Foreca
             f"llama.cpp wrote {sum(found):,} bytes where {sum(sizes):,} were expected, or other types; "
             "nothing was kept, report this with the model's name"
         )
-
-
-def _result(
-    source: GgufFile, targets: Sequence[Path], nbytes: int, expected: Forecast, warnings: Sequence[str]
-) -> Quantized:
-    per_type: Counter[str] = Counter()
-    for record in source.tensors:
-        kind = expected.types[record.name]
-        per_type[type_name(kind)] += nbytes_of(record.shape, kind)
-    return Quantized(
-        paths=tuple(targets),
-        nbytes=nbytes,
-        types={record.name: type_name(expected.types[record.name]) for record in source.tensors},
-        type_nbytes=dict(per_type.most_common()),
-        fallbacks=expected.fallbacks,
-        pinned=tuple(name for name, _ in expected.pinned),
-        warnings=tuple(warnings),
-    )

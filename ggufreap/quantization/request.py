@@ -191,6 +191,31 @@ def _check_pattern(pattern: str) -> None:
             f"tensor type pattern {pattern!r} holds {unknown[0]!r}; llama.cpp's regular expressions are ECMAScript's "
             "of 2009, which have no such group"
         )
+    if _repeats_what_varies(pattern):
+        raise InputError(
+            f"tensor type pattern {pattern!r} repeats a group that can match in several ways, which can take longer "
+            "than anyone waits; repeat single characters, such as [a-z]+, or write the group out"
+        )
+
+
+def _repeats_what_varies(pattern: str) -> bool:
+    """Whether a group with a repetition or a choice inside is itself repeated, as in `(a+)+` or `(a|a)*`.
+
+    Such patterns try exponentially many ways of matching a name that does not fit, in Python as in C++.
+    """
+    bare = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "x", pattern)  # what is escaped or in a class stands for itself
+    varies = [False]
+    for at, mark in enumerate(bare):
+        if mark == "(":
+            varies.append(False)
+        elif mark == ")" and len(varies) > 1:
+            inside = varies.pop()
+            if inside and re.match(r"[*+]|\{\d*,?\d*\}", bare[at + 1 : at + 16]):
+                return True
+            varies[-1] |= inside
+        elif mark in "*+{|" or (mark == "?" and bare[at - 1 : at] != "("):
+            varies[-1] = True
+    return False
 
 
 def _check_entry(key: str, value: str | int) -> None:

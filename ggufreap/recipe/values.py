@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Self
 
 from ggufreap.blending import check_blend
+from ggufreap.corpus.request import TEXT_CTX
 from ggufreap.corpus.spec import parse_sources
 from ggufreap.errors import InputError
 from ggufreap.evaluation import parse_gate
+from ggufreap.options import target as options
 from ggufreap.options.engine import EngineSettings
-from ggufreap.planning import MTP_MODES, as_fraction
+from ggufreap.options.judgement import Judgement, split_name
+from ggufreap.options.quantisation import KEEP
+from ggufreap.planning import as_fraction
 from ggufreap.quantization import QuantRequest, file_type_name, parse_tensor_type
 from ggufreap.quantization.request import tensor_type
-from ggufreap.saliency import METHOD_NAMES
-from ggufreap.selection.methods import JOINT
-from ggufreap.selection.portfolio import BEST
+from ggufreap.selection.methods import method_names
 from ggufreap.showing import EXCERPT, excerpt, shown
 
 _PLACEHOLDER = re.compile(r"\{(first|last)([1-9]\d{0,2})?\}")
@@ -44,22 +46,16 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Target:
-    """How many experts go, a `ratio` or all but `keep` of every block, and which; `blend` weighs the domains."""
-
-    ratio: str | None = None
-    keep: int | None = None
-    method: str = "reap"
-    blend: str | None = None
-    mtp: str = "mirror"
+class Target(options.Target):
+    """How many experts go, as one of `ratio` and `keep`, and which, by a criterion that is known."""
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.keep is None):
             raise InputError("ratio and keep are both given or both missing; give one of them")
         if self.ratio is not None:
-            as_fraction(self.ratio)
-        check_known(self.method, "method", (*METHOD_NAMES, *JOINT, BEST))
-        check_known(self.mtp, "mtp", MTP_MODES)
+            as_fraction(str(self.ratio))
+        check_known(self.method, "method", method_names())
+        check_known(self.mtp, "mtp", options.MTP_MODES)
         if self.blend is not None:
             check_blend(self.blend)
 
@@ -125,6 +121,11 @@ class Quantization:
     keep: bool = False
     keep_imatrix: bool = True
 
+    @property
+    def quant(self) -> tuple[str | Variant, ...]:
+        """The same in the words of `options.quantisation`."""
+        return (*([KEEP] if self.keep else []), *self.variants)
+
     def __post_init__(self) -> None:
         if not self.variants and not self.keep:
             raise InputError("there are no variants and keep is false: nothing would stay; give one of them")
@@ -137,24 +138,17 @@ class Quantization:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What the result is judged by: held-out texts `files`, each FILE or NAME=FILE, in chunks of `ctx_size` tokens.
+class Evaluation(Judgement):
+    """What the result is judged by; the held-out texts are named before they are read."""
 
-    At most `chunks` chunks of each are run. `compare` and `fail_if` as in `report`.
-    """
-
-    files: tuple[str, ...] = ()
-    chunks: int | None = None
-    ctx_size: int = 512
-    compare: bool = False
-    fail_if: tuple[str, ...] = ()
+    ctx_size: int = TEXT_CTX
 
     def __post_init__(self) -> None:
         for text in self.fail_if:
             parse_gate(text)
         if (self.compare or self.fail_if) and not self.files:
             raise InputError("compare and fail_if judge by held-out text, and files names none; name some")
-        named = [_named(text) for text in self.files]
+        named = [split_name(text) for text in self.files]
         for text, (name, file) in zip(self.files, named, strict=True):
             if not name or not file:
                 raise InputError(f"files holds {excerpt(text)}; every text is a FILE or NAME=FILE")
@@ -166,7 +160,7 @@ class Evaluation:
     @property
     def texts(self) -> dict[str, Path]:
         """Name -> file; a file without a name is called as its own, without the ending."""
-        return {name: Path(file) for name, file in map(_named, self.files)}
+        return {name: Path(file) for name, file in map(split_name, self.files)}
 
 
 @dataclass(frozen=True)
@@ -189,11 +183,6 @@ def check_known(name: str, what: str, known: Iterable[str], more: str = "") -> N
     close = get_close_matches(name[:EXCERPT], names, 1)
     guess = f"did you mean {close[0]}? Known: " if close else "choose one of "
     raise InputError(f"{found} is not known; {guess}{', '.join(names)}{more}")
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, equals, file = text.partition("=")
-    return (name, file) if equals else (Path(text).stem, text)
 
 
 def _expanded(pattern: str, n_block: int) -> str:

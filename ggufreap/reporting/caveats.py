@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from ggufreap.limits import STABLE
 from ggufreap.reporting.facts import Report
 
-STABLE = 0.9  # share of kept experts on which two halves of the text should agree
 _WEAK = {
     "random": "The experts were chosen at random: a control, not a model to use.",
     "weight_norm": "The experts were chosen by their weights alone; no text was run, and nothing ties them to a use.",
@@ -42,7 +42,8 @@ def _calibration(report: Report) -> Iterator[str]:
         yield "Calibrated on the text that comes with the program, which is for trying out only."
     if calibration.split_half is not None and calibration.split_half < STABLE:
         yield (
-            f"Two halves of the calibration text agree on {calibration.split_half:.0%} of the kept experts: "
+            f"Two halves of the calibration text agree on {calibration.split_half:.0%} of the removed experts, "
+            f"{STABLE:.0%} are wanted: "
             "more text would change the choice."
         )
     if calibration.routed and calibration.routed.never:

@@ -290,15 +290,11 @@ class Report:
                     "give the plan that it was pruned with"
                 )
             if len(block.scores) not in (0, before):
-                raise InputError(
-                    f"block {block.block} has {len(block.scores)} scores for {before} experts; "
-                    "give one per expert, or none"
-                )
+                raise InputError(f"block {block.block} has {len(block.scores)} scores for {before} experts; give all")
         names = [variant.name for variant in self.variants]
+        told = ", ".join(names)
         if len(set(names)) != len(names):
-            raise InputError(f"variants are named {', '.join(names)}; every name once")
+            raise InputError(f"variants are named {told}; every name once")
         for rival in self.equal_size:
             if rival.variant not in names:
-                raise InputError(
-                    f"the equal-size comparison is of {rival.variant}, the variants are {', '.join(names)}"
-                )
+                raise InputError(f"the equal-size comparison is of {rival.variant}, the variants are {told}")

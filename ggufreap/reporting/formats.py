@@ -4,25 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ggufreap.showing import shown
+from ggufreap.units import scaled, size
 
 MISSING, MINUS, TIMES, SPACE = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NO-BREAK SPACE}"
 
 
-def _size(nbytes: float) -> str:
-    """Bytes in the decimal units that disks are sold in."""
-    return _scaled(nbytes, ("B", "kB", "MB", "GB", "TB"), SPACE)
-
-
 def _parameters(count: float) -> str:
-    return _scaled(count, ("", "K", "M", "B", "T"), "")
-
-
-def _scaled(value: float, units: tuple[str, ...], space: str) -> str:
-    index = 0
-    # What would round up to 1000 of a unit is one of the next.
-    while abs(value) >= 999.5 and index < len(units) - 1:
-        value, index = value / 1000, index + 1
-    return f"{value:.0f}" + (space + units[0]).rstrip() if index == 0 else f"{value:.3g}{space}{units[index]}"
+    value, unit = scaled(count, ("", "K", "M", "B", "T"))
+    return f"{value:.3g}{unit}"
 
 
 def _decimal(value: float) -> str:
@@ -60,7 +49,7 @@ def _signed(write: Callable[[float], str]) -> Callable[[float], str]:
 FORMATS: Mapping[str, Callable[[Any], str]] = {
     "text": shown,
     "count": lambda value: f"{value:,}",
-    "size": _size,
+    "size": lambda nbytes: size(nbytes).replace(" ", SPACE),
     "parameters": _parameters,
     "decimal": _decimal,
     "share": lambda value: f"{100 * value:.1f}{SPACE}%",

@@ -43,7 +43,7 @@ def describe_calibration(
         ),
         built_in=built_in,
         count_mode=f"{provenance.count} tokens",
-        split_half=coverage.stability.kept if coverage.stability else None,
+        split_half=coverage.stability.removed if coverage.stability else None,
         routed=describe_routing(statistics.total),
     )
 

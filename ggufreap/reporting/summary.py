@@ -8,14 +8,9 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+from ggufreap.limits import FIT, SCALE, TIE, UNFIT, level_of
 from ggufreap.reporting.caveats import caveats_of
 from ggufreap.reporting.facts import Candidate, EqualSize, Estimate, Meters, Report, Speed, Variant
-
-# Mean KLD below which a loss is called so. Rules of thumb: published quantisations of Qwen3.5-35B-A3B cost 0.010 with
-# 4.9 bits per weight, 0.033 with 3.7 and 0.11 with 2.6; from 1 on little is left of what the model used to say.
-SCALE = (("very small", 0.02), ("small", 0.1), ("clear", 0.3), ("large", 1.0), ("severe", None))
-FIT, UNFIT = ("very small", "small"), ("large", "severe")
-TIE = 2.0  # standard errors within which two models count as equal
 
 
 def summary_of(report: Report) -> dict[str, Any]:
@@ -32,11 +27,6 @@ def summary_of(report: Report) -> dict[str, Any]:
         "scale": [{"level": level, "below": below} for level, below in SCALE],
         "caveats": list(caveats_of(report)),
     }
-
-
-def level_of(kld: float) -> str:
-    """The word for a mean KLD."""
-    return next(level for level, below in SCALE if below is None or kld < below)
 
 
 def mean_kld(overall: Meters | None, domains: Sequence[Meters]) -> float | None:
@@ -65,6 +55,10 @@ def _variant(report: Report, variant: Variant) -> dict[str, Any]:
         "fit": [domain for domain, level in levels.items() if level in FIT],
         "care": [domain for domain, level in levels.items() if level not in FIT + UNFIT],
         "unfit": [domain for domain, level in levels.items() if level in UNFIT],
+        "beaten": any(
+            rival.variant == variant.name and _rivalry(report, rival)["verdict"] == "unpruned"
+            for rival in report.equal_size
+        ),
         "comparison": list(_comparison(report, variant)),
     }
 

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout
-from ggufreap.container import GgufFile, OutputFile, OutputTensor, Piece, TensorRecord, check_target, lay_out, write
+from ggufreap.container import (
+    GgufFile,
+    MetadataEntry,
+    OutputFile,
+    OutputTensor,
+    Piece,
+    TensorRecord,
+    check_target,
+    lay_out,
+    write,
+)
 from ggufreap.errors import InputError, OutputError, UnsupportedModel
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
@@ -18,11 +28,15 @@ _UNITS = {"M": 1000**2, "G": 1000**3}
 
 @dataclass(frozen=True)
 class RewriteScript:
-    """The files to be written; what `--dry-run` shows. `n_parameters` are the weights that stay."""
+    """The files to be written; what `--dry-run` shows.
+
+    `n_parameters` are the weights that stay, `metadata` what the file says of itself, in its order.
+    """
 
     files: tuple[OutputFile, ...]
     source_nbytes: int
     n_parameters: int
+    metadata: tuple[MetadataEntry, ...]
 
     @property
     def nbytes(self) -> int:
@@ -49,7 +63,8 @@ def lower(
     n_parameters = sum(tensor.n_elements for tensor in tensors.values())
     metadata = pruned_metadata(file, layout, plan, n_block, n_parameters, __version__)
     groups = _groups(file, records, tensors, split_max_size, keep_split)
-    return RewriteScript(lay_out(out, metadata, groups, file.alignment), file.nbytes, n_parameters)
+    files = lay_out(out, metadata, groups, file.alignment)
+    return RewriteScript(files, file.nbytes, n_parameters, tuple(metadata))
 
 
 def execute(script: RewriteScript, progress: Progress = silent) -> None:

@@ -1,1 +1,1 @@
-"""From statistics to the experts that stay: methods as functions to keep-sets, and their judging on held-out chunks."""
+"""From statistics to the experts that stay: methods as functions to keep-sets, judged on held-back chunks."""

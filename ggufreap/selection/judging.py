@@ -1,4 +1,4 @@
-"""Candidate keep-sets on held-out chunks: what each loses, by masking experts in one loaded model.
+"""Candidate keep-sets on held-back chunks: what each loses, by masking experts in one loaded model.
 
 Chunks go in turns over domains, and all candidates see a chunk before the next one comes. So whatever was judged until
 the time was up, or the run was stopped, is the same text for all of them, as much of every domain.
@@ -94,14 +94,14 @@ def judge(
 ) -> dict[str, dict[str, Floats]]:
     """Candidate -> domain -> KLD of each chunk, for at most `budget` seconds; equal keep-sets are judged once.
 
-    `chunks` are domain -> held-out chunks. Another round over the domains is begun only if there seems to be time for
+    `chunks` are domain -> held-back chunks. Another round over the domains is begun only if there seems to be time for
     it; two are always made, since it takes two to tell how sure a mean is. Raises InputError where a domain has fewer.
     """
     rounds = min(map(len, chunks.values()), default=0)
     if rounds < 2:
         few = min(chunks, key=lambda domain: len(chunks[domain]), default="the text")
         raise InputError(
-            f"{few} has {rounds} held-out chunks, it takes 2 of every domain to judge methods: 4 chunks of text or "
+            f"{few} has {rounds} held-back chunks, it takes 2 of every domain to judge methods: 4 chunks of text or "
             "more; give more text, or name a method"
         )
     names = {name: _digest(keep) for name, keep in candidates.items()}
@@ -114,11 +114,11 @@ def judge(
             spent = clock() - started
             if index >= 2 and spent + spent / index > budget:
                 break
-            for domain, held_out in chunks.items():
-                found = _judge_chunk(engine, held_out[index], distinct, ledger, run)
+            for domain, held_back in chunks.items():
+                found = _judge_chunk(engine, held_back[index], distinct, ledger, run)
                 for each, loss in found.items():
                     losses[each][domain].append(loss)
-                bar.update(len(held_out[index]) * (len(distinct) + 1))
+                bar.update(len(held_back[index]) * (len(distinct) + 1))
             ledger.save()
             finished = index + 1
     return {

@@ -12,6 +12,7 @@ from ggufreap import saliency
 from ggufreap.blending import MAXMIN, blend, most_needed, together
 from ggufreap.errors import InputError
 from ggufreap.observation import DomainStatistics, Floats
+from ggufreap.options.target import BEST
 from ggufreap.planning import select
 from ggufreap.selection.gram import Rows, least_together
 
@@ -49,8 +50,7 @@ def _criterion(name: str) -> Method:
 
 
 def _gram(statistics: DomainStatistics, how: str, n_keep: int, n_group: int) -> Rows:
-    if how == MAXMIN:
-        raise InputError("the blend maxmin is of scores, gram chooses experts together; give it another blend")
+    check_weighing("gram", how)
     return least_together(together(statistics, how).values["gram"], n_keep, n_group)
 
 
@@ -85,6 +85,22 @@ JOINT: Mapping[str, Method] = {
         "what a mean, a total and the neediest domain all call unimportant",
     ),
 }
+
+
+def method_names() -> tuple[str, ...]:
+    """All that a target can name, but the importance matrix."""
+    return (*saliency.METHOD_NAMES, *JOINT, BEST)
+
+
+def check_weighing(name: str, how: str | None) -> None:
+    """Raise InputError for a blend that the method cannot take; to be asked before long work."""
+    if name == "gram" and how == MAXMIN:
+        raise InputError("the blend maxmin is of scores, gram chooses experts together; give it another blend")
+
+
+def calibrates(method: str) -> bool:
+    """Whether a method chooses by statistics."""
+    return method in (*saliency.METHODS, *JOINT, BEST)
 
 
 def method_of(name: str) -> Method:

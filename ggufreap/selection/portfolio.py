@@ -19,7 +19,6 @@ from ggufreap.selection.choosing import Choice, choose
 from ggufreap.selection.gram import Rows
 from ggufreap.selection.judging import Difference, Losses, mean_loss, worst_loss
 
-BEST = "best"
 _FINAL = "the default from all text"
 SURE = 2.0  # standard errors of a paired difference
 EQUAL = 1.0  # within so many, means are taken for equal
@@ -52,7 +51,7 @@ CANDIDATES = (
 
 @dataclass(frozen=True)
 class Row:
-    """What a candidate loses on held-out chunks: mean KLD over domains and that of the worst, in nats; to_reap: paired
+    """What a candidate loses on held-back chunks: mean KLD over domains and that of the worst, in nats; to_reap: paired
     difference of the means to REAP's, with its standard error.
     """
 
@@ -73,12 +72,12 @@ class Verdict:
 
     @property
     def line(self) -> str:
-        """One line: what was chosen and what it loses, against REAP on the same held-out text."""
+        """One line: what was chosen and what it loses, against REAP on the same held-back text."""
         by = {row.candidate: row for row in self.rows}
         ours, reap = by[self.chosen], by[REAP]
         ratio = ours.mean / reap.mean if reap.mean else 1.0 if ours.mean == 0 else math.inf
         return (
-            f"{self.chosen.name} loses {ratio:.2f}x of reap on held-out text (mean KLD {ours.mean:.4f} against "
+            f"{self.chosen.name} loses {ratio:.2f}x of reap on held-back text (mean KLD {ours.mean:.4f} against "
             f"{reap.mean:.4f}, worst domain {ours.worst:.4f} against {reap.worst:.4f}; chosen from one half, judged on "
             f"{self.n_chunks} chunks of the other): {self.reason}"
         )

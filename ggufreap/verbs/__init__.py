@@ -1,16 +1,24 @@
-"""What a user can ask for, with the flags of the command line as parameters."""
+"""What a user can ask for, with the flags of the command line as options and parameters."""
 
-from ggufreap.verbs.account import Account, report
-from ggufreap.verbs.candidates import Preview, choose_ratio, preview
-from ggufreap.verbs.checkup import Checkup, doctor
-from ggufreap.verbs.choice import coverage, merge, plan
-from ggufreap.verbs.evaluation import Evaluation, eval
-from ggufreap.verbs.importance import ImatrixReport, imatrix
-from ggufreap.verbs.probing import bench, probe, tasks
-from ggufreap.verbs.recipes import run
-from ggufreap.verbs.requantize import Variants, gap_note, quantize, quantize_variants
-from ggufreap.verbs.stages import apply, calibrate, inspect, verify
-from ggufreap.verbs.whole import Pruned, prune
+from ggufreap.verbs.apply import apply
+from ggufreap.verbs.bench import bench
+from ggufreap.verbs.calibrate import calibrate
+from ggufreap.verbs.coverage import coverage
+from ggufreap.verbs.doctor import Checkup, doctor
+from ggufreap.verbs.eval import Evaluation, eval
+from ggufreap.verbs.imatrix import ImatrixReport, imatrix
+from ggufreap.verbs.inspect import inspect
+from ggufreap.verbs.merge import merge
+from ggufreap.verbs.plan import plan
+from ggufreap.verbs.preview import Preview, preview
+from ggufreap.verbs.probe import probe
+from ggufreap.verbs.prune import Pruned, prune
+from ggufreap.verbs.quantize import Variants, gap_note, quantize, quantize_variants
+from ggufreap.verbs.ratio import choose_ratio
+from ggufreap.verbs.report import Account, report
+from ggufreap.verbs.run import run
+from ggufreap.verbs.tasks import tasks
+from ggufreap.verbs.verify import verify
 
 __all__ = [
     "Account",

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from ggufreap.architecture.layout import MoeLayout
-from ggufreap.container import GgufFile, Piece, open_gguf
+from ggufreap.container import Piece, open_gguf
 from ggufreap.errors import InfeasiblePlan, VerificationFailed
 from ggufreap.files import check_output, check_space
+from ggufreap.model import AnyModel, Model
 from ggufreap.options.engine import EngineSettings
-from ggufreap.planning import ModelIdentity, PruningPlan
+from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import execute, lower, write_skeleton
 from ggufreap.verbs import trust
-from ggufreap.verbs.stages import open_model, verify
+from ggufreap.verbs.verify import verify
 from ggufreap.verification import FREE, Check
 
 _LOG = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ TRIAL = "trial.gguf"
 
 
 def try_out(
-    model: str | Path,
+    model: AnyModel,
     *,
     tmp_dir: str | Path | None = None,
     settings: EngineSettings | None = None,
@@ -41,57 +42,54 @@ def try_out(
     For that a pruned file is written into `tmp_dir` (the system's temp folder) and removed again. Raises OutputError
     where it has no room, EngineError when llama.cpp does not run the model.
     """
-    source, layout, identity = open_model(model)
+    model = Model.open(model)
     if tmp_dir is not None:
         check_output(Path(tmp_dir) / TRIAL)
     with tempfile.TemporaryDirectory(prefix="ggufreap-", dir=tmp_dir) as folder:
         checks: list[Check] = []
-        for check in _checks(source, layout, identity, Path(folder), settings, progress):
+        for check in _checks(model, Path(folder), settings, progress):
             checks.append(check)
             if not check.ok:
                 break
         return tuple(checks)
 
 
-def require_laws(
-    source: GgufFile, layout: MoeLayout, folder: Path, settings: EngineSettings | None, progress: Progress
-) -> None:
+def require_laws(model: Model, folder: Path, settings: EngineSettings | None, progress: Progress) -> None:
     """Try the laws out on a file that nothing is known of, in `folder`; raises VerificationFailed if one breaks."""
-    if trust.is_trusted(source, layout):
+    if trust.is_trusted(model):
         return
-    _LOG.warning("%s: the laws are tried out on it first", trust.unproven(source, layout))
-    for check in try_out(source.path, tmp_dir=folder, settings=settings, progress=progress):
+    _LOG.warning("%s: the laws are tried out on it first", trust.unproven(model))
+    for check in try_out(model, tmp_dir=folder, settings=settings, progress=progress):
         if not check.ok:
             raise VerificationFailed(
-                f"{source.path}: pruning this model is not safe, {check.name} does not hold: {check.detail}; "
+                f"{model.path}: pruning this model is not safe, {check.name} does not hold: {check.detail}; "
                 "nothing was pruned"
             )
-    trust.trust(source)
+    trust.trust(model)
 
 
 def _checks(
-    source: GgufFile,
-    layout: MoeLayout,
-    identity: ModelIdentity,
+    model: Model,
     folder: Path,
     settings: EngineSettings | None,
     progress: Progress,
 ) -> Iterator[Check]:
-    yield _identity(source, layout, identity, folder)
-    plan = shuffled(layout, identity)
-    script = lower(source, layout, plan, folder / TRIAL)
+    yield _identity(model, folder)
+    plan = shuffled(model)
+    script = lower(model.file, model.layout, plan, folder / TRIAL)
     check_space(folder, script.nbytes)
     _LOG.info("trial: %s, shuffled; %s bytes in %s for a while", plan.summary, f"{script.nbytes:,}", folder)
     execute(script, progress)
-    proof = verify(source.path, script.files[0].path, plan, settings=settings, progress=progress)
+    proof = verify(model, script.files[0].path, plan, settings=settings, progress=progress)
     for check in proof.checks:
         yield Check(f"permutation and masking, {check.name}", check.ok, check.detail)
 
 
-def _identity(source: GgufFile, layout: MoeLayout, identity: ModelIdentity, folder: Path) -> Check:
+def _identity(model: Model, folder: Path) -> Check:
     """Whether keeping all experts would write the same bytes; no data is written for that."""
+    source, layout = model.file, model.layout
     keep = {block.index: tuple(range(layout.n_expert)) for block in layout.blocks}
-    script = lower(source, layout, _plan(layout, identity, keep), folder / "identity.gguf")
+    script = lower(source, layout, _plan(model, keep), folder / "identity.gguf")
     skeleton = open_gguf(write_skeleton(script, folder))
     script.files[0].path.unlink()
     for key in source.metadata | skeleton.metadata:
@@ -108,8 +106,9 @@ def _identity(source: GgufFile, layout: MoeLayout, identity: ModelIdentity, fold
     return Check("identity", True, f"keeping all experts writes the same {len(written)} tensors, byte for byte")
 
 
-def shuffled(layout: MoeLayout, identity: ModelIdentity) -> PruningPlan:
+def shuffled(model: Model) -> PruningPlan:
     """A plan that keeps three quarters of the experts, or as few more as llama.cpp allows, in random order."""
+    layout = model.layout
     n_keep = next(count for count in range(layout.n_group, layout.n_expert + 1, layout.n_group) if _fits(layout, count))
     rng = np.random.default_rng(0)
     keep = {}
@@ -117,7 +116,7 @@ def shuffled(layout: MoeLayout, identity: ModelIdentity) -> PruningPlan:
         groups = np.arange(layout.n_expert).reshape(layout.n_group, layout.group_size)
         drawn = [rng.permutation(group)[: n_keep // layout.n_group] for group in groups]
         keep[block.index] = tuple(int(expert) for expert in np.concatenate(drawn))
-    return _plan(layout, identity, keep)
+    return _plan(model, keep)
 
 
 def _fits(layout: MoeLayout, n_keep: int) -> bool:
@@ -128,9 +127,10 @@ def _fits(layout: MoeLayout, n_keep: int) -> bool:
     return n_keep >= SHARE_KEPT * layout.n_expert
 
 
-def _plan(layout: MoeLayout, identity: ModelIdentity, keep: dict[int, tuple[int, ...]]) -> PruningPlan:
+def _plan(model: Model, keep: dict[int, tuple[int, ...]]) -> PruningPlan:
+    layout = model.layout
     n_keep = len(keep[layout.blocks[0].index])
     ratio = f"{(layout.n_expert - n_keep) / layout.n_expert:.2f}"
     return PruningPlan(
-        identity, "random", ratio, layout.n_expert, n_keep, mtp="mirror", keep=keep, n_group=layout.n_group
+        model.identity, "random", ratio, layout.n_expert, n_keep, mtp="mirror", keep=keep, n_group=layout.n_group
     )

@@ -8,45 +8,46 @@ import importlib.metadata
 import logging
 
 from ggufreap import cache
-from ggufreap.architecture.layout import MoeLayout
-from ggufreap.container import GgufFile
 from ggufreap.errors import UnsupportedModel
+from ggufreap.model import Model
 
 _LOG = logging.getLogger(__name__)
 
 
-def trust(file: GgufFile) -> bool:
+def trust(model: Model) -> bool:
     """Remember that the laws held on this file in this llama.cpp; tells whether it could be remembered."""
-    return cache.put(_name(file), _fact(file))
+    return cache.put(_name(model), _fact(model))
 
 
-def is_trusted(file: GgufFile, layout: MoeLayout) -> bool:
+def is_trusted(model: Model) -> bool:
     """Whether this file may be pruned: its architecture is known, or the laws held on it."""
-    return layout.proven or cache.get(_name(file)) == _fact(file)
+    return model.layout.proven or cache.get(_name(model)) == _fact(model)
 
 
-def require_trust(file: GgufFile, layout: MoeLayout) -> None:
+def require_trust(model: Model) -> None:
     """Raise UnsupportedModel unless this file may be pruned."""
-    if not is_trusted(file, layout):
+    if not is_trusted(model):
         raise UnsupportedModel(
-            f"{unproven(file, layout)}; let it be tried out on this very file: ggufreap doctor {file.path}"
+            f"{unproven(model)}; let it be tried out on this very file: ggufreap doctor {model.path}"
         )
 
 
-def warn(file: GgufFile, layout: MoeLayout) -> None:
+def warn(model: Model) -> None:
     """Say that nothing is known of this file, where that is so."""
-    if not is_trusted(file, layout):
-        _LOG.warning("%s; apply asks for ggufreap doctor %s", unproven(file, layout), file.path)
+    if not is_trusted(model):
+        _LOG.warning("%s; apply asks for ggufreap doctor %s", unproven(model), model.path)
 
 
-def unproven(file: GgufFile, layout: MoeLayout) -> str:
+def unproven(model: Model) -> str:
     """The fact about such a file."""
-    return f"{file.path}: no table knows the architecture {layout.architecture.name!r}, so pruning it is unproven"
+    return (
+        f"{model.path}: no table knows the architecture {model.layout.architecture.name!r}, so pruning it is unproven"
+    )
 
 
-def _name(file: GgufFile) -> str:
-    return f"laws-{file.fingerprint}"
+def _name(model: Model) -> str:
+    return f"laws-{model.file.fingerprint}"
 
 
-def _fact(file: GgufFile) -> dict[str, object]:
-    return {"nbytes": file.nbytes, "llama-cpp-python": importlib.metadata.version("llama-cpp-python")}
+def _fact(model: Model) -> dict[str, object]:
+    return {"nbytes": model.file.nbytes, "llama-cpp-python": importlib.metadata.version("llama-cpp-python")}

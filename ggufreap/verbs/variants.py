@@ -1,7 +1,6 @@
 """What `prune` makes of the pruned file: which variants, how large they will be, and making them."""
 
 import logging
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,15 @@ from ggufreap.container import GgufFile, bits_per_weight, open_gguf, type_name
 from ggufreap.container.header import is_quantized
 from ggufreap.errors import InputError
 from ggufreap.imatrix import Imatrix
+from ggufreap.options.quantisation import AUTO, KEEP
 from ggufreap.planning import PruningPlan
-from ggufreap.progress import Progress, silent
-from ggufreap.quantization import Quantized, file_type_name
+from ggufreap.progress import Progress
+from ggufreap.quantization import Quantized, QuantRequest, file_type_name
 from ggufreap.recipe import Variant, recipe_names
-from ggufreap.rewriting import RewriteScript, write_skeleton
-from ggufreap.verbs.requantize import Guide, gap_note, load_variants, make
+from ggufreap.rewriting import RewriteScript
+from ggufreap.sizing import Sizer
+from ggufreap.verbs.quantize import Guide, foresee, gap_note, load_variants, make
 
-KEEP, AUTO = "keep", "auto"
 AUTO_TYPES = ("Q4_K_M", "IQ4_XS")
 GOOD_BITS = 8  # per weight: what has fewer was quantised for its size, and would lose a second time
 _LOG = logging.getLogger(__name__)
@@ -110,26 +110,25 @@ class VariantJobs:
                 )
 
     def foresee(
-        self, script: RewriteScript, plan: PruningPlan, matrix: Imatrix | None, dataset: str | None
+        self, sizer: Sizer, plan: PruningPlan, matrix: Imatrix | None, dataset: str | None
     ) -> tuple[Quantized, ...]:
         """What all variants will be, exactly, before the pruned file is there.
 
-        llama.cpp's quantiser looks at a file of the right header and size without content. Which experts stay changes
-        neither types nor sizes, so any plan of the same count will do. `dataset`: what a matrix will be collected from,
-        where there is no `matrix` but will be one. Raises whatever `make` would raise for want of importance, or of
-        leave to quantise twice.
+        Which experts stay changes neither types nor sizes, so any plan of the same count will do. `dataset`: what a
+        matrix will be collected from, where there is no `matrix` but will be one. Raises whatever `make` would raise
+        for want of importance, or of leave to quantise twice.
         """
-        if not self.variants:
-            return ()
-        with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
-            source = open_gguf(write_skeleton(script, Path(folder)))
-            guide = Guide()
-            if matrix is not None:
-                complete, _ = matrices.filled(matrix)
-                guide = Guide.of(matrices.sliced(complete, self.layout, plan.keep), self.imatrix_path.name, source)
-            elif dataset is not None:
-                guide = Guide.promised(self.imatrix_path.name, dataset)
-            return self._make(source, guide, dry_run=True)
+        guide = Guide()
+        if self.variants and matrix is not None:
+            complete, _ = matrices.filled(matrix)
+            part = matrices.sliced(complete, self.layout, plan.keep)
+            guide = Guide.of(part, self.imatrix_path.name, sizer.opened(plan.n_keep))
+        elif self.variants and dataset is not None:
+            tensors = matrices.reached(sizer.opened(plan.n_keep), self.layout)
+            guide = Guide.promised(self.imatrix_path.name, dataset, tensors)
+        return tuple(
+            foresee(sizer, plan.n_keep, self.path(variant), self._request(variant), guide) for variant in self.variants
+        )
 
     def make(
         self, exact: Path, plan: PruningPlan, matrix: Imatrix | None, progress: Progress
@@ -144,19 +143,10 @@ class VariantJobs:
             sliced = self.imatrix_path
             matrices.save(sliced, matrices.sliced(complete, self.layout, plan.keep))
             guide = Guide.of(matrices.load(sliced), sliced.name, source)
-        return self._make(source, guide, progress=progress), sliced
-
-    def _make(
-        self, source: GgufFile, guide: Guide, dry_run: bool = False, progress: Progress = silent
-    ) -> tuple[Quantized, ...]:
-        return tuple(
-            make(
-                source,
-                self.path(variant),
-                variant.of(self.layout.n_trunk).request(self.threads, self.allow_requantize),
-                guide,
-                dry_run,
-                progress,
-            )
-            for variant in self.variants
+        made = tuple(
+            make(source, self.path(variant), self._request(variant), guide, progress) for variant in self.variants
         )
+        return made, sliced
+
+    def _request(self, variant: Variant) -> QuantRequest:
+        return variant.of(self.layout.n_trunk).request(self.threads, self.allow_requantize)

@@ -17,6 +17,7 @@ from bench import Sizes, arguments, child, report, take_turns, write_moe
 from gguf import GGMLQuantizationType as Kind
 
 from ggufreap import verbs
+from ggufreap.options.target import Target
 from ggufreap.planning import save_plan
 
 # Slabs of 1.2 MB (gate and up, Q4_K) and 2.2 MB (down, Q8_0); 18 blocks of 64 experts are 5.7 GB.
@@ -41,7 +42,7 @@ def measure(folder: Path, warm: bool, rounds: int) -> tuple[dict[str, list[float
     builder = multiprocessing.Process(target=write_moe, args=(model, SIZES, (Kind.Q4_K, Kind.Q8_0)))
     builder.start()
     builder.join()
-    save_plan(plan, verbs.plan(model, ratio="0.25", method="random"))
+    save_plan(plan, verbs.plan(model, Target(ratio="0.25", method="random")))
     apply = [sys.executable, "-m", "ggufreap", "apply", model, "--plan", plan, "-o"]
     child([*apply, pruned])  # what cp copies
     memory = []

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from quality import divergence, log_probabilities
 
-from ggufreap import corpus, prune, quantize
+from ggufreap import Output, Quantisation, Target, corpus, prune, quantize
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.session import LlamaSession
@@ -51,8 +51,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         np.save(work / "ids.npy", np.concatenate(calibration))
-        types = {"quant": [*options.types], "keep_intermediate": True, "verification": False}
-        made = prune(options.model, ratio=options.ratio, data=work / "ids.npy", out=work, settings=settings, **types)
+        made = prune(
+            options.model,
+            work / "ids.npy",
+            target=Target(ratio=options.ratio),
+            quantisation=Quantisation(tuple(options.types), keep_intermediate=True),
+            output=Output(work, verify=False),
+            settings=settings,
+        )
         exact = made.script.files[0].path
         candidates = {"pruned, types of the original": exact}
         for name, variant in zip(options.types, made.quantized, strict=True):

@@ -21,13 +21,14 @@ from ggufreap.container import open_gguf
 from ggufreap.corpus import Chunk
 from ggufreap.engine.protocol import Tokens
 from ggufreap.engine.session import LlamaSession
-from ggufreap.observation import DomainStatistics, HeldOut, Provenance, load, observables, save
+from ggufreap.observation import DomainStatistics, HeldBack, Provenance, load, observables, save
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.target import BEST
 from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import random_scores
 from ggufreap.selection.choosing import choose
 from ggufreap.selection.judging import Difference, Ledger, judge, mean_loss, worst_loss
-from ggufreap.selection.portfolio import BEST, Sets
+from ggufreap.selection.portfolio import Sets
 
 REAP = ("reap", "tokens")
 METHODS = (
@@ -64,7 +65,7 @@ class Bench:
     def statistics(self, size: int | None) -> tuple[DomainStatistics, Mapping[str, list[Tokens]]]:
         """Of the first `size` chunks of every domain, and what calibration would keep of them to judge by."""
         path = self.cache / f"{size or 'all'}.npz"
-        kept = HeldOut()
+        kept = HeldBack()
         passing = (
             Chunk(tokens, name, number)
             for name, chunks in self.text.items()

@@ -8,8 +8,8 @@ from ggufreap import imatrix as matrices
 from ggufreap.errors import InputError
 from ggufreap.files import check_output
 from ggufreap.imatrix import Coverage, Filled, ImatrixSummary
+from ggufreap.model import AnyModel, Model
 from ggufreap.planning import PruningPlan, check_plan, load_plan
-from ggufreap.verbs.stages import open_model
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def imatrix(
     files: Sequence[str | Path],
     *,
     out: str | Path | None = None,
-    model: str | Path | None = None,
+    model: AnyModel | None = None,
     plan: PruningPlan | str | Path | None = None,
 ) -> ImatrixReport:
     """Describe the importance matrix in `files`, GGUF or .dat, several of them added up, and save it at `out`.
@@ -38,18 +38,20 @@ def imatrix(
     unpruned one; what `prune` does. `out` ending in .dat gets the legacy format.
     """
     if out is not None:
-        check_output(Path(out), *files, model, None if isinstance(plan, PruningPlan) else plan)
+        named = [each for each in (model, plan) if isinstance(each, str | Path)]
+        check_output(Path(out), *files, *named)
     matrix = matrices.merged([matrices.load(file) for file in files])
     coverage: Coverage | None = None
     filled: tuple[Filled, ...] = ()
     if model is not None:
-        source, layout, identity = open_model(model)
-        coverage = matrices.check(matrix, source, layout)
+        model = Model.open(model)
+        matrix = matrices.adapted(matrix, model.file)
+        coverage = matrices.check(matrix, model.file, model.layout)
         if plan is not None:
             chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
-            check_plan(chosen, identity, layout)
+            check_plan(chosen, model.identity, model.layout)
             matrix, filled = matrices.filled(matrix)
-            matrix = matrices.sliced(matrix, layout, chosen.keep)
+            matrix = matrices.sliced(matrix, model.layout, chosen.keep)
     elif plan is not None:
         raise InputError("a plan was given without the model it was made for; name the unpruned one with --model")
     if out is not None:

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ggufreap.architecture.layout import MoeLayout
 from ggufreap.cache import cache_folder
-from ggufreap.container import GgufFile
 from ggufreap.engine.devices import build
 from ggufreap.errors import EngineError, GgufReapError
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.memory import memory
+from ggufreap.model import AnyModel, Model, name_of
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
+from ggufreap.units import size
 from ggufreap.verbs import trust
 from ggufreap.verbs.laws import try_out
-from ggufreap.verbs.stages import open_model
 from ggufreap.verification import Check
 from ggufreap.version import __version__
 
@@ -75,7 +74,7 @@ class Checkup:
 
 
 def doctor(
-    model: str | Path | None = None,
+    model: AnyModel | None = None,
     *,
     tmp_dir: str | Path | None = None,
     settings: EngineSettings | None = None,
@@ -90,21 +89,21 @@ def doctor(
     if model is None:
         return Checkup(tuple(findings))
     try:
-        source, layout, _ = open_model(model)
+        opened = Model.open(model)
     except GgufReapError as error:
-        return Checkup((*findings, Finding("model", "not", str(error))), str(model))
-    findings += _of_model(source, layout)
-    inspection = inspect_file(source, layout)
+        return Checkup((*findings, Finding("model", "not", str(error))), name_of(model))
+    findings += _of_model(opened)
+    inspection = inspect_file(opened.file, opened.layout)
     if any(finding.state == "not" for finding in findings):
-        return Checkup(tuple(findings), str(model), inspection)
+        return Checkup(tuple(findings), name_of(model), inspection)
     try:
-        laws = try_out(source.path, tmp_dir=tmp_dir, settings=settings, progress=progress)
+        laws = try_out(opened, tmp_dir=tmp_dir, settings=settings, progress=progress)
     except GgufReapError as error:
-        return Checkup((*findings, Finding("trial", "not", str(error))), str(model), inspection)
-    if not layout.proven and all(law.ok for law in laws) and not trust.trust(source):
+        return Checkup((*findings, Finding("trial", "not", str(error))), name_of(model), inspection)
+    if not opened.layout.proven and all(law.ok for law in laws) and not trust.trust(opened):
         found = f"cannot write to {cache_folder()}, so it is not remembered that the laws held"
         findings.append(Finding("memory of this", "note", found, "apply will refuse this model; use prune instead"))
-    return Checkup(tuple(findings), str(model), inspection, laws)
+    return Checkup(tuple(findings), name_of(model), inspection, laws)
 
 
 def _versions() -> Iterator[Finding]:
@@ -124,7 +123,7 @@ def _llama_cpp() -> Iterator[Finding]:
         return
     yield Finding("llama.cpp", "ok", f"{found.version}; {found.system}")
     for device in found.devices:
-        memory_of_it = f"{device.free:,} of {device.total:,} bytes free"
+        memory_of_it = f"{size(device.free)} of {size(device.total)} free"
         yield Finding("device", "ok", f"{device.name}, {device.kind}: {device.description}, {memory_of_it}")
     if not found.offload:
         yield Finding("GPU", "note", "this build computes on the CPU alone", f"{FOR_GPU} llama-cpp-python")
@@ -151,18 +150,18 @@ def _memory() -> Iterator[Finding]:
     if found is None:
         yield Finding("memory", "note", "this system does not tell")
         return
-    free = "" if found.free is None else f", {found.free:,} free"
+    free = "" if found.free is None else f", {size(found.free)} free"
     limit = ", by the limit of this container or service" if found.limited else ""
     little = found.free is not None and found.free < LITTLE
     advice = "end other programs: a model that does not fit is read from disk over and over" if little else ""
-    yield Finding("memory", "note" if little else "ok", f"{found.total:,} bytes{limit}{free}", advice)
+    yield Finding("memory", "note" if little else "ok", f"{size(found.total)}{limit}{free}", advice)
 
 
 def _disk() -> Iterator[Finding]:
     here = Path.cwd()
     free = shutil.disk_usage(here).free
     advice = "a pruned file takes nearly as much as its model; write elsewhere with -o" if free < LITTLE else ""
-    yield Finding("disk", "note" if advice else "ok", f"{free:,} bytes free in {here}", advice)
+    yield Finding("disk", "note" if advice else "ok", f"{size(free)} free in {here}", advice)
 
 
 MACHINE: tuple[Callable[[], Iterable[Finding]], ...] = (
@@ -173,17 +172,17 @@ MACHINE: tuple[Callable[[], Iterable[Finding]], ...] = (
 )
 
 
-def _of_model(source: GgufFile, layout: MoeLayout) -> Iterator[Finding]:
-    if layout.proven:
-        yield Finding("architecture", "ok", f"{layout.architecture.name} is in the tables")
+def _of_model(model: Model) -> Iterator[Finding]:
+    if model.layout.proven:
+        yield Finding("architecture", "ok", f"{model.layout.architecture.name} is in the tables")
     else:
-        found = f"{layout.architecture.name} is in no table, but all its tensors and keys are: unproven"
+        found = f"{model.layout.architecture.name} is in no table, but all its tensors and keys are: unproven"
         advice = "the laws below decide; what they cannot show is whether the scores mean what they should"
         yield Finding("architecture", "note", found, advice)
     available = memory()
     if available is None:
         return
-    times = available.total // source.nbytes
+    times = available.total // model.file.nbytes
     fits = {0: "does not fit into memory", 1: "fits into memory once"}.get(times, "fits into memory twice")
     advice = "it will be read from disk over and over: slow; a smaller type or more memory helps" if times == 0 else ""
-    yield Finding("size", "note" if times == 0 else "ok", f"{source.nbytes:,} bytes, {fits}", advice)
+    yield Finding("size", "note" if times == 0 else "ok", f"{size(model.file.nbytes)}, {fits}", advice)

@@ -1,6 +1,6 @@
 """Requantising with llama.cpp's own quantiser, guided by an importance matrix."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,15 +9,17 @@ from typing import Self
 from ggufreap import imatrix as matrices
 from ggufreap import naming
 from ggufreap.architecture.layout import bind
-from ggufreap.container import GgufFile, open_gguf
+from ggufreap.container import GgufFile
 from ggufreap.engine.quantizer import Importance
 from ggufreap.errors import InputError, OutputError, UnsupportedModel
 from ggufreap.files import check_space, make_folder
 from ggufreap.imatrix import Filled, Imatrix
+from ggufreap.model import AnyModel, file_of
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized, QuantRequest, imatrix_metadata, quantize_file
 from ggufreap.recipe import Variant, load_quantization
 from ggufreap.rewriting.metadata import EXPERTS_BEFORE
+from ggufreap.sizing import Sizer
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,14 @@ class Variants:
 class Guide:
     """An importance matrix as the quantiser takes it: mean squares by tensor, what the file says of it, and notes.
 
-    `later`: it is yet to be collected, so that only a dry run can be made. The default is to have none.
+    `later`: the tensors of which it is yet to be collected, so that only a dry run can be made. The default is to have
+    none.
     """
 
     values: Importance | None = None
     metadata: Mapping[str, str | int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    later: bool = False
+    later: Collection[str] | None = None
 
     @classmethod
     def of(cls, matrix: Imatrix, name: str, source: GgufFile) -> Self:
@@ -56,13 +59,13 @@ class Guide:
         return cls(values, metadata, tuple(map(gap_note, gaps)))
 
     @classmethod
-    def promised(cls, name: str, dataset: str) -> Self:
-        """A matrix yet to be collected from `dataset`; its numbers of entries and chunks take as much room as any."""
-        return cls(metadata=imatrix_metadata(name, 1, 1, dataset), later=True)
+    def promised(cls, name: str, dataset: str, tensors: Collection[str]) -> Self:
+        """A matrix yet to be collected of `tensors` from `dataset`; its numbers take as much room as any."""
+        return cls(metadata=imatrix_metadata(name, 1, 1, dataset), later=tensors)
 
 
 def quantize(
-    model: str | Path,
+    model: AnyModel,
     out: str | Path,
     type: str,
     *,
@@ -82,7 +85,7 @@ def quantize(
     `imatrix` is a GGUF or .dat importance matrix of this very model: for a pruned model one that was sliced with it.
     A model that ggufreap pruned gets the types that it would have had before, where llama.cpp's mix counts experts.
     """
-    source = open_gguf(model)
+    source = file_of(model)
     request = QuantRequest(
         type,
         tuple(tensor_types),
@@ -93,11 +96,15 @@ def quantize(
         threads,
         allow_requantize,
     )
-    return make(source, Path(out), request, _guide(imatrix, source), dry_run, progress)
+    guide = guide_of(imatrix, source)
+    if dry_run:
+        with Sizer(source) as sizer:
+            return foresee(sizer, None, Path(out), request, guide)
+    return make(source, Path(out), request, guide, progress)
 
 
 def quantize_variants(
-    model: str | Path,
+    model: AnyModel,
     out: str | Path,
     recipe: str | Path,
     *,
@@ -113,25 +120,26 @@ def quantize_variants(
     `out` is a folder, or for a single variant a file that ends in .gguf. Everything is checked before the first one.
     """
     chosen = load_variants(recipe)
-    out, source = Path(out), open_gguf(model)
+    out, source = Path(out), file_of(model)
     if out.suffix == ".gguf" and not out.is_dir():
         if len(chosen) > 1:
             raise OutputError(f"{out} is one file, recipe {recipe} makes {len(chosen)}; name a folder with -o")
         paths = [out]
     else:
         paths = [out / naming.pruned_name(source.path, "", variant.suffix) for variant in chosen]
-    guide, n_block = _guide(imatrix, source), _n_block(source)
+    guide, n_block = guide_of(imatrix, source), _n_block(source)
     requests = [
         replace(variant.of(n_block).request(threads, allow_requantize), keep_split=keep_split) for variant in chosen
     ]
     jobs = list(zip(paths, requests, strict=True))
-    foreseen = Variants(tuple(make(source, path, request, guide, dry_run=True) for path, request in jobs))
+    with Sizer(source) as sizer:
+        foreseen = Variants(tuple(foresee(sizer, None, path, request, guide) for path, request in jobs))
     if dry_run:
         return foreseen
     check_space(paths[0].parent, foreseen.nbytes)
     if paths != [out]:
         make_folder(out)
-    return Variants(tuple(make(source, path, request, guide, progress=progress) for path, request in jobs))
+    return Variants(tuple(make(source, path, request, guide, progress) for path, request in jobs))
 
 
 def load_variants(recipe: str | Path) -> tuple[Variant, ...]:
@@ -142,35 +150,36 @@ def load_variants(recipe: str | Path) -> tuple[Variant, ...]:
     return chosen
 
 
-def make(
-    source: GgufFile,
-    out: Path,
-    request: QuantRequest,
-    guide: Guide,
-    dry_run: bool = False,
-    progress: Progress = silent,
-) -> Quantized:
+def foresee(sizer: Sizer, n_keep: int | None, out: Path, request: QuantRequest, guide: Guide) -> Quantized:
+    """What `make` will make of the model with `n_keep` experts per block, or of the whole one; raises what it would."""
+    request = replace(request, metadata=guide.metadata)
+    said = sizer.quantised(n_keep, request, out, imatrix=guide.values, imatrix_later=guide.later)
+    return replace(said, warnings=said.warnings + guide.notes)
+
+
+def make(source: GgufFile, out: Path, request: QuantRequest, guide: Guide, progress: Progress = silent) -> Quantized:
     """Quantise an opened model, the notes of `guide` among the warnings."""
-    made = quantize_file(
-        source,
-        out,
-        replace(request, n_expert_before=source.get(EXPERTS_BEFORE), metadata=guide.metadata),
-        imatrix=guide.values,
-        imatrix_later=guide.later,
-        dry_run=dry_run,
-        progress=progress,
-    )
+    request = replace(request, n_expert_before=source.get(EXPERTS_BEFORE), metadata=guide.metadata)
+    made = quantize_file(source, out, request, imatrix=guide.values, progress=progress)
     return replace(made, warnings=made.warnings + guide.notes)
 
 
 def gap_note(gap: Filled) -> str:
-    """What was done for experts without data, in one line."""
-    rule = f"took the mean of the other {gap.n_sources}" if gap.n_sources else "are weighted evenly"
-    return f"{gap.weight}: experts without data in the importance matrix: {len(gap.experts)}; they {rule}"
+    """What was done for experts and inputs without data, in one line."""
+    said = []
+    if gap.experts:
+        rule = f"took the mean of the other {gap.n_sources}" if gap.n_sources else "are weighted evenly"
+        said.append(f"experts without data in the importance matrix: {len(gap.experts)}; they {rule}")
+    if gap.n_columns:
+        said.append(
+            f"inputs that were zero for the whole text: {gap.n_columns:,}; they got the least importance of the others"
+        )
+    return f"{gap.weight}: {'. '.join(said)}"
 
 
-def _guide(imatrix: str | Path | None, source: GgufFile) -> Guide:
-    return Guide() if imatrix is None else Guide.of(matrices.load(imatrix), Path(imatrix).name, source)
+def guide_of(imatrix: str | Path | None, source: GgufFile) -> Guide:
+    """The guide that a file holds, if there is one."""
+    return Guide() if imatrix is None else Guide.of(matrices.load_for(imatrix, source), Path(imatrix).name, source)
 
 
 def _n_block(source: GgufFile) -> int:

@@ -16,7 +16,7 @@ from ggufreap.engine.protocol import Tokens
 MOST = 16  # chunks of a domain: a mean over that many, of one half of each, is good to a few per cent
 
 
-class HeldOut:
+class HeldBack:
     """Domain -> its chunks that are kept: of the odd ones every 2^k-th, so that there are at most 2 x MOST and they
     come from the whole text.
     """
@@ -24,6 +24,14 @@ class HeldOut:
     def __init__(self) -> None:
         self._kept: dict[str, dict[int, Tokens]] = {}
         self._step: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, chunks: Iterable[Chunk]) -> Self:
+        """What is kept of these."""
+        found = cls()
+        for chunk in chunks:
+            found.add(chunk)
+        return found
 
     def noting(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """The same chunks, of which some are kept as they pass."""
@@ -75,7 +83,7 @@ class HeldOut:
             if f"{index} chunks" in arrays:
                 rows, tokens = arrays[f"{index} chunks"], arrays[f"{index} tokens"]
                 if rows.ndim != 2 or rows.min() < 0 or tokens.shape != (rows[:, 1].sum(),):
-                    raise ValueError(f"the held-out chunks of {domain} do not have the tokens that they should")
+                    raise ValueError(f"the held-back chunks of {domain} do not have the tokens that they should")
                 parts = np.split(tokens.astype(np.int32), np.cumsum(rows[:-1, 1]))
                 for (number, _), part in zip(rows.tolist(), parts, strict=True):
                     found.add(Chunk(part, domain, number))

@@ -1,0 +1,83 @@
+"""What is asked for, beside how llama.cpp runs: groups of flags made of options, and the options made of them."""
+
+import argparse
+from dataclasses import replace
+
+from ggufreap.cli.flags import AddFlags
+from ggufreap.cli.generated import flags, titled, value
+from ggufreap.options import data, judgement, output, quantisation, target
+from ggufreap.options.data import Reading, Request
+from ggufreap.options.flag import flags_of
+from ggufreap.options.judgement import HeldOut, Judgement
+from ggufreap.options.output import Output
+from ggufreap.options.quantisation import Quantisation
+from ggufreap.options.target import Target
+
+
+def _offline(command: argparse.ArgumentParser) -> None:
+    help = "try out with the text that every Python has"
+    titled(command, _DATA).add_argument("--offline-default", action="store_true", help=help)
+
+
+_DATA = "calibration data"
+SOURCE: tuple[AddFlags, ...] = (
+    flags(Request(), data.SOURCES, data.READING, title=_DATA, one_of=("file", "tokens")),
+    flags(Reading(), data.READING, title=_DATA),
+    _offline,
+)
+DRAWING = flags(Request(), data.DRAWING)
+TARGET = flags(
+    Target(),
+    *(target.SIZE, target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
+    title="target",
+    one_of=("ratio", "keep"),
+    required=True,
+)
+SEARCH = flags(Target(), target.SEARCH, title="target")
+WEIGHING = flags(Target(), target.WEIGHING, target.MTP, target.SEED, title="target")
+OUTPUT_HEAD = flags(Quantisation(), quantisation.IMPORTANCE)
+VARIANTS = flags(Quantisation(), quantisation.VARIANTS, title="quantisation")
+SPLIT = flags(Output(), output.SPLIT, output.DRY_RUN, title="output", one_of=("split_max_size", "keep_split"))
+DRY_RUN = flags(Output(), output.DRY_RUN)
+PLACE = flags(Output(), output.PLACE)
+PROOF = flags(Output(), output.PROOF)
+JUDGEMENT = flags(
+    Judgement(),
+    *(judgement.HELD_OUT, judgement.SPLIT, judgement.LENGTH, judgement.RIVAL, judgement.GATES, judgement.REPORT),
+    title="judgement",
+)
+REPORT = flags(Judgement(), judgement.REPORT)
+# Where judging is all that the verb does, its flags are shorter.
+_SHORT = (
+    (
+        "files",
+        ("-f", "--file"),
+        "text (or rows, as for calibrate) that was not calibrated on, a domain each; repeatable, - is standard input",
+    ),
+    ("chunks", ("--chunks",), "run at most this many chunks of each"),
+    (
+        "fail_if",
+        ("--fail-if",),
+        "exit with 4 if so: worst_domain.kld>0.2, top1<0.9, domain.NAME.ppl_ratio>1.05; repeatable",
+    ),
+)
+_INSTEAD = {name: replace(flags_of(HeldOut)[name], names=names, help=help) for name, names, help in _SHORT}
+_HELD_OUT = (judgement.HELD_OUT, judgement.GATES)
+HELD_OUT = flags(HeldOut(), *_HELD_OUT, title="held-out text", instead=_INSTEAD)
+JUDGED = flags(Judgement(), *_HELD_OUT, judgement.RIVAL, title="held-out text", instead=_INSTEAD)
+
+
+def request(options: argparse.Namespace) -> Request | None:
+    """What shall be calibrated on, and how it is read; None where nothing was said of either."""
+    from ggufreap.saliency import RANDOM
+    from ggufreap.verbs.data import offline_default
+
+    asked, target = replace(value(options, Request), reading=value(options, Reading)), None
+    if hasattr(options, Target.__name__):  # one flag draws samples and experts
+        target = value(options, Target)
+        asked = replace(asked, seed=target.seed)
+    if options.offline_default:
+        return offline_default(asked)
+    draws_experts = target is not None and (target.from_imatrix is not None or target.method == RANDOM)
+    nothing = Request(seed=asked.seed if draws_experts else 0)
+    return None if asked == nothing else asked

@@ -1,0 +1,89 @@
+"""What plans would cost, shown by masking experts in one loaded model: nothing is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from ggufreap import naming
+from ggufreap.activity import doing
+from ggufreap.corpus import Corpus
+from ggufreap.engine.protocol import Keep
+from ggufreap.evaluation import Comparison, Outcome, compare_with, of_engine, threads
+from ggufreap.judging.exam import Exam, open_engine
+from ggufreap.model import Model
+from ggufreap.observation import Stored
+from ggufreap.planning import PruningPlan
+from ggufreap.progress import Progress, silent
+from ggufreap.rewriting import lower
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One plan, the exact size of its file, and what it costs; `gates` as they stand for it."""
+
+    plan: PruningPlan
+    nbytes: int
+    comparison: Comparison
+    gates: tuple[Outcome, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no gate fails."""
+        return not any(outcome.failed for outcome in self.gates)
+
+    @classmethod
+    def of(cls, model: Model, plan: PruningPlan, comparison: Comparison, exam: Exam) -> Self:
+        """What was found of a plan for `model`."""
+        out = naming.target(model.path, None, plan.label)
+        nbytes = lower(model.file, model.layout, plan, out).nbytes
+        return cls(plan, nbytes, comparison, exam.outcomes(comparison))
+
+
+def mask_of(model: Model, plan: PruningPlan) -> Keep:
+    """The experts that a plan keeps, of the blocks that decoding runs."""
+    return {block.index: plan.keep[block.index] for block in model.layout.trunk}
+
+
+class Masking:
+    """The loaded model and the tokenised text: measures plans as often as asked."""
+
+    def __init__(self, model: Model, exam: Exam, progress: Progress = silent) -> None:
+        self._model, self._exam, self._progress = model, exam, progress
+        self._engine = open_engine(model.file, exam.settings)
+        self._domains: dict[str, Corpus] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._domains = self._exam.tokenised(self._engine, self._model.file)
+        except BaseException:
+            self._engine.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._engine.close()
+
+    def warn_of_source(self, stored: Stored) -> None:
+        """Say which of the texts was calibrated on."""
+        self._exam.warn_of_source(self._engine, stored.provenance)
+
+    @property
+    def n_chunks(self) -> Mapping[str, int]:
+        """Domain -> its chunks."""
+        return {name: len(corpus.chunks) for name, corpus in self._domains.items()}
+
+    def measure(self, plans: Sequence[PruningPlan]) -> list[Candidate]:
+        """One pass of the original and one of every plan."""
+        masked = [of_engine(self._engine, mask_of(self._model, plan)) for plan in plans]
+        with (
+            doing("masking experts of", self._model.path),
+            threads(self._exam.settings.cpu_threads) as run,
+        ):
+            found = compare_with(of_engine(self._engine), masked, self._domains, run, self._progress)
+        return [
+            Candidate.of(self._model, plan, comparison, self._exam)
+            for plan, comparison in zip(plans, found, strict=True)
+        ]

@@ -1,0 +1,125 @@
+"""The facts of a report, out of what was judged."""
+
+import datetime
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from ggufreap import blending
+from ggufreap.container import open_gguf
+from ggufreap.coverage import Coverage
+from ggufreap.judging.judged import EqualSize, Judged, kind_of
+from ggufreap.judging.masking import Candidate
+from ggufreap.model import Model
+from ggufreap.observation import Floats, Stored
+from ggufreap.planning import PruningPlan
+from ggufreap.reporting import Report, describe, facts, measured
+from ggufreap.rewriting import lower, write_skeleton
+from ggufreap.selection.methods import method_of
+from ggufreap.version import __version__
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the calibration tells: block -> scores `[n_expert]`, and what stays; `built_in`: on text of this program."""
+
+    stored: Stored
+    coverage: Coverage
+    scores: Mapping[int, Floats]
+    built_in: bool
+
+    @classmethod
+    def of(cls, stored: Stored, plan: PruningPlan, coverage: Coverage, built_in: str) -> Self:
+        """Of the statistics that a plan was made from; `built_in`: what such text is called."""
+        scores = method_of(plan.scored_by).score(stored.domain_statistics(), plan.blend or blending.TOKENS)
+        by_block = dict(zip(stored.blocks, scores, strict=True))
+        return cls(stored, coverage, by_block, stored.provenance.source == built_in)
+
+    @property
+    def calibration(self) -> facts.Calibration:
+        """In the words of the report."""
+        statistics, provenance = self.stored.domain_statistics(), self.stored.provenance
+        return measured.describe_calibration(statistics, provenance, self.coverage, built_in=self.built_in)
+
+
+def tell(
+    model: Model,
+    plan: PruningPlan,
+    judged: Sequence[Judged],
+    rival: EqualSize | None,
+    curve: Sequence[Candidate],
+    known: Known | None,
+) -> Report:
+    """All facts; what was not measured is left out."""
+    return Report(
+        version=__version__,
+        date=datetime.date.today().isoformat(),
+        model=_model(model, plan),
+        plan=describe.describe_plan(plan, known.scores if known else {}),
+        calibration=known.calibration if known else None,
+        coverage=measured.describe_coverage(known.coverage) if known else (),
+        curve=tuple(
+            measured.describe_candidate(
+                each.plan.ratio, each.plan.method, each.plan.n_keep, each.nbytes, each.comparison
+            )
+            for each in curve
+        ),
+        original=_original(model, judged),
+        variants=tuple(map(_variant, judged)),
+        equal_size=_equal_size(rival),
+        files=tuple(describe.describe_file(each.path, each.kind) for each in judged),
+    )
+
+
+def _model(model: Model, plan: PruningPlan) -> facts.Model:
+    """The model before and after; the byte-exact file may be gone by now, so its header is written once more."""
+    with tempfile.TemporaryDirectory(prefix="ggufreap-") as folder:
+        script = lower(model.file, model.layout, plan, Path(folder) / "exact.gguf")
+        exact = open_gguf(write_skeleton(script, Path(folder)))
+        return describe.describe_model(model.file, model.layout, plan, exact)
+
+
+def _variant(each: Judged) -> facts.Variant:
+    own = measured.describe_probes(each.probes)[0] if each.probes else None
+    overall, domains = measured.describe_comparison(each.comparison) if each.comparison else (None, ())
+    subject = measured.describe_subject(
+        each.nbytes,
+        each.kind,
+        {name: meters.perplexity for name, meters in each.comparison.domains.items()} if each.comparison else None,
+        each.speed.speeds if each.speed else (),
+        own,
+        each.speed.memory if each.speed else None,
+    )
+    return facts.Variant(each.path.name, subject, overall, domains, tuple(map(measured.describe_task, each.tasks)))
+
+
+def _original(model: Model, judged: Sequence[Judged]) -> facts.Subject:
+    first = judged[0]
+    subject = measured.describe_subject(
+        model.file.nbytes,
+        kind_of(model.file),
+        speeds=first.speed.reference_speeds if first.speed else (),
+        probes=measured.describe_probes(first.probes)[1] if first.probes else None,
+        memory=first.speed.reference_memory if first.speed else None,
+    )
+    if first.comparison is None:
+        return subject
+    return replace(subject, perplexity=facts.Estimate(first.comparison.mean.ppl_reference))
+
+
+def _equal_size(rival: EqualSize | None) -> tuple[facts.EqualSize, ...]:
+    if rival is None or rival.pruned.comparison is None:
+        return ()
+    theirs, ours = rival.comparison.mean, rival.pruned.comparison.mean
+    return (
+        facts.EqualSize(
+            rival.pruned.path.name,
+            f"unpruned {rival.kind}",
+            rival.kind,
+            rival.nbytes,
+            facts.Estimate(theirs.kld, theirs.kld_stderr),
+            facts.Estimate(ours.kld, ours.kld_stderr),
+        ),
+    )

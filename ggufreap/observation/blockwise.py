@@ -1,0 +1,234 @@
+"""Runs a corpus block by block through a model larger than memory: every weight is read from disk once.
+
+All chunks go through the first blocks, what these leave of them (the hidden states) waits on disk, all chunks go
+through the next ones, and so on. Micro-batches are those of chunkwise.observe, and so are all sums, to the last bit. A
+piece of the model counts whole or not at all.
+"""
+
+import hashlib
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from ggufreap.architecture.nodes import RoutingNodes
+from ggufreap.corpus import Chunk, Chunks
+from ggufreap.engine.graph import Piece
+from ggufreap.engine.importance import ImportanceSums
+from ggufreap.engine.protocol import RoutedBatch, Tokens
+from ggufreap.errors import InputError, MismatchError
+from ggufreap.files import replacing, sync
+from ggufreap.interrupts import held
+from ggufreap.observation.domains import DomainStatistics
+from ggufreap.observation.held_back import HeldBack
+from ggufreap.observation.provenance import Provenance, Shard
+from ggufreap.observation.reuse import checkpoint_path, unfinished
+from ggufreap.observation.statistics import Importance, observables
+from ggufreap.observation.store import save
+from ggufreap.progress import Progress, silent
+
+_LOG = logging.getLogger(__name__)
+
+
+class Pieces(Protocol):
+    """A model of which some blocks at a time can be run."""
+
+    def route(
+        self,
+        tokens: Tokens,
+        piece: Piece,
+        source: BinaryIO | None,
+        sink: BinaryIO | None,
+        importance: ImportanceSums | None = None,
+        observables: Collection[str] = (),
+    ) -> Sequence[RoutedBatch]:
+        """What the blocks of `piece` did with a chunk, which is read from `source` and left at `sink`."""
+
+    def kept_nbytes(self, n_tokens: int, piece: Piece) -> int:
+        """Bytes that `piece` leaves of a chunk."""
+
+    def begin(self, piece: Piece) -> None:
+        """The weights of `piece` are needed now."""
+
+    def end(self, piece: Piece) -> None:
+        """The weights of `piece` are needed no more."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All chunks of a shard, read; `digest` is SHA-256 of them, in order."""
+
+    chunks: tuple[Chunk, ...]
+    digest: str
+
+    @classmethod
+    def read(cls, chunks: Chunks, shard: Shard) -> "Texts":
+        """Those chunks that belong to `shard`; raises InputError where there are none."""
+        mine = tuple(chunk for position, chunk in enumerate(chunks) if shard.holds(position))
+        if not mine:
+            raise InputError("there is no chunk to calibrate on; give more text, or fewer shards")
+        digest = hashlib.sha256()
+        for chunk in mine:
+            digest.update(np.ascontiguousarray(chunk.tokens, "<i4").tobytes())
+        return cls(mine, digest.hexdigest())
+
+    @property
+    def n_tokens(self) -> int:
+        """All tokens."""
+        return sum(len(chunk.tokens) for chunk in self.chunks)
+
+
+@dataclass
+class Run:
+    """What the pieces so far told, and the last block that they hold; -1 at the beginning."""
+
+    statistics: DomainStatistics
+    sums: ImportanceSums | None
+    through: int
+
+
+def hidden_path(out: Path) -> Path:
+    """The folder, which is there during a calibration of `out`, where hidden states wait."""
+    return out.with_name(out.name + ".hidden")
+
+
+def spill_nbytes(engine: Pieces, texts: Texts, pieces: Sequence[Piece]) -> int:
+    """The most that hidden states take on disk: what one piece reads and what it leaves."""
+    lengths = Counter(len(chunk.tokens) for chunk in texts.chunks)
+    sizes = [0] + [sum(n * engine.kept_nbytes(length, piece) for length, n in lengths.items()) for piece in pieces]
+    return max(before + after for before, after in pairwise(sizes))
+
+
+def observe_blockwise(
+    engine: Pieces,
+    run: Run,
+    pieces: Sequence[Piece],
+    nodes: RoutingNodes,
+    chunks: Chunks,
+    texts: Texts,
+    provenance: Provenance,
+    out: Path,
+    *,
+    importance: Importance | None = None,
+    progress: Progress = silent,
+) -> DomainStatistics:
+    """What chunkwise.observe tells of `texts`, which were read from `chunks`, and saves at `out`, piece by piece.
+
+    `run` is what `resume` found, and `pieces` are the rest of the model. Raises NumericFailure on NaN or infinite
+    activations, OutputError when the disk is full.
+    """
+    folder = hidden_path(out)
+    n_blocks = pieces[-1].last + 1
+    with progress("calibrate", texts.n_tokens * n_blocks, "tokens x blocks", texts.n_tokens * pieces[0].first) as bar:
+        for piece in pieces:
+            engine.begin(piece)
+            with _reading(folder, run.through) as source, _writing(folder, piece) as sink:
+                found = Run(_nothing(nodes, chunks, piece), importance.empty() if importance else None, piece.last)
+                for chunk in texts.chunks:
+                    _fold(engine, piece, chunk, source, sink, found, importance)
+                    bar.update(len(chunk.tokens) * len(piece.blocks))
+                if source is not None and source.read(1):
+                    raise MismatchError(f"{source.name} holds more than {piece} read; delete {folder}, and start again")
+            engine.end(piece)
+            with held():
+                before = run.through
+                run = _joined(run, found)
+                if not piece.ends:
+                    save(checkpoint_path(out), run.statistics, provenance, run.sums, texts.digest, through=run.through)
+                _spill(folder, before).unlink(missing_ok=True)
+    run.statistics.check()
+    for note in chunks.notes():
+        _LOG.info("%s", note)
+    with held():  # no checkpoint stays behind a finished file
+        provenance = replace(provenance, sources=chunks.records())
+        save(out, run.statistics, provenance, run.sums, held_back=HeldBack.of(texts.chunks))
+        checkpoint_path(out).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    return run.statistics
+
+
+def _fold(
+    engine: Pieces,
+    piece: Piece,
+    chunk: Chunk,
+    source: BinaryIO | None,
+    sink: BinaryIO | None,
+    run: Run,
+    importance: Importance | None,
+) -> None:
+    found = importance.empty() if importance else None
+    batches = engine.route(chunk.tokens, piece, source, sink, found, observables())
+    run.statistics = run.statistics.observe(chunk.domain, chunk.number, batches, len(chunk.tokens), chunk.counted)
+    if found is not None and run.sums is not None:
+        run.sums.add(found)
+
+
+def _nothing(nodes: RoutingNodes, chunks: Chunks, piece: Piece) -> DomainStatistics:
+    mine = [block for block in nodes.blocks if piece.first <= block.index <= piece.last]
+    blocks, used = [block.index for block in mine], [block.n_used for block in mine]
+    return DomainStatistics.empty(blocks, used, nodes.n_expert, chunks.domains)
+
+
+def _joined(run: Run, found: Run) -> Run:
+    if run.through < 0:
+        return found
+    if run.sums is not None and found.sums is not None:
+        run.sums.add(found.sums)
+    return Run(run.statistics.beside(found.statistics), run.sums, found.through)
+
+
+def resume(
+    out: Path,
+    nodes: RoutingNodes,
+    chunks: Chunks,
+    texts: Texts,
+    provenance: Provenance,
+    importance: Importance | None,
+) -> Run:
+    """The unfinished run, or one that has yet to begin; raises MismatchError when it belongs to other work."""
+    nothing = Run(DomainStatistics.empty([], [], nodes.n_expert, chunks.domains), None, -1)
+    stored = unfinished(out, nodes, provenance, importance, blockwise=True)
+    if stored is None or stored.through is None:
+        return nothing
+    if stored.digest != texts.digest:
+        raise MismatchError(f"{stored.path} was made of other text; delete the file, or give that text")
+    if not _spill(hidden_path(out), stored.through).exists():
+        _LOG.warning("%s: its hidden states are gone from %s, so it begins anew", stored.path, hidden_path(out))
+        return nothing
+    if importance is None and stored.importance is not None:
+        _LOG.warning(
+            "%s: the importance sums of the unfinished calibration are left out, as asked for now", stored.path
+        )
+    return Run(stored.domain_statistics(), stored.importance_sums() if importance else None, stored.through)
+
+
+def _spill(folder: Path, block: int) -> Path:
+    """Where the hidden states behind a block wait."""
+    return folder / f"{block}.hidden"
+
+
+@contextmanager
+def _reading(folder: Path, through: int) -> Iterator[BinaryIO | None]:
+    if through < 0:
+        yield None
+        return
+    with _spill(folder, through).open("rb") as file:
+        yield file
+
+
+@contextmanager
+def _writing(folder: Path, piece: Piece) -> Iterator[BinaryIO | None]:
+    """Whole and on disk at the end of the block, or not there."""
+    if piece.ends:
+        yield None
+        return
+    with replacing(_spill(folder, piece.last)) as file:
+        yield file
+    sync(folder)

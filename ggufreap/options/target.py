@@ -1,0 +1,115 @@
+"""How many experts go, and which, as one value."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufreap.limits import SMALL
+from ggufreap.options.flag import MOST, Flag, check, flagged, number, one_of, whole
+
+REAP, BEST, MIRROR, DROP = "reap", "best", "mirror", "drop"
+MTP_MODES = (MIRROR, DROP)
+AUTO_RATIO = "auto"
+MINUTES = 30  # for judging methods
+
+SIZE, SEARCH, CHOICE, WEIGHING, MTP, SEED = "size", "search", "choice", "weighing", "mtp", "seed"
+
+
+@dataclass(frozen=True)
+class Target:
+    """How many experts go of every block, a `ratio` or all but `keep`, and which.
+
+    `ratio` is the fraction to remove, taken as the decimal that was written, or `auto` where held-out text judges: as
+    many as leave the worst domain at a mean KLD of `max_kld` nats or less.
+    `method` is a criterion of ggufreap.saliency, a joint method of ggufreap.selection, or `best`: what loses least on
+    chunks that calibration held back, judged for `budget` minutes at most (0: on all of them). `from_imatrix`, a GGUF
+    importance matrix of the model, takes the place of any calibration, and is a weaker choice. `blend` says how the
+    domains of the text are weighed (ggufreap.blending; None: `uniform` where there are several). `mtp`: MTP blocks keep
+    what the last block keeps, or are left out. `seed` draws for the method `random`. What a number can be, only the
+    model tells: `count_to_keep` refuses.
+    """
+
+    ratio: str | float | None = flagged(
+        None,
+        Flag(
+            ("--ratio",),
+            SIZE,
+            "fraction of the experts to remove from every block, such as 0.2; auto: see --max-kld",
+            str,
+            "R",
+            int | float,
+        ),
+    )
+    keep: int | None = flagged(None, Flag(("--keep",), SIZE, "experts to keep in every block", whole(-MOST), "N", int))
+    max_kld: float = flagged(
+        SMALL,
+        Flag(("--max-kld",), SEARCH, "with --ratio auto: mean KLD of the worst domain ({})", number, "X", recipe=None),
+    )
+    method: str = flagged(
+        REAP,
+        Flag(
+            ("--method",),
+            CHOICE,
+            "reap (default), rank_average, gram, ...; best judges several on held-back text (see README)",
+            str,
+            "NAME",
+            str,
+        ),
+    )
+    budget: int = flagged(
+        MINUTES,
+        Flag(
+            ("--budget",),
+            CHOICE,
+            "for judging methods, with --method best ({}; 0: all that calibration held back)",
+            whole(0),
+            "MINUTES",
+            int,
+        ),
+    )
+    from_imatrix: str | Path | None = flagged(
+        None,
+        Flag(
+            ("--from-imatrix",),
+            CHOICE,
+            "choose by a GGUF importance matrix of the model, without calibration: a weaker choice",
+            str,
+            "FILE",
+            recipe=None,
+        ),
+    )
+    blend: str | None = flagged(
+        None,
+        Flag(
+            ("--blend",),
+            WEIGHING,
+            "domains of the text: uniform (default for several), tokens, maxmin, or NAME=WEIGHT,NAME=WEIGHT",
+            str,
+            "HOW",
+            str,
+        ),
+    )
+    mtp: str = flagged(
+        MIRROR,
+        Flag(
+            ("--mtp",),
+            MTP,
+            "MTP blocks: as the last block ({}), or out",
+            one_of(*MTP_MODES),
+            "{mirror,drop}",
+            str,
+        ),
+    )
+    seed: int = flagged(
+        0,
+        Flag(
+            ("--seed",),
+            SEED,
+            "draws the samples, and the experts of --method random ({})",
+            whole(0),
+            "N",
+            recipe=None,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)

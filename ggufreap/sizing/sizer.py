@@ -1,0 +1,137 @@
+"""Weighs what can be made of one model: the byte-exact pruned file by the script that writes it, quantised files by
+llama.cpp's own dry run."""
+
+import json
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from ggufreap.architecture.layout import MoeLayout
+from ggufreap.container import GgufFile, open_gguf
+from ggufreap.engine.quantizer import Importance, Quantizer, QuantizerCall
+from ggufreap.errors import EngineError
+from ggufreap.planning import PruningPlan, ratio_label
+from ggufreap.quantization import Quantized, QuantRequest, foretell, foretell_types, written_metadata
+from ggufreap.quantization.forecast import entries_nbytes, header_nbytes
+from ggufreap.rewriting import RewriteScript, lower, write_skeleton
+from ggufreap.rewriting.metadata import EXPERTS_BEFORE
+
+Rewriter = Callable[[int], RewriteScript]  # experts kept in every block -> what writes the file
+
+
+def rewriter(
+    source: GgufFile,
+    layout: MoeLayout,
+    plan: PruningPlan,
+    out: Path,
+    *,
+    split_max_size: int | None = None,
+    keep_split: bool = False,
+) -> Rewriter:
+    """The scripts of all counts, from a plan of any of them; raises InfeasiblePlan for one that cannot be routed.
+
+    Which experts stay changes no size, so other counts keep the first ones. What the header tells of method and data
+    is the plan's.
+    """
+    cut = partial(lower, source, layout, out=out, split_max_size=split_max_size, keep_split=keep_split)
+
+    def rewrite(n_keep: int) -> RewriteScript:
+        layout.check_keep(n_keep)
+        if n_keep == plan.n_keep:
+            return cut(plan)
+        removed = layout.group_size - n_keep // layout.n_group
+        label, kept = ratio_label(layout.group_size, removed, None), tuple(range(n_keep))
+        return cut(replace(plan, n_keep=n_keep, ratio=label, keep=dict.fromkeys(plan.keep, kept)))
+
+    return rewrite
+
+
+class Sizer:
+    """Sizes of all that can be made of `source`: itself, or pruned as `rewrite` says, in any types.
+
+    llama.cpp chooses the types, in one process that is started when it is first asked and answers until the sizer is
+    left; what it has answered is remembered. It looks at a file of the right header and size without content, which
+    lies in a temporary folder as long as the process lives.
+    """
+
+    def __init__(self, source: GgufFile, rewrite: Rewriter | None = None) -> None:
+        self.source, self._rewrite = source, rewrite
+        self._scripts: dict[int, RewriteScript] = {}
+        self._files: dict[int, GgufFile] = {}
+        self._answers: dict[str, list[str]] = {}
+        self._quantizer: Quantizer | None = None
+
+    def __enter__(self) -> Self:
+        self._stack = ExitStack()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._quantizer = None
+        self._files.clear()
+        self._stack.close()
+
+    def script(self, n_keep: int) -> RewriteScript:
+        """What writes the byte-exact file of `n_keep` experts per block; raises InfeasiblePlan."""
+        assert self._rewrite, "a sizer without a rewriter knows the whole model alone"
+        if n_keep not in self._scripts:
+            self._scripts[n_keep] = self._rewrite(n_keep)
+        return self._scripts[n_keep]
+
+    def exact(self, n_keep: int) -> int:
+        """The bytes of the byte-exact pruned file, all shards together."""
+        return self.script(n_keep).nbytes
+
+    def quantised(
+        self,
+        n_keep: int | None,
+        request: QuantRequest,
+        out: Path = Path("model.gguf"),
+        *,
+        imatrix: Importance | None = None,
+        imatrix_later: Collection[str] | None = None,
+    ) -> Quantized:
+        """What `quantize_file` would make at `out` of the model with `n_keep` experts per block, or of the whole one.
+
+        `imatrix`, for a pruned model sliced with it, and `imatrix_later` as there. Raises what it would raise; where
+        llama.cpp's mix counts experts, a pruned model gets the types of the model it came from.
+        """
+        file = self.opened(n_keep)
+        request = replace(request, n_expert_before=file.get(EXPERTS_BEFORE))
+        return foretell(file, out, request, self._dry_run, imatrix=imatrix, imatrix_later=imatrix_later)
+
+    def types(self, n_keep: int | None, request: QuantRequest, *, weighted: bool) -> dict[str, int]:
+        """Tensor -> ggml type, whatever stands against it; `weighted`: there will be an importance matrix."""
+        file = self.opened(n_keep)
+        request = replace(request, n_expert_before=file.get(EXPERTS_BEFORE))
+        return foretell_types(file, request, self._dry_run, weighted=weighted)
+
+    def header(self, n_keep: int, request: QuantRequest) -> int:
+        """The bytes of a quantised file's header with its padding: no type changes them, nor is llama.cpp asked."""
+        script = self.script(n_keep)
+        shapes = {tensor.name: tensor.shape for file in script.files for tensor in file.tensors}
+        return header_nbytes(entries_nbytes(script.metadata, written_metadata(self.source, request)), shapes)
+
+    def opened(self, n_keep: int | None) -> GgufFile:
+        """The model with `n_keep` experts per block, without content, or the whole one."""
+        if n_keep is None:
+            return self.source
+        if n_keep not in self._files:
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ggufreap-"))
+            self._files[n_keep] = open_gguf(write_skeleton(self.script(n_keep), Path(folder)))
+        return self._files[n_keep]
+
+    def _dry_run(self, call: QuantizerCall) -> Sequence[str]:
+        key = json.dumps(asdict(call))
+        if key not in self._answers:
+            if self._quantizer is None:
+                self._quantizer = self._stack.enter_context(Quantizer())
+            try:
+                self._answers[key] = self._quantizer.dry_run(call)
+            except EngineError:  # it may have died of the question, and the next one is another
+                self._quantizer = None
+                raise
+        return self._answers[key]

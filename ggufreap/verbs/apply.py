@@ -1,0 +1,50 @@
+"""Writing the file that a plan asks for."""
+
+import logging
+from pathlib import Path
+
+from ggufreap.container import check_target
+from ggufreap.model import AnyModel, Model
+from ggufreap.options.output import Output
+from ggufreap.planning import PruningPlan, check_plan, load_plan
+from ggufreap.progress import Progress, silent
+from ggufreap.rewriting import RewriteScript, execute, parse_size
+from ggufreap.sizing import Rewriter, rewriter
+from ggufreap.verbs import trust
+
+_LOG = logging.getLogger(__name__)
+
+
+def apply(
+    model: AnyModel, plan: PruningPlan | str | Path, output: Output | str | Path, *, progress: Progress = silent
+) -> RewriteScript:
+    """Write the file that `plan` asks for; with a dry run only tell exactly what it would be.
+
+    `output` is the file, or that with how it is to be cut. Raises UnsupportedModel for a model of an unknown
+    architecture that `doctor` has not tried out.
+    """
+    model = Model.open(model)
+    chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
+    check_plan(chosen, model.identity, model.layout)
+    asked = output if isinstance(output, Output) else Output(output)
+    script = script_of(model, chosen, Path(asked.out or model.path), asked)
+    if not asked.dry_run:
+        model.check_weights()
+        trust.require_trust(model)
+        check_target(script.files, *model.file.paths, None if isinstance(plan, PruningPlan) else plan)
+        execute(script, progress)
+        ran = "" if chosen.corpus else f", and llama.cpp has not run {model.path.name} for this plan"
+        _LOG.info("nothing proves %s yet%s; that is for ggufreap verify", script.files[0].path, ran)
+    return script
+
+
+def script_of(model: Model, plan: PruningPlan, path: Path, asked: Output) -> RewriteScript:
+    """What would be written at `path`, cut into files as `asked`."""
+    return scripts_of(model, plan, path, asked)(plan.n_keep)
+
+
+def scripts_of(model: Model, plan: PruningPlan, path: Path, asked: Output) -> Rewriter:
+    """The same for any number of experts, told of as the plan is."""
+    split = asked.split_max_size
+    nbytes = parse_size(split) if isinstance(split, str) else split
+    return rewriter(model.file, model.layout, plan, path, split_max_size=nbytes, keep_split=asked.keep_split)

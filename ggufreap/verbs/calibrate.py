@@ -1,0 +1,146 @@
+"""Running text through a model and recording what every expert does."""
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggufreap import imatrix as matrices
+from ggufreap.activity import doing
+from ggufreap.corpus.request import Opened
+from ggufreap.engine.fitting import insisted
+from ggufreap.engine.importance import OUTPUT
+from ggufreap.engine.session import LlamaSession
+from ggufreap.files import check_output
+from ggufreap.imatrix import Imatrix
+from ggufreap.model import AnyModel, Model, warn_of_context
+from ggufreap.observation import DomainStatistics, Importance, Provenance, Stored, checkpoint_path, finished, observe
+from ggufreap.options.engine import ALL_BLOCKS, CALIBRATING, EngineSettings
+from ggufreap.progress import Progress, silent
+from ggufreap.verbs.blockwise import calibrate_blockwise, goes_blockwise
+from ggufreap.verbs.data import Data, open_data
+from ggufreap.version import __version__
+
+_LOG = logging.getLogger(__name__)
+
+
+def calibrate(
+    model: AnyModel,
+    out: str | Path,
+    data: Data = None,
+    *,
+    shard: str = "1/1",
+    imatrix_out: str | Path | None = None,
+    process_output: bool = False,
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
+) -> DomainStatistics:
+    """Run `data` (a file, or all that a Request can name) and save what the experts did at `out`.
+
+    Without data the built-in mix of public data sets is read. `settings.n_ctx` 0: 512 tokens per chunk of text, 2048
+    of rows. With `imatrix_out` the same pass gives the importance matrix too, as llama-imatrix would write it; with
+    `process_output` also of the output head, where it is a weight of its own. `shard` 2/3 is the second third of the
+    chunks, to be merged with the others. An interrupted run goes on where it was when it is called again with the same
+    arguments. A finished one is used again, without loading the model, where `out` holds all that is wanted; else it
+    is said what is missing, and calibration runs again. The matrix is always written from what `out` holds. With
+    `settings.blockwise`, or if the model does not fit into memory, it is computed block by block, with the same result.
+    """
+    observed = observed_of(
+        Model.open(model),
+        Path(out),
+        open_data(data),
+        shard=shard,
+        imatrix_out=Path(imatrix_out) if imatrix_out is not None else None,
+        process_output=process_output,
+        settings=settings,
+        progress=progress,
+    )
+    return observed.stored.domain_statistics()
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The statistics as they lie on disk, and the importance matrix of the same pass where one was wanted."""
+
+    stored: Stored
+    matrix: Imatrix | None
+
+
+def observed_of(
+    model: Model,
+    out: Path,
+    data: Opened,
+    *,
+    shard: str = "1/1",
+    imatrix_out: Path | None = None,
+    process_output: bool = False,
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
+) -> Observed:
+    """What `calibrate` does, for opened values: out of the file at `out` where all is there, else from the model."""
+    for path in (out, imatrix_out):
+        if path is not None:
+            check_output(path, *model.file.paths, *data.request.paths)
+    settings = settings or CALIBRATING
+    settings = replace(settings, n_ctx=data.chunk_length(settings.n_ctx))
+    provenance = Provenance(
+        model.identity.fingerprint,
+        data.identity,
+        settings.n_ctx,
+        settings.graph_tokens,
+        data.names,
+        __version__,
+        data.records,
+        shard,
+        data.request.reading.count,
+    )
+    process_output = process_output and OUTPUT in model.file.by_name
+    importance = Importance(process_output) if imatrix_out is not None else None
+    blockwise = goes_blockwise(model.file, settings, out)
+    stored = finished(out, model.layout.nodes, provenance, importance, blockwise)
+    if stored is None:
+        model.check_weights()
+        warn_of_context(model.file, settings.n_ctx)
+        run = calibrate_blockwise if blockwise else _run
+        run(model, out, data, provenance, importance, settings, progress)
+        stored = Stored.open(out)
+    matrix = export_matrix(stored, imatrix_out, process_output) if imatrix_out is not None else None
+    return Observed(stored, matrix)
+
+
+def _run(
+    model: Model,
+    out: Path,
+    data: Opened,
+    provenance: Provenance,
+    importance: Importance | None,
+    settings: EngineSettings,
+    progress: Progress,
+) -> None:
+    nodes = model.layout.nodes
+    if settings.blockwise == ALL_BLOCKS:
+        settings = insisted(model.path, settings)
+    with (
+        LlamaSession(model.path, nodes, settings) as engine,
+        data.chunks(engine, model.file, settings.n_ctx) as chunks,
+        doing("calibrating with", model.path, kept=checkpoint_path(out)),
+    ):
+        many = "an unknown number of" if chunks.estimate is None else f"about {chunks.estimate:,}"
+        _LOG.info("calibrating with %s: %s tokens in chunks of %d", provenance.source, many, settings.n_ctx)
+        observe(engine, nodes, chunks, provenance, out, importance=importance, progress=progress)
+
+
+def export_matrix(stored: Stored, path: Path, process_output: bool) -> Imatrix:
+    """Write the importance matrix that statistics hold, as llama-imatrix would have; what lay at `path` gives way."""
+    before, matrix = _digest(path), matrices.collected(stored, process_output)
+    matrices.save(path, matrix, legacy=path.suffix == ".dat")
+    if before not in (None, _digest(path)):
+        _LOG.warning("%s was another importance matrix than %s holds; it was replaced", path, stored.path)
+    return matrix
+
+
+def _digest(path: Path) -> bytes | None:
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -1,0 +1,42 @@
+"""Statistics that were observed apart, added."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ggufreap.files import check_output
+from ggufreap.observation import DomainStatistics, Stored, save
+from ggufreap.observation import merge as merged
+from ggufreap.verbs.calibrate import export_matrix
+
+_LOG = logging.getLogger(__name__)
+
+
+def merge(stats: Sequence[str | Path], out: str | Path) -> DomainStatistics:
+    """Add statistics that were observed apart, and their importance matrices where all have one.
+
+    The matrix is also written beside `out`, as llama-imatrix would have.
+    """
+    paths = [Path(path) for path in stats]
+    target = Path(out)
+    matrix = matrix_beside(target)
+    for path in (target, matrix):
+        check_output(path, *paths)
+    found = merged(paths)
+    save(target, *found)
+    if found.sums is not None:
+        export_matrix(Stored.open(target), matrix, found.sums.output)
+    elif left := [str(matrix_beside(path)) for path in paths if matrix_beside(path).exists()]:
+        _LOG.warning(
+            "not merged: %s; statistics without importance sums do not tell whether a matrix beside them is theirs. "
+            "To add matrices up by themselves: ggufreap imatrix %s -o %s",
+            ", ".join(left),
+            " ".join(left),
+            matrix,
+        )
+    return found.statistics
+
+
+def matrix_beside(stats: Path) -> Path:
+    """Where the importance matrix of the same pass is written: S.imatrix.gguf beside S.npz."""
+    return stats.with_name(f"{stats.name.removesuffix('.npz')}.imatrix.gguf")

@@ -1,0 +1,77 @@
+"""What a model writes: probes for loops, answers without end and changed languages."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from ggufreap.corpus.chat import ChatTemplate
+from ggufreap.engine.generator import Sampling
+from ggufreap.engine.protocol import Keep
+from ggufreap.engine.session import LlamaSession
+from ggufreap.evaluation import probes as probing
+from ggufreap.evaluation.probes import TEMPERATURES, Probes
+from ggufreap.evaluation.prompts import load_prompts
+from ggufreap.judging.trials import Done, Trial
+from ggufreap.model import AnyModel, Model
+from ggufreap.options.engine import WRITING, EngineSettings
+from ggufreap.planning import PruningPlan
+from ggufreap.progress import Progress, silent
+from ggufreap.verbs.control import run_trial
+
+SAMPLINGS = tuple(Sampling(256, each, 0) for each in TEMPERATURES)
+SPARE_TOKENS = 16  # that a tokenizer adds to a text
+
+
+def probe(
+    model: AnyModel,
+    *,
+    reference: AnyModel | None = None,
+    plan: PruningPlan | str | Path | None = None,
+    prompts: str | Path | None = None,
+    n_predict: int = 256,
+    temperatures: Sequence[float] = TEMPERATURES,
+    seed: int = 0,
+    chat_template: bool = True,
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
+) -> Probes:
+    """Let `model` answer prompts, and tell which answers loop, never end, say nothing or change the language.
+
+    The control is `reference`, the unpruned file; or, with `plan`, `model` itself is the control and what the plan
+    would make of it is probed without writing a file. `prompts` is a file (see evaluation.prompts), by default those
+    that come with ggufreap; `chat_template` puts each into the model's own. `settings.n_ctx` 0 is what fits.
+    """
+    model = Model.open(model)
+    samplings = [Sampling(n_predict, temperature, seed) for temperature in temperatures]
+    return run_trial(probe_trial(model, prompts, samplings, chat_template, settings, progress), model, reference, plan)
+
+
+def probe_trial(
+    model: Model,
+    prompts: str | Path | None = None,
+    samplings: Sequence[Sampling] = SAMPLINGS,
+    chat_template: bool = True,
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
+) -> Trial[probing.Written, Probes]:
+    """The prompts, in the template of `model`, which its control gets too."""
+    asked = load_prompts(prompts)
+    template = ChatTemplate.of(model.file) if chat_template else None
+    with template.renderer(spans=False) if template else nullcontext() as renderer:
+        texts = probing.texts_of(asked, renderer.prompt if renderer else None)
+    n_predict = samplings[0].n_predict
+    longest = max(len(text.encode()) for text in texts) + SPARE_TOKENS  # a token has a byte at least
+    settings = settings or WRITING
+    settings = replace(settings, n_ctx=settings.n_ctx or settings.n_parallel * (longest + n_predict))
+
+    def work(engine: LlamaSession, keep: Keep | None, which: str) -> probing.Written:
+        return probing.write(
+            engine, texts, samplings, keep=keep, templated=template is not None, progress=progress, which=which
+        )
+
+    def tell(found: Done[probing.Written], control: Done[probing.Written] | None) -> Probes:
+        judged = probing.judge(asked, found.result, control.result if control else None)
+        return Probes(found.name, control.name if control else None, n_predict, judged)
+
+    return Trial(settings, work, tell)

@@ -1,0 +1,136 @@
+"""The whole job over the stages: prune."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggufreap.coverage import Coverage
+from ggufreap.model import AnyModel, Model
+from ggufreap.options.engine import EngineSettings
+from ggufreap.options.judgement import Judgement
+from ggufreap.options.output import Output
+from ggufreap.options.quantisation import Quantisation
+from ggufreap.options.target import AUTO_RATIO, Target
+from ggufreap.planning import PruningPlan, save_plan
+from ggufreap.progress import Progress, silent
+from ggufreap.quantization import Quantized
+from ggufreap.reporting import facts
+from ggufreap.rewriting import RewriteScript, execute
+from ggufreap.verbs.apply import script_of
+from ggufreap.verbs.calibrate import Observed
+from ggufreap.verbs.coverage import coverage
+from ggufreap.verbs.data import Data
+from ggufreap.verbs.foresight import Foreseen, foresee
+from ggufreap.verbs.job import Job, settle, with_ratio_found
+from ggufreap.verbs.plan import plan
+from ggufreap.verbs.report import Account, report
+from ggufreap.verbs.verify import verify
+from ggufreap.verification import Verification
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` made: the files, the plan and what it leaves of each domain, and the proof (None if turned off).
+
+    `script` tells of the byte-exact file, which `quantized` variants were made from; `imatrix_path` is the importance
+    matrix of the pruned model that guided them; `account` tells what the files are worth, where there was held-out
+    text. After a dry run all of it is what would be made.
+    """
+
+    script: RewriteScript
+    plan: PruningPlan
+    plan_path: Path
+    statistics_path: Path | None
+    verification: Verification | None
+    coverage: Coverage | None = None
+    account: Account | None = None
+    quantized: tuple[Quantized, ...] = ()
+    imatrix_path: Path | None = None
+
+
+def prune(
+    model: AnyModel,
+    data: Data = None,
+    *,
+    target: Target,
+    quantisation: Quantisation | None = None,
+    judgement: Judgement | None = None,
+    output: Output | None = None,
+    command: str = "",
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
+) -> Pruned:
+    """The whole job: calibrate on `data`, plan, apply, verify, quantise, judge, report.
+
+    The options say what is wanted (see their classes). With held-out text every file is measured against the original,
+    and the ratio `auto` finds out how many experts may go. `command` is told in the report. A model of an unknown
+    architecture is first tried out as by `doctor`, beside the output.
+
+    Whatever could fail for want of space, of experts or of leave to quantise twice fails before the calibration.
+    Statistics that are already there for the same model, text and settings are used again.
+
+    The model's header is read once. llama.cpp loads the model once to calibrate, if the statistics are not there yet;
+    once to search, for the ratio `auto`, or to judge methods, for `best`; once to verify, in a process of its own, as it
+    does the pruned file; and once to judge the files, whatever is judged of them. Nothing else loads it: neither
+    planning by a method that was named nor writing needs to.
+    """
+    model = Model.open(model)
+    wishes = quantisation or Quantisation(), judgement or Judgement(), output or Output()
+    job, observed = settle(model, data, target, *wishes, settings, progress), None
+    if target.ratio == AUTO_RATIO:
+        job, observed = with_ratio_found(job)
+    foreseen = foresee(job)
+    if job.output.dry_run:
+        return Pruned(foreseen.script, foreseen.plan, foreseen.plan_path, None, None, quantized=foreseen.quantized)
+    observed = observed or job.observe()
+    pruned = _written(job, foreseen, observed)
+    if job.output.verify:
+        first = pruned.script.files[0].path
+        pruned = replace(pruned, verification=verify(model, first, pruned.plan, settings=settings, progress=progress))
+        if pruned.verification and not pruned.verification.ok:
+            return pruned
+    pruned = _quantised(job, foreseen, observed, pruned)
+    return _judged(job, observed, pruned, command)
+
+
+def _written(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
+    """The plan, what it leaves, and the byte-exact file."""
+    stored = observed.stored if observed else None
+    chosen = plan(job.model, job.target, stats=stored, settings=job.settings, progress=job.progress)
+    covered = coverage(stored, chosen) if stored else None
+    save_plan(foreseen.plan_path, chosen)
+    script = script_of(job.model, chosen, foreseen.jobs.result, job.output)
+    execute(script, job.progress)
+    return Pruned(script, chosen, foreseen.plan_path, job.stats_path, None, covered)
+
+
+def _quantised(job: Job, foreseen: Foreseen, observed: Observed | None, pruned: Pruned) -> Pruned:
+    """The variants, made of the byte-exact file, which goes unless it is wanted."""
+    if not job.wanted.variants:
+        return pruned
+    matrix = job.given or (observed.matrix if observed else None)
+    quantized, sliced = foreseen.jobs.make(pruned.script.files[0].path, pruned.plan, matrix, job.progress)
+    if not (job.wanted.keep or job.quantisation.keep_intermediate or foreseen.jobs.result == job.out):
+        for written in pruned.script.files:
+            written.path.unlink()
+    return replace(pruned, quantized=quantized, imatrix_path=sliced)
+
+
+def _judged(job: Job, observed: Observed | None, pruned: Pruned, command: str) -> Pruned:
+    """What the files that are left are worth."""
+    if job.exam is None and job.judgement.report is None:
+        return pruned
+    paths = [pruned.script.files[0].path, *(made.paths[0] for made in pruned.quantized)]
+    account = report(
+        job.model,
+        [path for path in paths if path.exists()],
+        pruned.plan,
+        job.judgement,
+        exam=job.exam,
+        stats=observed.stored if observed else None,
+        imatrix=job.guide_path,
+        reproduction=facts.Reproduction(command) if command else None,
+        verification=pruned.verification,
+        settings=job.exam.settings if job.exam else job.settings,
+        progress=job.progress,
+    )
+    return replace(pruned, account=account)
