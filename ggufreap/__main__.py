@@ -12,7 +12,7 @@ def main(program: str = "ggufreap") -> int:
     if activity.adopt():
         return cli.main()
     options = cli.parse()
-    if options.verb not in cli.WITH_ENGINE or not can_supervise():
+    if not cli.starts_engine(options) or not can_supervise():
         return cli.main()
     try:
         patient = options.verb != "bench"  # which is to measure what llama-bench does

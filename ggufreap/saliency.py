@@ -51,15 +51,33 @@ def _total(mass: str, formula: str, source: str) -> Method:
     return Method(lambda statistics: statistics.values[mass], mass, formula, source)
 
 
+def _root(statistics: ExpertStatistics) -> Floats:
+    """Neither the mean, which forgets how often, nor the total, which forgets how much: the geometric mean of both."""
+    count = statistics.values["count"]
+    return statistics.values["sum_gf"] / np.sqrt(np.where(count > 0, count, 1))
+
+
 _REAP = "REAP, arXiv 2510.13999"
 METHODS: Mapping[str, Method] = {
     "reap": _mean("sum_gf", "1/|X_j| Σ g_j‖f_j‖", f"{_REAP}: its saliency criterion"),
+    "reap_root": Method(
+        _root,
+        "sum_gf",
+        "1/√|X_j| Σ g_j‖f_j‖",
+        "half-way from reap to weighted_ean_sum, (1/2, 1, 1) of arXiv 2606.15716",
+    ),
     "reap_l2": _mean("sum_gf2", "√(1/|X_j| Σ (g_j‖f_j‖)²)", f"{_REAP}: option of its code", np.sqrt),
     "frequency": _total("count", "|X_j|", f"{_REAP}: baseline"),
     "ean_sum": _total("sum_f", "Σ ‖f_j‖", f"expert activation norm, baseline in {_REAP}"),
     "ean_mean": _mean("sum_f", "1/|X_j| Σ ‖f_j‖", f"{_REAP}: option of its code"),
     "weighted_ean_sum": _total("sum_gf", "Σ g_j‖f_j‖", f"{_REAP}: option of its code"),
     "weighted_frequency_sum": _total("sum_g", "Σ g_j", "soft counts of SEER-MoE, arXiv 2404.05089"),
+    "sum_squares": _total("sum_gf2", "Σ (g_j‖f_j‖)²", "total of squares, (0, 2, 2) of arXiv 2606.15716"),
+    "relative_squares": _total(
+        "sum_gf2_s2",
+        "Σ (g_j‖f_j‖/‖s‖)², s the residual stream behind the block",
+        "as sum_squares, by how far the next block's norm lets it show",
+    ),
     "max_activations": _total("max_f", "max |f_j|", f"{_REAP}: option of its code"),
 }
 # These need no calibration.

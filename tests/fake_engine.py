@@ -40,7 +40,16 @@ class FakeEngine:
             weights, norms, peaks = table.random((3, self.n_vocab, block.n_used)).astype(np.float32)
             experts = order.astype(np.int32)[tokens]
             g, f = weights[tokens], norms[tokens]
-            known = {"norms": f, "contributions": g * f, "peaks": peaks[tokens]}
+            directions = table.normal(size=(self.n_vocab, block.n_used, 3))
+            directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+            outputs = (g * f)[..., None] * directions[tokens]
+            known = {
+                "norms": f,
+                "contributions": g * f,
+                "peaks": peaks[tokens],
+                "products": outputs @ outputs.swapaxes(1, 2),
+                "stream_norms": 1 + table.random(self.n_vocab).astype(np.float32)[tokens],
+            }
             batches.append(RoutedBatch(block.index, experts, g, {name: known[name] for name in observables}))
         return batches
 

@@ -14,7 +14,7 @@ quick = settings(deadline=None, max_examples=50)
 def part(
     counts: Sequence[Sequence[float]], norms: Sequence[Sequence[float]], n_tokens: int | None = None
 ) -> ExpertStatistics:
-    """Experts `[n_blocks, n_expert]`, one used per token: routed `counts` tokens, each with g = 1 and ‖f‖ = `norms`."""
+    """Experts `[n_blocks, n_expert]`, one used per token: routed `counts` tokens; g = ‖s‖ = 1, ‖f‖ = `norms`."""
     count, norm = np.array(counts, float), np.array(norms, float)
     values = {
         "count": count,
@@ -23,6 +23,8 @@ def part(
         "sum_gf": count * norm,
         "sum_gf2": count * norm**2,
         "max_f": norm * (count > 0),
+        "sum_gf2_s2": count * norm**2,
+        "gram": np.stack([np.diag(row) for row in count * norm**2]),
     }
     used = int(count.sum(axis=1)[0]) if n_tokens is None else n_tokens
     return ExpertStatistics(tuple(range(len(count))), (1,) * len(count), count.shape[1], used, 1 if used else 0, values)

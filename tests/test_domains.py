@@ -238,7 +238,7 @@ def shards(folder: Path, n_shards: int) -> list[Path]:
 
 @pytest.mark.parametrize("n_shards", [1, 2, 3, 8])
 def test_merged_shards_are_the_single_run(tmp_path: Path, n_shards: int) -> None:
-    merged, provenance, _ = merge(shards(tmp_path, n_shards)[::-1])
+    merged, provenance, _ = merge(shards(tmp_path, n_shards)[::-1])[:3]
     assert equal(merged, WHOLE)
     merged.check()
     assert provenance.shard == "+".join(str(i + 1) for i in range(n_shards)) + f"/{n_shards}"
@@ -249,7 +249,7 @@ def test_merged_shards_are_the_single_run(tmp_path: Path, n_shards: int) -> None
 def test_merging_goes_on_with_what_was_merged(tmp_path: Path) -> None:
     one, two, three = shards(tmp_path, 3)
     save(tmp_path / "two.npz", *merge([one, three]))
-    merged, provenance, _ = merge([tmp_path / "two.npz", two])
+    merged, provenance, _ = merge([tmp_path / "two.npz", two])[:3]
     assert equal(merged, WHOLE)
     assert provenance.shard == "1+2+3/3"
     with pytest.raises(MismatchError, match="both hold shard 3/3"):
@@ -260,7 +260,7 @@ def test_texts_merge_and_all_sources_are_named(tmp_path: Path) -> None:
     other = replace(SOURCE, name="more", domain="prose")
     first = saved(tmp_path, "a.npz", [0, 2])
     second = saved(tmp_path, "b.npz", [1, 4], corpus="other", source="more", sources=(other,), shard="2/4", version="1")
-    merged, provenance, _ = merge([first, second])
+    merged, provenance, _ = merge([first, second])[:3]
     assert equal(merged, observed([0, 1, 2, 4]))
     assert (provenance.corpus, provenance.shard) == ("corpus,other", "1/1,2/4")
     assert (provenance.source, provenance.version) == ("test + more", "0 + 1")
@@ -328,7 +328,7 @@ def saved_blocks(folder: Path, blocks: list[int], which: list[int] = ALL, **opti
 
 def test_blocks_that_were_observed_apart_make_the_whole(tmp_path: Path) -> None:
     paths = [saved_blocks(tmp_path, [1, 4]), saved_blocks(tmp_path, [0]), saved_blocks(tmp_path, [2, 3])]
-    merged, provenance, sums = merge(paths)
+    merged, provenance, sums = merge(paths)[:3]
     assert merged.blocks == (0, 1, 2, 3, 4)
     assert equal(merged, of_blocks([0, 1, 2, 3, 4], ALL), 0)
     merged.check()
@@ -345,7 +345,7 @@ def test_shards_and_blocks_merge_at_once(tmp_path: Path) -> None:
         for blocks in ([0, 1], [2])
         for part in (0, 1)
     ]
-    merged, provenance, sums = merge([paths[index] for index in (3, 0, 2, 1)])
+    merged, provenance, sums = merge([paths[index] for index in (3, 0, 2, 1)])[:3]
     assert equal(merged, of_blocks([0, 1, 2], ALL))
     assert provenance.shard == "1+2/2"
     assert sums
@@ -414,7 +414,7 @@ def test_a_checkpoint_of_the_second_schema_goes_on(tmp_path: Path) -> None:
     np.savez(path, **arrays | {"header": np.array(json.dumps(header))})
     older, _ = load(path)
     assert older.total.values["sum_gf"].any()
-    with pytest.raises(InputError, match=r"hold no sum_f, only count, sum_g, sum_gf, sum_gf2, max_f; calibrate again"):
+    with pytest.raises(InputError, match=r"hold no sum_f, only count, sum_g, .*, gram; calibrate again"):
         older.total.values["sum_f"]
     with pytest.raises(InputError, match="holds no importance sums; calibrate again without --no-imatrix"):
         Stored.open(path).importance_sums()

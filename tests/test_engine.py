@@ -122,6 +122,40 @@ def test_observables_agree_with_each_other(tmp_path: Path, name: str) -> None:
             np.testing.assert_allclose(batch["output_norms"] ** 2, batch["products"].sum(axis=(1, 2)), rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "name", ["qwen3moe", "llama4", "nemotron_h_moe", "step35", "mimo2", "deepseek4", "glm5-next", "nomic-bert-moe"]
+)
+def test_the_norms_of_the_stream_are_those_of_what_the_next_block_reads(tmp_path: Path, name: str) -> None:
+    """Of one node, of the sum of several, of several streams; the last block's also where it has another name."""
+    path = tiny_native.build(name, tmp_path / "m.gguf")
+    nodes = bind(open_gguf(path)).nodes
+    with session(path) as engine:
+        tokens = np.arange(40, dtype=np.int32)
+        _, found = engine.blocks(tokens)
+        batches = engine.route(tokens, observables=("stream_norms",))
+    for batch in batches:
+        parts = [found[f"{node}-{batch.block}"] for node in nodes.stream if f"{node}-{batch.block}" in found]
+        assert parts or (name, batch.block) == ("mimo2", batches[-1].block)
+        if parts:
+            norms = np.linalg.norm(sum(parts).reshape(len(tokens), -1), axis=-1)
+            np.testing.assert_allclose(batch["stream_norms"], norms, rtol=1e-4)
+        assert np.ptp(batch["stream_norms"]) > 0
+
+
+def test_a_stream_without_a_name_is_said_once_and_weighs_all_tokens_alike(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = open_gguf(tiny_native.build("qwen3moe", tmp_path / "m.gguf"))
+    nodes = replace(bind(file).nodes, stream=("not_there",))
+    with LlamaSession(file.path, nodes, replace(EXACT, n_ubatch=16)) as engine:
+        batches = [
+            *engine.route(np.arange(40), observables=OBSERVABLES),
+            *engine.route(np.arange(9), observables=OBSERVABLES),
+        ]
+    assert all((batch["stream_norms"] == 1).all() for batch in batches)
+    assert sum("names no node of the residual stream" in text for text in caplog.messages) == 1
+
+
 def test_the_weight_of_llama4_is_inside_the_output(tmp_path: Path) -> None:
     path = tiny_native.build("llama4", tmp_path / "m.gguf")
     with session(path) as engine:
@@ -147,6 +181,7 @@ def test_only_what_is_asked_for_is_observed(tmp_path: Path, name: str, monkeypat
             (("peaks",), {"peaks"}),
             (("contributions",), {"norms"}),
             (("products", "output_norms"), {"products", "output_norms"}),
+            (("stream_norms",), set()),
         ]:
             computed.clear()
             for batch, all_of_it in zip(engine.route(tokens, observables=asked), whole, strict=True):

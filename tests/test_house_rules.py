@@ -43,7 +43,7 @@ ROWS = (
     ("saliency", "evaluation", "evidence"),
     ("planning", "blending"),
     ("blending",),
-    ("coverage", "model"),
+    ("coverage", "model", "selection"),
     ("naming", "inspection", "rewriting", "verification", "quantization"),
     ("sizing",),
     ("reporting",),

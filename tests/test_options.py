@@ -170,6 +170,7 @@ ASKED = (
     (("--keep", "9"), Target, "keep", 9, "[target]\nkeep = 9\n"),
     (("--max-kld", "0.3"), Target, "max_kld", 0.3, None),
     (("--method", "frequency"), Target, "method", "frequency", "[target]\nkeep = 8\nmethod = 'frequency'\n"),
+    (("--budget", "5"), Target, "budget", 5, "[target]\nkeep = 8\nmethod = 'best'\nbudget = 5\n"),
     (("--from-imatrix", "I"), Target, "from_imatrix", "I", None),
     (("--blend", "tokens"), Target, "blend", "tokens", "[target]\nkeep = 8\nblend = 'tokens'\n"),
     (("--mtp", "drop"), Target, "mtp", "drop", "[target]\nkeep = 8\nmtp = 'drop'\n"),
@@ -245,7 +246,7 @@ def test_what_a_recipe_can_say_has_a_flag_and_the_same_default() -> None:
             if (kind, flag.key) in said and (name, kind) != ("ctx_size", Judgement):  # not as -c: it has none
                 assert getattr(made, flag.key) == getattr(kind(**needed), name), (kind, name)
     keys = {
-        "target": {"ratio", "keep", "method", "blend", "mtp"},
+        "target": {"ratio", "keep", "method", "budget", "blend", "mtp"},
         "evaluation": {key for k, key in said if k is Judgement},
     }
     for table, expected in keys.items():

@@ -10,7 +10,7 @@ from gguf.quants import dequantize
 
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
-from ggufreap.observation import STATISTICS, ExpertStatistics
+from ggufreap.observation import ExpertStatistics
 from ggufreap.saliency import METHOD_NAMES, METHODS, random_scores, weight_norms
 
 # Three experts of one block: a busy weak one, a rare strong one, one that was never routed.
@@ -21,22 +21,26 @@ VALUES = {
     "sum_gf": [8.0, 20.0, 0.0],
     "sum_gf2": [10.0, 200.0, 0.0],
     "max_f": [3.0, 9.0, 0.0],
+    "sum_gf2_s2": [0.1, 0.5, 0.0],
 }
 EXPECTED = {
     "reap": [0.8, 10.0, -np.inf],
+    "reap_root": [8 / np.sqrt(10), 20 / np.sqrt(2), 0.0],
     "reap_l2": [1.0, 10.0, -np.inf],
     "frequency": [10.0, 2.0, 0.0],
     "ean_sum": [20.0, 30.0, 0.0],
     "ean_mean": [2.0, 15.0, -np.inf],
     "weighted_ean_sum": [8.0, 20.0, 0.0],
     "weighted_frequency_sum": [5.0, 1.5, 0.0],
+    "sum_squares": [10.0, 200.0, 0.0],
+    "relative_squares": [0.1, 0.5, 0.0],
     "max_activations": [3.0, 9.0, 0.0],
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_scores_by_hand(method: str) -> None:
-    values = {name: np.array([VALUES[name]]) for name in STATISTICS}
+    values = {name: np.array([VALUES[name]]) for name in VALUES}
     statistics = ExpertStatistics((0,), (2,), 3, 6, 1, values)
     np.testing.assert_allclose(METHODS[method].score(statistics)[0], EXPECTED[method])
 

@@ -10,6 +10,9 @@ TOPK = "ffn_moe_topk"
 WEIGHTED = "ffn_moe_weighted"
 FINAL_NORM = "result_norm"  # what the output head multiplies
 STREAM = ("l_out",)  # what a block leaves of the residual stream; who names it otherwise says so in the table
+# The last block's stream under the name it is given once more where drafts need it, as mimo2.cpp; elsewhere, as in
+# qwen35moe.cpp, that is another node, which comes after the stream.
+LAST_STREAM = "h_nextn"
 EXPERT_OUTPUT = ("ffn_moe_down", "ffn_moe_down_scaled")  # the second renames the first where scales are applied
 EXPERT_OUTPUT_BIASED = ("ffn_moe_down_biased",)
 # -inf in the logits removes an expert from the softmax and makes its sigmoid 0; the selection bias is added after

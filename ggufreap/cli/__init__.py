@@ -12,8 +12,10 @@ from ggufreap import __version__
 from ggufreap.cli import choice, doctor, evaluate, probing, stages, whole
 from ggufreap.cli.common import Verbs
 from ggufreap.cli.flags import general
+from ggufreap.cli.generated import value
 from ggufreap.errors import GgufReapError
 from ggufreap.interrupts import as_ctrl_c, hear
+from ggufreap.options.target import BEST, Target
 from ggufreap.showing import shown
 
 VERBS: Verbs = {**stages.VERBS, **choice.VERBS, **evaluate.VERBS, **probing.VERBS, **whole.VERBS, **doctor.VERBS}
@@ -39,6 +41,11 @@ example:
   ggufreap inspect model.gguf
   ggufreap prune model.gguf --ratio 0.2 -f calibration.txt
 """
+
+
+def starts_engine(options: argparse.Namespace) -> bool:
+    """Whether it will run llama.cpp: a verb that always does, or a plan that judges methods on the model."""
+    return options.verb in WITH_ENGINE or (options.verb == "plan" and value(options, Target).method == BEST)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,10 +5,13 @@ from pathlib import Path
 
 from ggufreap.cli.asked import FORCE, TARGET
 from ggufreap.cli.common import Result, Verbs, progress
+from ggufreap.cli.engine import engine_of_fixed_length, settings
 from ggufreap.cli.flags import argument, model, out
-from ggufreap.cli.generated import value
+from ggufreap.cli.generated import given, value
+from ggufreap.errors import InputError
+from ggufreap.options.engine import EngineSettings
 from ggufreap.options.output import Output
-from ggufreap.options.target import Target
+from ggufreap.options.target import BEST, Target
 
 
 def _run_plan(options: argparse.Namespace) -> Result:
@@ -16,14 +19,15 @@ def _run_plan(options: argparse.Namespace) -> Result:
     from ggufreap.container import open_gguf
     from ggufreap.files import claim, writing
     from ggufreap.planning import save_plan
-    from ggufreap.saliency import METHODS
 
     path, target = Path(options.output), value(options, Target)
+    if given(options, EngineSettings) and target.method != BEST:
+        raise InputError(f"flags of llama.cpp are for --method {BEST}; without it a plan does not run the model")
     with writing(value(options, Output).force):
         claim(path, inputs=(*open_gguf(options.model).paths, options.stats, target.from_imatrix))
-        plan = verbs.plan(options.model, target, stats=options.stats, progress=progress())
+        plan = verbs.plan(options.model, target, stats=options.stats, settings=settings(options), progress=progress())
         save_plan(path, plan)
-    covered = verbs.coverage(options.stats, plan) if plan.method in METHODS else None
+    covered = verbs.coverage(options.stats, plan) if plan.corpus else None
     return console.Choice(plan, covered), 0
 
 
@@ -59,6 +63,7 @@ VERBS: Verbs = {
             out("plan file, P.json"),
             FORCE,
             TARGET,
+            engine_of_fixed_length,
         ),
     ),
     "coverage": (

@@ -14,6 +14,7 @@ from ggufreap.observation import DomainStatistics, ExpertStatistics
 from ggufreap.planning import PruningPlan
 from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
+from ggufreap.selection.methods import JOINT
 from ggufreap.showing import shown
 from ggufreap.units import size
 from ggufreap.verbs import Variants
@@ -108,7 +109,8 @@ def draw_coverage(coverage: Coverage) -> None:
 
 def _plan(plan: PruningPlan) -> None:
     say(f"{plan.summary} ({plan.method}, ratio {plan.ratio})")
-    if what := scored(plan.method, plan.blend):
+    joint = JOINT.get(plan.scored_by)
+    if what := joint.formula if joint else scored(plan.scored_by, plan.blend):
         say(f"scored by {what}")
     draw_note(plan)
     rows = [(str(block), f"{why['retained']:.1%}") for block, why in plan.why.items() if "retained" in why]

@@ -4,7 +4,7 @@ f is the output `[n_embd]` of a chosen expert, g f what it adds to the block's r
 multiplies the expert's input (llama4), what comes out is weighted already: there f and g f are the same.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,6 +15,7 @@ Float32s = npt.NDArray[np.float32]
 
 PIECE_NBYTES = 512 << 10  # of expert outputs: half of a usual L2 cache
 NORMS, CONTRIBUTIONS, PEAKS, OUTPUT_NORMS, PRODUCTS = "norms", "contributions", "peaks", "output_norms", "products"
+STREAM_NORMS = "stream_norms"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,18 @@ OBSERVABLES: Mapping[str, str] = {
     PEAKS: "max |f| over the embedding [n_tokens, n_used]",
     OUTPUT_NORMS: "‖h‖₂ [n_tokens], of the routed experts alone: no shared expert, nothing behind the sum",
     PRODUCTS: "g_i g_j <f_i, f_j> [n_tokens, n_used, n_used]",
+    STREAM_NORMS: "‖s‖₂ [n_tokens], s the residual stream behind the block; 1 where its graph names no such node",
 }
+
+
+def stream_norms(parts: Sequence[Float32s], n_tokens: int) -> Float32s:
+    """‖Σ parts‖₂ per token `[n_tokens]`: of the nodes that the stream behind a block is the sum of.
+
+    A node is `[1, 1, n_tokens, n_embd]`, or `[1, n_tokens, n_streams, n_embd]` where a model has several streams
+    (deepseek4.cpp).
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused with a reason
+        return _norm(sum(parts[1:], start=parts[0]).reshape(n_tokens, -1))
 
 
 def measured(outputs: Float32s, measures: Mapping[str, Measure]) -> dict[str, Float32s]:

@@ -28,6 +28,7 @@ class Piecewise:
     def __init__(self, session: LlamaSession, nodes: RoutingNodes, weights: Weights) -> None:
         self._session, self._nodes, self._weights = session, nodes, weights
         self._reader = TensorReader()
+        self._streamless: set[int] = set()  # the blocks of which it was said
         self._graphs = cache(self._survey)
         self._cuts = cache(self._cut)
 
@@ -60,7 +61,7 @@ class Piecewise:
 
         What the piece before it left of the chunk is read from `source`, what this one leaves is written to `sink`.
         """
-        routing = RoutingTap(self._nodes, self._reader, observables, stop=False)
+        routing = RoutingTap(self._nodes, self._reader, observables, self._streamless, stop=False)
         tap: Tap = routing
         if importance is not None:
             tap = Together((routing, ImportanceTap(importance, self._reader)))

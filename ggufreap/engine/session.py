@@ -47,6 +47,7 @@ class LlamaSession:
         self._failure: BaseException | None = None
         self._stopping = self._ended = False
         self._model = self._context = self._batch = None
+        self._streamless: set[int] = set()  # the blocks of which it was said
         self._running: int | None = None
         with activity.doing(activity.LOADING, path):
             log.install(llama)
@@ -130,13 +131,12 @@ class LlamaSession:
         The graph ends where nothing more is wanted: without the importance matrix at the last block's experts, with it
         before the output head, unless its input is wanted too.
         """
-        routing = RoutingTap(self._nodes, self._reader, observables, stop=importance is None)
+        routing = RoutingTap(self._nodes, self._reader, observables, self._streamless, stop=importance is None)
         tap: Tap = routing
         if importance is not None:
             end = [] if importance.output else [StopTap(FINAL_NORM)]
             tap = Together((routing, ImportanceTap(importance, self._reader), *end))
-        for _ in self._decode(tokens, tap):
-            pass
+        list(self._decode(tokens, tap))
         return routing.batches
 
     def blocks(

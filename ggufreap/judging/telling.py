@@ -17,6 +17,7 @@ from ggufreap.observation import Floats, Stored
 from ggufreap.planning import PruningPlan
 from ggufreap.reporting import Report, describe, facts, measured
 from ggufreap.rewriting import lower, write_skeleton
+from ggufreap.selection.methods import method_of
 from ggufreap.version import __version__
 
 
@@ -32,7 +33,7 @@ class Known:
     @classmethod
     def of(cls, stored: Stored, plan: PruningPlan, coverage: Coverage, built_in: str) -> Self:
         """Of the statistics that a plan was made from; `built_in`: what such text is called."""
-        scores = blending.blend(stored.domain_statistics(), plan.blend or blending.TOKENS, plan.method)
+        scores = method_of(plan.scored_by).score(stored.domain_statistics(), plan.blend or blending.TOKENS)
         by_block = dict(zip(stored.blocks, scores, strict=True))
         return cls(stored, coverage, by_block, stored.provenance.source == built_in)
 

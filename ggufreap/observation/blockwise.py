@@ -27,6 +27,7 @@ from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import replacing, sync
 from ggufreap.interrupts import held
 from ggufreap.observation.domains import DomainStatistics
+from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.provenance import Provenance, Shard
 from ggufreap.observation.reuse import checkpoint_path, unfinished
 from ggufreap.observation.statistics import Importance, observables
@@ -141,14 +142,21 @@ def observe_blockwise(
                 run = _joined(run, found)
                 if not piece.ends:
                     save(
-                        checkpoint_path(out), run.statistics, provenance, run.sums, texts.digest, run.through, own=True
+                        checkpoint_path(out),
+                        run.statistics,
+                        provenance,
+                        run.sums,
+                        texts.digest,
+                        through=run.through,
+                        own=True,
                     )
                 _spill(folder, before).unlink(missing_ok=True)
     run.statistics.check()
     for note in chunks.notes():
         _LOG.info("%s", note)
     with held():  # no checkpoint stays behind a finished file
-        save(out, run.statistics, replace(provenance, sources=chunks.records()), run.sums, own=True)
+        provenance = replace(provenance, sources=chunks.records())
+        save(out, run.statistics, provenance, run.sums, held_back=HeldBack.of(texts.chunks), own=True)
         checkpoint_path(out).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
     return run.statistics

@@ -21,6 +21,7 @@ from ggufreap.errors import MismatchError, OutputError
 from ggufreap.files import claim, forced, written_by
 from ggufreap.interrupts import held
 from ggufreap.observation.domains import DomainStatistics
+from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.provenance import Provenance, Shard
 from ggufreap.observation.reuse import checkpoint_path, finished, lacking, unfinished
 from ggufreap.observation.statistics import Importance, observables
@@ -72,12 +73,13 @@ def observe(
         _LOG.warning("%s lacks %s: calibrating again to add it%s", out, lacking(before, importance), gone)
     checkpoint, shard = checkpoint_path(out), Shard.parse(provenance.shard)
     run, resumed_sha256 = _resume(out, nodes, chunks, provenance, importance)
+    held_back = HeldBack()
     n_done, next_save = run.statistics.n_chunks, time.monotonic() + checkpoint_seconds
     estimate = None if chunks.estimate is None else chunks.estimate // shard.count
     with progress("calibrate", estimate, "tokens", run.statistics.n_tokens) as bar:
         try:
             mine = (chunk for position, chunk in enumerate(chunks) if shard.holds(position))
-            for number, chunk in enumerate(mine, 1):
+            for number, chunk in enumerate(held_back.noting(mine), 1):
                 if number <= n_done:  # read again, since every chunk depends on what was read before it
                     run.digest.update(_bytes(chunk))
                     if number == n_done and run.digest.hexdigest() != resumed_sha256:
@@ -97,7 +99,8 @@ def observe(
     for note in chunks.notes():
         _LOG.info("%s", note)
     with held():  # no checkpoint stays behind a finished file
-        save(out, run.statistics, replace(provenance, sources=chunks.records()), run.sums, own=True)
+        provenance = replace(provenance, sources=chunks.records())
+        save(out, run.statistics, provenance, run.sums, held_back=held_back, own=True)
         checkpoint.unlink(missing_ok=True)
     return run.statistics
 

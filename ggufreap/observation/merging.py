@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.observation.domains import DomainStatistics
+from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.provenance import Provenance
 from ggufreap.observation.store import Stored
 
@@ -24,6 +25,8 @@ class Merged(NamedTuple):
     statistics: DomainStatistics
     provenance: Provenance
     sums: ImportanceSums | None
+    digest: str = ""
+    held_back: HeldBack | None = None
 
 
 def merge(paths: Sequence[Path]) -> Merged:
@@ -51,7 +54,11 @@ def merge(paths: Sequence[Path]) -> Merged:
                 )
             owners[block] = group[0].path
     with_sums = _all_have_sums(stored)
-    return reduce(_beside, (_added(group, with_sums) for group in groups.values()))
+    merged = reduce(_beside, (_added(group, with_sums) for group in groups.values()))
+    held_back = HeldBack()
+    for each in stored:
+        held_back.merge(each.held_back())
+    return merged._replace(held_back=held_back)
 
 
 def _check_kind(stored: Sequence[Stored]) -> None:

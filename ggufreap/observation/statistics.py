@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap.engine.importance import ImportanceSums
-from ggufreap.engine.observables import CONTRIBUTIONS, NORMS, OBSERVABLES, PEAKS
+from ggufreap.engine.observables import CONTRIBUTIONS, NORMS, OBSERVABLES, PEAKS, PRODUCTS, STREAM_NORMS
 from ggufreap.engine.protocol import RoutedBatch
 from ggufreap.errors import InputError
 
@@ -23,6 +23,11 @@ PerToken = Callable[[RoutedBatch], npt.NDArray[Any]]
 def expert_shape(n_expert: int) -> tuple[int, ...]:
     """A number per expert."""
     return (n_expert,)
+
+
+def pair_shape(n_expert: int) -> tuple[int, ...]:
+    """A number per pair of experts."""
+    return (n_expert, n_expert)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,19 @@ def per_expert(value: PerToken, meaning: str, needs: tuple[str, ...] = (), add: 
     return Statistic(fold, meaning, needs, add=add)
 
 
+def _per_squared_stream(values: npt.NDArray[np.floating], batch: RoutedBatch) -> Floats:
+    """`values` `[n_tokens, ...]` of every token, divided by its ‖s‖²: what counts for the next block's norm."""
+    squares = batch[STREAM_NORMS].astype(np.float64) ** 2
+    squares[squares == 0] = np.inf  # a stream of zeros is padding
+    return values / squares.reshape(-1, *[1] * (values.ndim - 1))
+
+
+def _fold_gram(array: Floats, batch: RoutedBatch) -> None:
+    pairs = batch.experts[:, :, None] * array.shape[0] + batch.experts[:, None, :]
+    products = _per_squared_stream(batch[PRODUCTS], batch)
+    array += np.bincount(pairs.ravel(), products.ravel(), array.size).reshape(array.shape)
+
+
 STATISTICS: Mapping[str, Statistic] = {
     "count": per_expert(lambda batch: np.ones_like(batch.weights), "routed tokens"),
     "sum_g": per_expert(lambda batch: batch.weights, "sum of g"),
@@ -68,6 +86,12 @@ STATISTICS: Mapping[str, Statistic] = {
         lambda batch: batch[CONTRIBUTIONS].astype(np.float64) ** 2, "sum of (g‖f‖)²", (CONTRIBUTIONS,)
     ),
     "max_f": per_expert(lambda batch: batch[PEAKS], "max |f|", (PEAKS,), np.maximum),
+    "sum_gf2_s2": per_expert(
+        lambda batch: _per_squared_stream(batch[CONTRIBUTIONS].astype(np.float64) ** 2, batch),
+        "sum of (g‖f‖/‖s‖)²",
+        (CONTRIBUTIONS, STREAM_NORMS),
+    ),
+    "gram": Statistic(_fold_gram, "sum of g_i g_j <f_i, f_j>/‖s‖²", (PRODUCTS, STREAM_NORMS), shape=pair_shape),
 }
 
 

@@ -1,7 +1,7 @@
 """All that a pass over text recorded as one file: an .npz with a JSON header and the arrays.
 
 A statistic is the array of its name, `[n_domains, 2, n_moe_blocks, *shape]`; the importance sums, where they were
-collected, are `importance values <weight>` and `importance counts <weight>`.
+collected, are `importance values <weight>` and `importance counts <weight>`; those to judge by are `held back ...`.
 """
 
 import json
@@ -22,6 +22,7 @@ from ggufreap.errors import InputError
 from ggufreap.files import replacing
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.experts import ExpertStatistics
+from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.provenance import Provenance
 from ggufreap.observation.statistics import STATISTICS, Importance
 
@@ -31,7 +32,7 @@ SCHEMA_2 = "ggufreap.statistics/2"
 # Besides, one body of text, arrays [n_moe_blocks, n_expert]; read as the first half of the domain `text`.
 SCHEMA_1 = "ggufreap.statistics/1"
 ONLY_DOMAIN = "text"
-_PREFIX = "importance "
+_PREFIX, _HELD_BACK = "importance ", "held back "
 _LOG = logging.getLogger(__name__)
 
 
@@ -139,6 +140,12 @@ class Stored:
             found = {name.removeprefix(prefix): archive[name] for name in archive if name.startswith(prefix)}
             return ImportanceSums.from_arrays(found)
 
+    def held_back(self) -> HeldBack:
+        """The chunks to judge by; none in a file of a version that kept none, or of an unfinished run."""
+        with _archive(self.path) as archive:
+            found = {name.removeprefix(_HELD_BACK): archive[name] for name in archive if name.startswith(_HELD_BACK)}
+            return HeldBack.from_arrays(found, [domain["name"] for domain in self.header["domains"]])
+
 
 AnyStatistics = Stored | str | Path  # what the public verbs take
 
@@ -155,6 +162,7 @@ def save(
     provenance: Provenance,
     sums: ImportanceSums | None = None,
     digest: str = "",
+    held_back: HeldBack | None = None,
     through: int | None = None,
     own: bool = False,
 ) -> None:
@@ -184,6 +192,9 @@ def save(
         arrays[name] = np.array(rows).reshape(*frame, *STATISTICS[name].shape(statistics.n_expert))
     if sums is not None:
         arrays |= {f"{_PREFIX}{name}": array for name, array in sums.to_arrays().items()}
+    if held_back is not None:
+        kept = held_back.to_arrays(statistics.domains)
+        arrays |= {f"{_HELD_BACK}{name}": array for name, array in kept.items()}
     with replacing(path, own) as file:
         np.savez(file, **arrays)
 

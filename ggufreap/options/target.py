@@ -6,9 +6,10 @@ from pathlib import Path
 from ggufreap.limits import SMALL
 from ggufreap.options.flag import MOST, Flag, check, flagged, number, one_of, whole
 
-REAP, MIRROR, DROP = "reap", "mirror", "drop"
+REAP, BEST, MIRROR, DROP = "reap", "best", "mirror", "drop"
 MTP_MODES = (MIRROR, DROP)
 AUTO_RATIO = "auto"
+MINUTES = 30  # for judging methods
 
 SIZE, SEARCH, CHOICE, WEIGHING, MTP, SEED = "size", "search", "choice", "weighing", "mtp", "seed"
 
@@ -19,10 +20,12 @@ class Target:
 
     `ratio` is the fraction to remove, taken as the decimal that was written, or `auto` where held-out text judges: as
     many as leave the worst domain at a mean KLD of `max_kld` nats or less.
-    `method` is a criterion of ggufreap.saliency; `from_imatrix`, a GGUF importance matrix of the model, takes the place
-    of any calibration, and is a weaker choice. `blend` says how the domains of the text are weighed (ggufreap.blending;
-    None: `maxmin` where there are several). `mtp`: MTP blocks keep what the last block keeps, or are left out. `seed`
-    draws for the method `random`. What a number can be, only the model tells: `count_to_keep` refuses.
+    `method` is a criterion of ggufreap.saliency, a joint method of ggufreap.selection, or `best`: what loses least on
+    chunks that calibration held back, judged for `budget` minutes at most (0: on all of them). `from_imatrix`, a GGUF
+    importance matrix of the model, takes the place of any calibration, and is a weaker choice. `blend` says how the
+    domains of the text are weighed (ggufreap.blending; None: `uniform` where there are several). `mtp`: MTP blocks keep
+    what the last block keeps, or are left out. `seed` draws for the method `random`. What a number can be, only the
+    model tells: `count_to_keep` refuses.
     """
 
     ratio: str | float | None = flagged(
@@ -42,7 +45,26 @@ class Target:
         Flag(("--max-kld",), SEARCH, "with --ratio auto: mean KLD of the worst domain ({})", number, "X", recipe=None),
     )
     method: str = flagged(
-        REAP, Flag(("--method",), CHOICE, "saliency: reap (default), frequency, ... (see README)", str, "NAME", str)
+        REAP,
+        Flag(
+            ("--method",),
+            CHOICE,
+            "reap (default), rank_average, gram, ...; best judges several on held-back text (see README)",
+            str,
+            "NAME",
+            str,
+        ),
+    )
+    budget: int = flagged(
+        MINUTES,
+        Flag(
+            ("--budget",),
+            CHOICE,
+            "for judging methods, with --method best ({}; 0: all that calibration held back)",
+            whole(0),
+            "MINUTES",
+            int,
+        ),
     )
     from_imatrix: str | Path | None = flagged(
         None,
@@ -60,7 +82,7 @@ class Target:
         Flag(
             ("--blend",),
             WEIGHING,
-            "domains of the text: maxmin (default for several), uniform, tokens, or NAME=WEIGHT,NAME=WEIGHT",
+            "domains of the text: uniform (default for several), tokens, maxmin, or NAME=WEIGHT,NAME=WEIGHT",
             str,
             "HOW",
             str,

@@ -70,7 +70,8 @@ class PruningPlan:
 
     `keep` names every MoE block but dropped MTP blocks. `why` holds, per trunk block, what the method knew: the share
     of the block's score that stays (`retained`). `corpus` identifies the calibration data, empty where none were used;
-    `datasets` tells what was read of them, `blend` how their domains were weighed.
+    `datasets` tells what was read of them, `blend` how their domains were weighed. `criterion` is the method that a
+    method such as `best` settled on, `remarks` what is to be known of this very choice.
     """
 
     model: ModelIdentity
@@ -85,6 +86,13 @@ class PruningPlan:
     datasets: tuple[SourceRecord, ...] = ()
     blend: str = ""
     n_group: int = 1
+    criterion: str = ""
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def scored_by(self) -> str:
+        """The method that chose."""
+        return self.criterion or self.method
 
     @property
     def summary(self) -> str:
@@ -93,8 +101,8 @@ class PruningPlan:
 
     @property
     def note(self) -> str:
-        """What is to be known of its method, if anything."""
-        return NOTES.get(self.method, "")
+        """What is to be known of its method and of this choice, if anything."""
+        return "; ".join(filter(None, (NOTES.get(self.method, ""), *self.remarks)))
 
     @property
     def label(self) -> str:
@@ -119,13 +127,18 @@ class PruningPlan:
             "n_group": self.n_group,
             "corpus": self.corpus,
             "datasets": [vars(record) for record in self.datasets],
-        } | ({"note": self.note} if self.note else {})
+        }
+        head |= {"criterion": self.criterion} if self.criterion else {}
+        head |= {"remarks": self.remarks} if self.remarks else {}
+        head |= {"note": self.note} if self.note else {}
         lines = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
         return f'{{\n{lines}  "layers": {{\n    {layers}\n  }}\n}}\n'
 
     def same_request(self, other: "PruningPlan") -> bool:
         """Whether both answer the same request: all is the same but what the calibration told."""
-        told: dict[str, Any] = {"keep": {}, "why": {}, "datasets": ()}
+        told: dict[str, Any] = {"keep": {}, "why": {}, "datasets": (), "criterion": "", "remarks": ()}
+        if self.criterion or other.criterion:  # which settles on a blend too
+            told |= {"blend": ""}
         return replace(self, **told) == replace(other, **told)
 
     @property
@@ -209,16 +222,19 @@ def make_plan(
     corpus: str = "",
     datasets: Sequence[SourceRecord] = (),
     blend: str = "",
+    chosen: Sequence[tuple[int, ...]] | None = None,
+    criterion: str = "",
+    remarks: Sequence[str] = (),
 ) -> PruningPlan:
-    """Plan from scores `[n_trunk_blocks, n_expert]`, row by row of `layout.trunk`.
+    """Plan from scores `[n_trunk_blocks, n_expert]`, row by row of `layout.trunk`: the best stay, or those `chosen`.
 
     MTP blocks are never run by ordinary decoding, so they have no scores: `mirror` gives them the keep-set of the
     last trunk block, `drop` takes them out of the file. Raises InputError or NumericFailure for scores that decide
     nothing in some block.
     """
     n_keep = count_to_keep(layout, ratio, keep)
-    require_scores(scores, [block.index for block in layout.trunk], n_keep, method)
-    chosen = select(scores, n_keep, layout.n_group)
+    require_scores(scores, [block.index for block in layout.trunk], n_keep, criterion or method)
+    chosen = select(scores, n_keep, layout.n_group) if chosen is None else chosen
     kept = {block.index: ids for block, ids in zip(layout.trunk, chosen, strict=True)}
     if mtp == "mirror":
         kept |= {block.index: chosen[-1] for block in layout.blocks if block.mtp}
@@ -240,6 +256,8 @@ def make_plan(
         datasets=tuple(datasets),
         blend=blend,
         n_group=layout.n_group,
+        criterion=criterion,
+        remarks=tuple(remarks),
     )
 
 

@@ -64,7 +64,9 @@ class _Plan(Struct, forbid_unknown_fields=True):
     n_group: _Count = 1
     corpus: _Line = ""
     datasets: list[_Source] = []
-    note: _Line = ""  # follows from the method
+    criterion: Literal[""] | _Word = ""
+    remarks: list[_Line] = []
+    note: str = ""  # follows from the method and the remarks
 
 
 def save_plan(path: Path, plan: PruningPlan) -> None:
@@ -100,6 +102,8 @@ def load_plan(path: Path) -> PruningPlan:
         tuple(SourceRecord(**asdict(source)) for source in data.datasets),
         data.blend,
         data.n_group,
+        data.criterion,
+        tuple(data.remarks),
     )
 
 

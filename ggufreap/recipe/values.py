@@ -19,7 +19,7 @@ from ggufreap.options.quantisation import KEEP
 from ggufreap.planning import as_fraction
 from ggufreap.quantization import QuantRequest, file_type_name, parse_tensor_type
 from ggufreap.quantization.request import tensor_type
-from ggufreap.saliency import METHOD_NAMES
+from ggufreap.selection.methods import method_names
 from ggufreap.showing import EXCERPT, excerpt, shown
 
 _PLACEHOLDER = re.compile(r"\{(first|last)([1-9]\d{0,2})?\}")
@@ -54,7 +54,7 @@ class Target(options.Target):
             raise InputError("ratio and keep are both given or both missing; give one of them")
         if self.ratio is not None:
             as_fraction(str(self.ratio))
-        check_known(self.method, "method", METHOD_NAMES)
+        check_known(self.method, "method", method_names())
         check_known(self.mtp, "mtp", options.MTP_MODES)
         if self.blend is not None:
             check_blend(self.blend)

@@ -141,6 +141,7 @@ def _provenance(file: GgufFile, plan: PruningPlan, version: str) -> dict[str, Me
     texts = (
         ("version", version),
         ("method", plan.method),
+        ("criterion", plan.criterion),
         ("blend", plan.blend),
         ("ratio", plan.ratio),
         ("mtp", plan.mtp),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufreap import imatrix as matrices
-from ggufreap import naming, saliency
+from ggufreap import naming
 from ggufreap.corpus.request import TEXT_CTX, Opened
 from ggufreap.engine.fitting import checked_nbytes
 from ggufreap.errors import InputError
@@ -18,9 +18,10 @@ from ggufreap.options.engine import EngineSettings
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
 from ggufreap.options.quantisation import Quantisation
-from ggufreap.options.target import AUTO_RATIO, Target
+from ggufreap.options.target import AUTO_RATIO, BEST, Target
 from ggufreap.progress import Progress
 from ggufreap.reporting import check_report
+from ggufreap.selection.methods import calibrates
 from ggufreap.verbs.calibrate import Observed, observed_of
 from ggufreap.verbs.data import Data, open_data, split_off
 from ggufreap.verbs.laws import require_laws
@@ -120,7 +121,7 @@ def settle(
     exam = Exam.of(replace(judgement, ctx_size=length), settings, more=split) if judges else None
     wanted = resolved(quantisation.quant, model.file)
     # Sizes can be told without any data but their names, which stand in the header.
-    reads = method in saliency.METHODS and not (output.dry_run and data is None)
+    reads = calibrates(method) and not (output.dry_run and data is None)
     opened = open_data(data, target.blend) if reads else None
     guide = quantisation.imatrix if quantisation.imatrix is not None else target.from_imatrix
     given = matrices.load_for(guide, model.file) if guide is not None else None
@@ -128,7 +129,7 @@ def settle(
         matrices.check(given, model.file, model.layout)
     if exam and opened:
         exam.warn_of_seen(opened)
-    if exam and not output.dry_run:
+    if (exam or method == BEST) and not output.dry_run:
         checked_nbytes(model.path, settings or EngineSettings())
     data_paths, exam_paths = opened.paths if opened else (), exam.paths if exam else ()
     claim(inputs=(*model.file.paths, *data_paths, *exam_paths, quantisation.imatrix, target.from_imatrix))

@@ -1,63 +1,106 @@
 """Which experts stay."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from ggufreap import blending, saliency
 from ggufreap import imatrix as matrices
 from ggufreap.errors import InputError, MismatchError
+from ggufreap.evidence import require_scores
 from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, DomainStatistics, Floats, Stored
-from ggufreap.options.target import REAP, Target
+from ggufreap.options.engine import EngineSettings
+from ggufreap.options.target import AUTO_RATIO, BEST, MINUTES, REAP, Target
 from ggufreap.planning import NOTES, PruningPlan, count_to_keep, make_plan
 from ggufreap.progress import Progress, silent
+from ggufreap.selection.choosing import choose
+from ggufreap.selection.methods import calibrates, check_weighing, method_names, method_of
+from ggufreap.selection.portfolio import Candidate
 from ggufreap.verbs import trust
+from ggufreap.verbs.best import best_method
 
 _LOG = logging.getLogger(__name__)
 
 
 def plan(
-    model: AnyModel, target: Target, *, stats: AnyStatistics | None = None, progress: Progress = silent
+    model: AnyModel,
+    target: Target,
+    *,
+    stats: AnyStatistics | None = None,
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
 ) -> PruningPlan:
     """Choose the experts that stay.
 
-    `stats` is what `calibrate` saved; the methods `random` and `weight_norm`, and an importance matrix, need none.
+    `stats` is what `calibrate` saved; the methods `random` and `weight_norm`, and an importance matrix, need none. The
+    method `best` loads the model, with `settings`, and judges methods on what calibration held back; the plan says
+    which won, and by how much.
     """
     method = chosen_method(target)
     model = Model.open(model)
     trust.warn(model)
-    count_to_keep(model.layout, target.ratio, target.keep)
+    n_keep = count_to_keep(model.layout, target.ratio, target.keep)
     model.check_weights()
-    if stats is not None and method not in saliency.METHODS:
+    if stats is not None and not calibrates(method):
         what = "an importance matrix" if method == saliency.IMATRIX else f"method {method}, which needs none,"
         raise InputError(f"both statistics and {what} were given to choose by; give one of them")
-    stored, how = None, ""
-    if method == saliency.IMATRIX:
-        scores = _of_matrix(model, Path(str(target.from_imatrix)), progress)
-    elif method == saliency.RANDOM:
-        scores = saliency.random_scores(len(model.layout.trunk), model.layout.n_expert, target.seed)
-    elif method == saliency.WEIGHT_NORM:
-        scores = saliency.weight_norms(model.file, model.layout, progress)
+    found: Mapping[str, Any]
+    if not calibrates(method):
+        found = {"scores": _scores_without(model, target, method, progress)}
     elif stats is None:
         raise InputError(f"method {method} needs statistics; make them with calibrate, or use {saliency.WEIGHT_NORM}")
     else:
-        stored = Stored.of(stats)
-        statistics = _statistics_of(stored, model)
-        how = target.blend or default_blend(statistics.domains)
-        scores = blending.blend(statistics, how, method)
+        found = _by_statistics(model, target, Stored.of(stats), n_keep, settings, progress)
     return make_plan(
         model.layout,
         model.identity,
-        scores,
         method=method,
         ratio=target.ratio,
         keep=target.keep,
         mtp=target.mtp,
-        corpus=stored.provenance.corpus if stored else "",
-        datasets=stored.provenance.sources if stored else (),
-        blend=how,
+        **found,
     )
+
+
+def _scores_without(model: Model, target: Target, method: str, progress: Progress) -> Floats:
+    """The scores of a method that needs no statistics."""
+    if method == saliency.RANDOM:
+        return saliency.random_scores(len(model.layout.trunk), model.layout.n_expert, target.seed)
+    if method == saliency.WEIGHT_NORM:
+        return saliency.weight_norms(model.file, model.layout, progress)
+    return _of_matrix(model, Path(str(target.from_imatrix)), progress)
+
+
+def _by_statistics(
+    model: Model, target: Target, stored: Stored, n_keep: int, settings: EngineSettings | None, progress: Progress
+) -> Mapping[str, Any]:
+    """What a method that calibrates tells a plan."""
+    statistics = _statistics_of(stored, model)
+    remarks: tuple[str, ...] = ()
+    if target.method == BEST:
+        judged = best_method(
+            model, stored, statistics, n_keep, budget=target.budget, settings=settings, progress=progress
+        )
+        verdict, choice = judged
+        by, remarks = verdict.chosen, (verdict.line,)
+    else:
+        by = Candidate(target.method, target.blend or default_blend(statistics.domains))
+        choice = choose(statistics, by.method, by.blend, n_keep, model.layout.n_group)
+    row = method_of(by.method)
+    # Ranks tell any experts apart, so what they rank has to.
+    evidence = blending.blend(statistics, by.blend, row.criterion)
+    require_scores(evidence, statistics.blocks, n_keep, by.method)
+    return {
+        "scores": row.score(statistics, by.blend),
+        "chosen": choice.rows,
+        "blend": by.blend,
+        "remarks": (*remarks, *filter(None, [choice.note])),
+        "criterion": by.method if target.method == BEST else "",
+        "corpus": stored.provenance.corpus,
+        "datasets": stored.provenance.sources,
+    }
 
 
 def _of_matrix(model: Model, path: Path, progress: Progress) -> Floats:
@@ -72,28 +115,35 @@ def chosen_method(target: Target) -> str:
     method = target.method
     if target.blend is not None:
         blending.check_blend(target.blend)
+    if target.budget != MINUTES and method != BEST:
+        raise InputError(f"--budget is for judging methods, which method {method} does not; use --method {BEST}")
     if target.from_imatrix is not None:
         if method not in (REAP, saliency.IMATRIX):
             raise InputError(f"method {method} does not work from an importance matrix; leave it or the matrix out")
         return saliency.IMATRIX
     if method == saliency.IMATRIX:
         raise InputError("method imatrix needs an importance matrix; name one with --from-imatrix")
-    if method not in saliency.METHOD_NAMES:
-        known = ", ".join((*saliency.METHOD_NAMES, saliency.IMATRIX))
+    if method not in method_names():
+        known = ", ".join((*method_names(), saliency.IMATRIX))
         raise InputError(f"method {method!r} is not known; choose one of {known}")
+    check_weighing(method, target.blend)
+    if method == BEST and target.blend is not None:
+        raise InputError(f"method {BEST} chooses the blend too; leave out --blend {target.blend}, or name a method")
+    if method == BEST and target.ratio == AUTO_RATIO:
+        raise InputError(f"the ratio {AUTO_RATIO} is searched with one method; name one instead of {BEST}")
     return method
 
 
 def check_data(method: str, is_given: bool) -> None:
     """Raise InputError where text was given to a method that runs none."""
-    if is_given and method not in saliency.METHODS:
+    if is_given and not calibrates(method):
         what = "an importance matrix to choose from" if method == saliency.IMATRIX else f"method {method}"
         raise InputError(f"both {what} and a text were given, which is not run for it; give one of them")
 
 
 def default_blend(domains: Collection[str]) -> str:
-    """Every domain's need where there are several; one alone has nothing to be weighed against."""
-    return blending.MAXMIN if len(domains) > 1 else blending.TOKENS
+    """All domains alike, however much text each has; one alone has nothing to be weighed against."""
+    return blending.UNIFORM if len(domains) > 1 else blending.TOKENS
 
 
 def _statistics_of(stored: Stored, model: Model) -> DomainStatistics:

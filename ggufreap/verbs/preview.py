@@ -3,17 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ggufreap.errors import InfeasiblePlan
+from ggufreap.errors import InfeasiblePlan, InputError
 from ggufreap.judging import Candidate, Exam, Masking
 from ggufreap.limits import SMALL
 from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.judgement import HeldOut
-from ggufreap.options.target import REAP, Target
+from ggufreap.options.target import BEST, REAP, Target
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
-from ggufreap.saliency import CONTROLS, METHODS
+from ggufreap.saliency import CONTROLS
+from ggufreap.selection.methods import calibrates
 from ggufreap.verbs.plan import chosen_method, plan
 
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")
@@ -60,7 +61,8 @@ def preview(
     """
     targets = [replace(target or Target(), method=method, ratio=None, keep=None) for method in methods]
     for each in targets:
-        chosen_method(each)
+        if chosen_method(each) == BEST:
+            raise InputError(f"a preview compares methods itself; name some instead of {BEST}")
     exam = Exam.of(held_out, settings, gates=(DEFAULT_GATE,))
     model, stats = Model.open(model), None if stats is None else Stored.of(stats)
     plans, refused = plans_of(model, targets, ratios, stats, progress)
@@ -83,7 +85,7 @@ def plans_of(
     """A plan for every target and ratio, and why those ratios were refused that the router could not work with."""
     plans, refused = [], {}
     for target in targets:
-        known = stats if target.method in METHODS else None
+        known = stats if calibrates(target.method) else None
         for ratio in sorted(map(str, ratios), key=as_fraction):
             try:
                 plans.append(plan(model, replace(target, ratio=ratio), stats=known, progress=progress))

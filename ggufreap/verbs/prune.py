@@ -74,8 +74,9 @@ def prune(
     replaced with `output.force` alone. The byte-exact file gets its name when it is proven.
 
     The model's header is read once. llama.cpp loads the model once to calibrate, if the statistics are not there yet;
-    once to search, for the ratio `auto`; once to verify, in a process of its own, as it does the pruned file; and once
-    to judge, whatever is judged. Nothing else loads it: neither planning nor writing needs to.
+    once to search, for the ratio `auto`, or to judge methods, for `best`; once to verify, in a process of its own, as
+    it does the pruned file; and once to judge the files, whatever is judged of them. Nothing else loads it: neither
+    planning by a method that was named nor writing needs to.
     """
     model = Model.open(model)
     wishes = quantisation or Quantisation(), judgement or Judgement(), output or Output()
@@ -103,7 +104,7 @@ def prune(
 def _planned(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
     """The plan, what it leaves, and how the byte-exact file will be."""
     stored = observed.stored if observed else None
-    chosen = plan(job.model, job.target, stats=stored, progress=job.progress)
+    chosen = plan(job.model, job.target, stats=stored, settings=job.settings, progress=job.progress)
     covered = coverage(stored, chosen) if stored else None
     save_plan(foreseen.plan_path, chosen)
     script = script_of(job.model, chosen, foreseen.jobs.result, job.output)

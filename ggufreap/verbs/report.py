@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggufreap import saliency
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.errors import InputError
 from ggufreap.evaluation import Outcome
@@ -18,11 +17,12 @@ from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.judgement import Judgement
-from ggufreap.options.target import Target
+from ggufreap.options.target import BEST, Target
 from ggufreap.planning import PruningPlan, check_plan, load_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.reporting import check_report, facts, write_report
 from ggufreap.rewriting.metadata import check_made_by
+from ggufreap.selection.methods import calibrates
 from ggufreap.showing import published
 from ggufreap.verbs.bench import bench_trial
 from ggufreap.verbs.coverage import coverage
@@ -104,8 +104,10 @@ def report(
         raise InputError("--compare and --fail-if judge by held-out text; give some, such as --eval-file FILE")
     if exam is None and judgement.files:
         exam = Exam.of(judgement, settings)
-    stored = Stored.of(stats) if stats is not None and chosen.method in saliency.METHODS else None
-    wanted = _curve(model, chosen, stored, ratios, progress) if exam and stored and judgement.report else []
+    stored = Stored.of(stats) if stats is not None and calibrates(chosen.scored_by) else None
+    # What another ratio would cost by the method best is not known without judging all methods again.
+    draws = exam and stored and judgement.report and chosen.method != BEST
+    wanted = _curve(model, chosen, stored, ratios, progress) if draws and stored else []
     claim(inputs=exam.paths if exam else ())
     judged, curve, rival = _on_text(model, files, exam, wanted, judgement.compare, imatrix, progress)
     judged = _beside_text(model, judged, measures, settings, progress)

@@ -1,0 +1,146 @@
+"""What every way of choosing experts costs on a trained model: KLD of the virtually pruned model on held-out text.
+
+    python tests/benchmarks/selection.py MODEL.gguf FOLDER [--ratio 0.25 0.5] [--size 12 48 all] [--cache DIR]
+
+FOLDER holds `<domain>.calib.txt` and `<domain>.eval.txt`. Nothing is written but the cache, with which a run that was
+stopped goes on: the statistics of every size, and the KLD of every keep-set on every chunk. The experts are masked in
+the router. `best` sees calibration text alone: it judges its candidates on odd chunks, having chosen from even ones.
+"""
+
+import argparse
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ggufreap import corpus
+from ggufreap.architecture.layout import MoeLayout, bind
+from ggufreap.container import open_gguf
+from ggufreap.corpus import Chunk
+from ggufreap.engine.protocol import Tokens
+from ggufreap.engine.session import LlamaSession
+from ggufreap.observation import DomainStatistics, HeldBack, Provenance, load, observables, save
+from ggufreap.options.engine import EngineSettings
+from ggufreap.options.target import BEST
+from ggufreap.planning import count_to_keep, select
+from ggufreap.saliency import random_scores
+from ggufreap.selection.choosing import choose
+from ggufreap.selection.judging import Difference, Ledger, judge, mean_loss, worst_loss
+from ggufreap.selection.portfolio import Sets
+
+REAP = ("reap", "tokens")
+METHODS = (
+    REAP,
+    ("reap", "uniform"),
+    ("reap", "maxmin"),
+    ("reap_l2", "uniform"),
+    ("weighted_ean_sum", "uniform"),
+    ("reap_root", "uniform"),
+    ("sum_squares", "uniform"),
+    ("relative_squares", "uniform"),
+    ("gram", "uniform"),
+    ("rank_average", "uniform"),
+    ("frequency", "uniform"),
+)
+Rows = tuple[tuple[int, ...], ...]
+
+
+class Bench:
+    """A loaded model, its text and what is known of it already."""
+
+    def __init__(self, engine: LlamaSession, layout: MoeLayout, model: str, options: argparse.Namespace) -> None:
+        self.engine, self.layout, self.model, self.cache = engine, layout, model, options.cache
+        self.blocks = [block.index for block in layout.trunk]
+        names = sorted(path.name.removesuffix(".eval.txt") for path in options.folder.glob("*.eval.txt"))
+
+        def chunks(name: str) -> np.ndarray:
+            text = corpus.read_text(str(options.folder / name))
+            return corpus.from_text(engine, text, options.ctx_size, name).chunks
+
+        self.text = {name: chunks(f"{name}.calib.txt") for name in names}
+        self.held_out = {name: list(chunks(f"{name}.eval.txt")[: options.chunks]) for name in names}
+
+    def statistics(self, size: int | None) -> tuple[DomainStatistics, Mapping[str, list[Tokens]]]:
+        """Of the first `size` chunks of every domain, and what calibration would keep of them to judge by."""
+        path = self.cache / f"{size or 'all'}.npz"
+        kept = HeldBack()
+        passing = (
+            Chunk(tokens, name, number)
+            for name, chunks in self.text.items()
+            for number, tokens in enumerate(chunks[:size])
+        )
+        if path.exists():
+            for chunk in passing:
+                kept.add(chunk)
+            return load(path)[0], kept.chunks
+        used = [block.n_used for block in self.layout.trunk]
+        statistics = DomainStatistics.empty(self.blocks, used, self.layout.n_expert, self.text)
+        for chunk in kept.noting(passing):
+            batches = self.engine.route(chunk.tokens, observables=observables())
+            statistics = statistics.observe(chunk.domain, chunk.number, batches, len(chunk.tokens))
+        statistics.check()
+        save(path, statistics, Provenance(self.model, "", 0, 0, "benchmark", ""))
+        return statistics, kept.chunks
+
+    def losses(self, sets: Mapping[str, Rows], chunks: Mapping[str, list[Tokens]]) -> dict[str, dict[str, np.ndarray]]:
+        keeps = {name: dict(zip(self.blocks, rows, strict=True)) for name, rows in sets.items()}
+        return judge(self.engine, chunks, keeps, Ledger(self.cache / "judged.json", self.model))
+
+    def best(self, statistics: DomainStatistics, chunks: Mapping[str, list[Tokens]], n_keep: int) -> tuple[Rows, str]:
+        sets = Sets.of(statistics, n_keep, self.layout.n_group)
+        verdict, chosen = sets.decide(self.losses(sets.rows, chunks))
+        return chosen.rows, f"{BEST} ({verdict.chosen.name})"
+
+    def table(self, size: int | None, ratio: str) -> None:
+        statistics, kept = self.statistics(size)
+        n_keep, n_group = count_to_keep(self.layout, ratio), self.layout.n_group
+        sets, seconds = {}, {}
+        for method, how in METHODS:
+            started = time.perf_counter()
+            sets[f"{method}, {how}"] = choose(statistics, method, how, n_keep, n_group).rows
+            seconds[f"{method}, {how}"] = time.perf_counter() - started
+        scores = random_scores(len(self.blocks), self.layout.n_expert, 0)
+        sets["random"] = select(scores, n_keep, n_group)
+        started = time.perf_counter()
+        rows, name = self.best(statistics, kept, n_keep)
+        sets[name], seconds[name] = rows, time.perf_counter() - started
+        found = self.losses(sets, self.held_out)
+        reap = found[", ".join(REAP)]
+        title = f"{size or 'all'} chunks of {', '.join(self.text)}; {ratio} removed, {n_keep} stay"
+        header = "| method | mean | x | worst | x | difference to REAP | seconds |"
+        print(f"\n{title}\n{header}\n{'|---' * 7}|")
+        for name in sorted(found, key=lambda name: mean_loss(found[name])):
+            mean, worst = mean_loss(found[name]), worst_loss(found[name])
+            difference = Difference.of(found[name], reap)
+            ratios = f"{mean / mean_loss(reap):.2f} | {worst:.4f} | {worst / worst_loss(reap):.2f}"
+            paired = f"{difference.mean:+.4f} ± {difference.stderr:.4f}"
+            print(f"| {name} | {mean:.4f} | {ratios} | {paired} | {seconds.get(name, 0):.2f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--ratio", nargs="+", default=["0.125", "0.25", "0.375", "0.5"])
+    parser.add_argument("--size", nargs="+", default=["12", "48", "all"], help="calibration chunks per domain")
+    parser.add_argument("--chunks", type=int, default=16, help="held-out chunks per domain")
+    parser.add_argument("-c", "--ctx-size", type=int, default=256)
+    parser.add_argument("-t", "--threads", type=int, default=0)
+    parser.add_argument("--cache", type=Path, default=Path("selection-benchmark"), help="folder")
+    options = parser.parse_args()
+    options.cache.mkdir(exist_ok=True)
+    file = open_gguf(options.model)
+    layout = bind(file)
+    settings = EngineSettings(options.ctx_size, options.ctx_size, options.threads)
+    with LlamaSession(file.path, layout.nodes, settings) as engine:
+        bench = Bench(engine, layout, file.fingerprint, options)
+        for ratio in options.ratio:
+            for size in options.size:
+                bench.table(None if size == "all" else int(size), ratio)
+    print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The method best, from calibration to plan: judged on the model, remembered, said, and refused where it cannot be."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_gguf
+from asked import plan, preview, prune
+
+from ggufreap import calibrate, cli, verbs
+from ggufreap.errors import InputError
+from ggufreap.observation import load
+from ggufreap.options.engine import EngineSettings
+from ggufreap.planning import load_plan, save_plan
+from ggufreap.selection.choosing import choose
+from ggufreap.selection.portfolio import CANDIDATES, DEFAULT
+from ggufreap.verbs.best import ledger_beside
+
+pytestmark = pytest.mark.native
+
+SETTINGS = EngineSettings(n_ctx=32, n_ubatch=32, n_threads=1, n_gpu_layers=0)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("best")
+    model = tiny_gguf.qwen3moe(folder / "m.gguf", n_expert=8, n_used=2)
+    np.save(folder / "ids.npy", np.random.default_rng(0).integers(0, 320, (8, 32)))
+    calibrate(model, folder / "s.npz", folder / "ids.npy", settings=SETTINGS)
+    return model, folder / "s.npz"
+
+
+def test_what_stays_is_what_was_judged_or_the_default(calibrated: tuple[Path, Path], tmp_path: Path) -> None:
+    model, stats = calibrated
+    chosen = plan(model, stats=stats, ratio="0.5", method="best", budget=0, settings=SETTINGS)
+    assert (chosen.method, chosen.label) == ("best", "BEST-0.50")
+    winner = next(each for each in CANDIDATES if (each.method, each.blend) == (chosen.criterion, chosen.blend))
+    statistics, _ = load(stats)
+    of_what = statistics if winner == DEFAULT else statistics.half(0)
+    rows = choose(of_what, winner.method, winner.blend, 4).rows
+    assert tuple(chosen.keep.values()) == rows
+    assert f"{winner.name} loses" in chosen.note
+    assert "of reap on held-back text" in chosen.note
+    assert "judged on 4 chunks" in chosen.note
+    save_plan(tmp_path / "p.json", chosen)
+    assert load_plan(tmp_path / "p.json") == chosen
+    assert verbs.coverage(stats, chosen).domains[0].domain == "tokens"
+
+
+def test_what_was_judged_is_not_judged_again(calibrated: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, stats = calibrated
+    first = plan(model, stats=stats, ratio="0.25", method="best", settings=SETTINGS)
+    known = json.loads(ledger_beside(stats).read_text())["judged"]
+    assert all(len(chunks) >= 2 for chunks in known.values())
+
+    def never(*_: object) -> None:
+        raise AssertionError("it was judged again")
+
+    monkeypatch.setattr("ggufreap.selection.judging.compare", never)
+    assert plan(model, stats=stats, ratio="0.25", method="best", settings=SETTINGS) == first
+    with pytest.raises(AssertionError, match="judged again"):
+        plan(model, stats=stats, ratio="0.5", method="best", settings=EngineSettings(n_ubatch=16, n_threads=1))
+
+
+def test_where_it_cannot_be_it_is_refused(calibrated: tuple[Path, Path], tmp_path: Path) -> None:
+    model, stats = calibrated
+    with pytest.raises(InputError, match="chooses the blend too"):
+        plan(model, stats=stats, ratio="0.5", method="best", blend="tokens")
+    with pytest.raises(InputError, match="needs statistics"):
+        plan(model, ratio="0.5", method="best")
+    (tmp_path / "t.txt").write_text("text " * 100)
+    with pytest.raises(InputError, match="compares methods itself"):
+        preview(model, files=[str(tmp_path / "t.txt")], stats=stats, methods=["best"])
+    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 320, (3, 32)))
+    calibrate(model, tmp_path / "few.npz", tmp_path / "ids.npy", settings=SETTINGS)
+    with pytest.raises(InputError, match="tokens has 1 held-back chunks, it takes 2"):
+        plan(model, stats=tmp_path / "few.npz", ratio="0.5", method="best", settings=SETTINGS)
+    with pytest.raises(InputError, match="searched with one method"):
+        prune(model, tmp_path / "ids.npy", ratio="auto", method="best", eval_file=[str(tmp_path / "t.txt")])
+
+
+@pytest.mark.parametrize("method", ["gram", "rank_average", "best"])
+def test_prune_takes_it(
+    calibrated: tuple[Path, Path], tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    model, stats = calibrated
+    done = prune(
+        model, stats.with_name("ids.npy"), ratio="0.5", method=method, out=tmp_path, quant=("keep",), settings=SETTINGS
+    )
+    assert done.plan.method == method
+    assert done.verification is not None
+    assert done.verification.ok
+    assert verbs.coverage(done.statistics_path, done.plan) == done.coverage  # type: ignore[arg-type]
+    assert method.upper().replace("_", "-") in done.script.files[0].path.name
+
+
+def test_on_the_command_line_it_is_supervised_and_says_what_it_chose(
+    calibrated: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, stats = calibrated
+    words = ["plan", str(model), "--stats", str(stats), "--ratio", "0.5", "-o", str(tmp_path / "p.json"), "-t", "1"]
+    assert not cli.starts_engine(cli.parse(words))
+    assert cli.starts_engine(cli.parse([*words, "--method", "best"]))
+    command = [sys.executable, "-m", "ggufreap", *words, "--method", "best", "--budget", "0"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "of reap on held-back text" in " ".join(ran.stdout.split())
+    assert load_plan(tmp_path / "p.json").method == "best"

@@ -1,0 +1,71 @@
+"""Chunks that are kept to judge by: odd ones, from the whole text, the same however the text was read."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_engine import FakeEngine
+
+from ggufreap.corpus import Chunk, Corpus
+from ggufreap.observation import HeldBack, Provenance, Stored, merge, observe, save
+from ggufreap.observation.held_back import MOST
+
+PROVENANCE = Provenance("model", "corpus", 16, 16, "test", "0")
+
+
+def chunk(number: int, domain: str = "a") -> Chunk:
+    return Chunk(np.full(5 + number % 3, number, np.int32), domain, number)
+
+
+def numbers(held_back: HeldBack, domain: str = "a") -> list[int]:
+    return [int(tokens[0]) for tokens in held_back.chunks[domain]]
+
+
+def kept(order: Sequence[int]) -> HeldBack:
+    found = HeldBack()
+    assert [each.number for each in found.noting(map(chunk, order))] == list(order)
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, 31, 33, 64, 65, 66, 500, 1001])
+def test_they_are_odd_few_and_from_the_whole_text(count: int) -> None:
+    found = numbers(kept(range(count)))
+    assert len(found) == min(count // 2, MOST) or MOST // 2 < len(found) <= MOST
+    assert all(number % 2 == 1 for number in found)
+    if count > 2:
+        gaps = np.diff([-1, *found, count])
+        assert gaps.max() <= max(2, 4 * count / len(found))
+
+
+def test_any_order_and_any_division_keeps_the_same() -> None:
+    whole = kept(range(300))
+    assert numbers(kept(np.random.default_rng(0).permutation(300).tolist())) == numbers(whole)
+    parts = kept(range(0, 300, 3))
+    parts.merge(kept(range(1, 300, 3)))
+    parts.merge(kept(range(2, 300, 3)))
+    assert numbers(parts) == numbers(whole)
+
+
+def test_a_file_gives_them_back(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    corpus = Corpus(np.random.default_rng(1).integers(0, 128, (9, 16)).astype(np.int32), "test")
+    observe(engine, engine.nodes, corpus, PROVENANCE, tmp_path / "s.npz")
+    found = Stored.open(tmp_path / "s.npz").held_back().chunks
+    assert {domain: [tokens.tolist() for tokens in chunks] for domain, chunks in found.items()} == {
+        "text": corpus.chunks[1::2].tolist()
+    }
+    for index in (1, 2):
+        path = tmp_path / f"{index}.npz"
+        observe(engine, engine.nodes, corpus, replace(PROVENANCE, shard=f"{index}/2"), path)
+    save(tmp_path / "both.npz", *merge([tmp_path / "1.npz", tmp_path / "2.npz"]))
+    again = Stored.open(tmp_path / "both.npz").held_back().chunks
+    assert [tokens.tolist() for tokens in again["text"]] == corpus.chunks[1::2].tolist()
+
+
+def test_chunks_of_several_lengths_go_through_arrays() -> None:
+    whole = kept(range(40))
+    again = HeldBack.from_arrays(whole.to_arrays(["b", "a"]), ["b", "a"])
+    assert [tokens.tolist() for tokens in again.chunks["a"]] == [tokens.tolist() for tokens in whole.chunks["a"]]
+    assert "b" not in again.chunks
