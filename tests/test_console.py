@@ -72,7 +72,8 @@ def script_of(n_files: int = 2) -> RewriteScript:
         for name, shape in shapes.items()
     )
     paths = [FOLDER / f"DeepSeek-V3.1-Terminus-REAP-0.25-UD-Q2_K_XL-0000{n}-of-00006.gguf" for n in range(n_files)]
-    return RewriteScript(tuple(OutputFile(path, b"x" * 64, tensors, 32) for path in paths), 10**13, 10**12, (), paths[0])
+    files = tuple(OutputFile(path, b"x" * 64, tensors, 32) for path in paths)
+    return RewriteScript(files, 10**13, 10**12, (), paths[0])
 
 
 def verification(ok: bool = True) -> Verification:

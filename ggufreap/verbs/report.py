@@ -96,12 +96,8 @@ def report(
     claim(inputs=(*told_by, *(path for _, path in measures.questions)))
     if judgement.report is not None:
         check_report(Path(judgement.report), chosen.model.fingerprint, chosen.sha256)
-    if judgement.split is not None and exam is None:
-        raise InputError(
-            "--eval-split holds out a part of what is calibrated on; these files are made already: give -f FILE"
-        )
-    if (judgement.compare or judgement.fail_if) and not (judgement.files or exam):
-        raise InputError("--compare and --fail-if judge by held-out text; give some, such as --eval-file FILE")
+    if exam is None:
+        _check_text(judgement)
     if exam is None and judgement.files:
         exam = Exam.of(judgement, settings)
     stored = Stored.of(stats) if stats is not None and calibrates(chosen.scored_by) else None
@@ -120,6 +116,16 @@ def report(
         told = replace(told, reproduction=reproduction, verification=_proof(verification))
         paths = write_report(told, Path(judgement.report))
     return Account(judged, rival, judged[0].gates, paths)
+
+
+def _check_text(judgement: Judgement) -> None:
+    """Raise InputError where text is asked for that there is none of."""
+    if judgement.split is not None:
+        raise InputError(
+            "--eval-split holds out a part of what is calibrated on; these files are made already: give -f FILE"
+        )
+    if (judgement.compare or judgement.fail_if) and not judgement.files:
+        raise InputError("--compare and --fail-if judge by held-out text; give some, such as --eval-file FILE")
 
 
 def _belonging(model: Model, pruned: Sequence[str | Path], plan: PruningPlan, compare: bool) -> list[GgufFile]:
