@@ -69,8 +69,8 @@ def prune(
     Statistics that are already there for the same model, text and settings are used again.
 
     The model's header is read once. llama.cpp loads the model once to calibrate, if the statistics are not there yet;
-    once to search, for the ratio `auto`, or to judge methods, for `best`; once to verify, in a process of its own, as it
-    does the pruned file; and once to judge the files, whatever is judged of them. Nothing else loads it: neither
+    once to search, for the ratio `auto`, or to judge methods, for `best`; once to verify, in a process of its own, as
+    it does the pruned file; and once to judge the files, whatever is judged of them. Nothing else loads it: neither
     planning by a method that was named nor writing needs to.
     """
     model = Model.open(model)
