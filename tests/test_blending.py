@@ -189,7 +189,7 @@ def test_an_unknown_domain_is_known_before_any_calibration(tmp_path: Path) -> No
 def test_it_is_said_what_is_scored() -> None:
     """By need, a mean and its sum are one score; which is not the formula that the method is named for."""
     assert (
-        "sum of g‖f‖ of any domain, as by reap_root and weighted_ean_sum; --blend tokens or uniform scores by 1/|X_j| Σ"
+        "sum of g‖f‖ of any domain, as by reap_root and weighted_ean_sum; --blend tokens or uniform scores by"
         in scored("reap", "maxmin")
     )
     assert np.array_equal(blend(BOTH, "maxmin", "reap"), blend(BOTH, "maxmin", "weighted_ean_sum"))

@@ -18,6 +18,7 @@ class Routed:
     ids: np.ndarray  # [n_tokens, n_used], best first
     g: np.ndarray  # [n_tokens, n_used], renormalised weights
     f: np.ndarray  # [n_tokens, n_used, n_embd], outputs before weighting
+    s: np.ndarray  # [n_tokens, n_embd], the residual stream behind the block
 
 
 class _File:
@@ -87,7 +88,7 @@ def _attention(file: _File, block: int, x: np.ndarray) -> np.ndarray:
     return mixed.reshape(n_tokens, -1) @ file.tensor(f"blk.{block}.attn_output.weight").T
 
 
-def _route(file: _File, block: int, x: np.ndarray) -> Routed:
+def _route(file: _File, block: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Softmax over all experts, the best `n_used` of them with weights that sum to one, and a SwiGLU per expert."""
     probability = _softmax(x @ file.tensor(f"blk.{block}.ffn_gate_inp.weight").T)
     ids = np.argsort(-probability, axis=-1, kind="stable")[:, : file["expert_used_count"]]
@@ -99,7 +100,7 @@ def _route(file: _File, block: int, x: np.ndarray) -> Routed:
         token, slot = np.nonzero(ids == expert)
         opened = x[token] @ gate[expert].T
         f[token, slot] = (opened / (1 + np.exp(-opened)) * (x[token] @ up[expert].T)) @ down[expert].T
-    return Routed(ids, g, f)
+    return ids, g, f
 
 
 def forward(
@@ -111,9 +112,9 @@ def forward(
     x, blocks = file.tensor("token_embd.weight")[tokens], []
     for block in range(file["block_count"]):
         x = x + _attention(file, block, _rms_norm(x, file.tensor(f"blk.{block}.attn_norm.weight"), epsilon))
-        routed = _route(file, block, _rms_norm(x, file.tensor(f"blk.{block}.ffn_norm.weight"), epsilon))
-        x = x + (routed.g[..., None] * routed.f).sum(1)
-        blocks.append(routed)
+        ids, g, f = _route(file, block, _rms_norm(x, file.tensor(f"blk.{block}.ffn_norm.weight"), epsilon))
+        x = x + (g[..., None] * f).sum(1)
+        blocks.append(Routed(ids, g, f, x))
     logits = _rms_norm(x, file.tensor("output_norm.weight"), epsilon) @ file.head().T
     # A bias or scale that is not computed here must not pass for a difference of the engines.
     assert not file.unread, sorted(file.unread)
