@@ -249,7 +249,7 @@ def test_hidden_states_that_were_cut_off_are_refused(stopped: Path, model: Path,
 
 @pytest.mark.native
 def test_an_unfinished_run_goes_on_in_its_own_order(stopped: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(MismatchError, match=r"went block by block; go on with --blockwise fit, or delete"):
+    with pytest.raises(MismatchError, match=r"went block by block; go on with --blockwise fit, or --force"):
         run(model, stopped, tmp_path / "ids.npy", CHUNKWISE)
 
 
@@ -333,7 +333,7 @@ def test_a_disk_that_is_full_is_seen_before_anything_is_computed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("ggufreap.files.shutil.disk_usage", lambda _: usage(0, 0, 3 * 64 * 256 * 4))
+    monkeypatch.setattr("ggufreap.files.folders.shutil.disk_usage", lambda _: usage(0, 0, 3 * 64 * 256 * 4))
     monkeypatch.setattr(Piecewise, "route", None)
     # What the second block reads and what it leaves: 3 chunks of 64 tokens, 256 floats each, twice.
     with pytest.raises(OutputError, match=r"needs 393,216 bytes and .* has 196,608 free"):

@@ -7,6 +7,7 @@ piece of the model counts whole or not at all.
 
 import hashlib
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -23,8 +24,8 @@ from ggufreap.corpus import Chunk, Chunks
 from ggufreap.engine.graph import Piece
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.protocol import RoutedBatch, Tokens
-from ggufreap.errors import InputError, MismatchError
-from ggufreap.files import replacing, sync
+from ggufreap.errors import InputError, MismatchError, OutputError
+from ggufreap.files import create, private_folder, sync
 from ggufreap.interrupts import held
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.held_back import HeldBack
@@ -237,6 +238,14 @@ def _writing(folder: Path, piece: Piece) -> Iterator[BinaryIO | None]:
     if piece.ends:
         yield None
         return
-    with replacing(_spill(folder, piece.last)) as file:
-        yield file
+    path = _spill(folder, piece.last)
+    try:
+        with private_folder(folder) as private:
+            with create(private / path.name) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            (private / path.name).replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; free some space or choose another -o") from error
     sync(folder)

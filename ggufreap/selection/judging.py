@@ -77,7 +77,7 @@ class Ledger:
     def save(self) -> None:
         """Write the file, whole or not at all."""
         if self.path is not None:
-            with replacing(self.path) as file:
+            with replacing(self.path, own=True) as file:  # another's would not have been read
                 file.write(json.dumps({"schema": SCHEMA, "model": self.model, "judged": self.known}, indent=1).encode())
 
 
