@@ -262,7 +262,7 @@ def test_a_failing_tap_aborts_the_graph_and_skips_none_of_it(tmp_path: Path, mon
 
     with session(tiny_gguf.qwen3moe(tmp_path / "m.gguf")) as engine:
         expected = engine.logits(TOKENS[0])
-        engine._memory()  # emptied
+        engine.memory()  # emptied
         statuses, decode = [], engine._llama.llama_decode
         monkeypatch.setattr(engine._llama, "llama_decode", lambda *args: statuses.append(decode(*args)) or statuses[-1])
         with pytest.raises(ValueError, match="seen enough"):
