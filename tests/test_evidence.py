@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ggufreap.blending import blend
 from ggufreap.container import open_gguf
 from ggufreap.errors import FormatError, InputError, NumericFailure
 from ggufreap.evidence import HOLE, kept_unknown, require_weights
+from ggufreap.model import Model
 from ggufreap.observation import DomainStatistics
 from ggufreap.planning import make_plan
 from ggufreap.saliency import METHODS
@@ -116,8 +118,9 @@ def test_it_is_refused_before_llama_cpp_is_started_and_before_anything_is_writte
     (tmp_path / "text.txt").write_text("some text\n" * 1000)
     with pytest.raises(FormatError, match="expert 15: all"):
         calibrate(broken, tmp_path / "S.npz", tmp_path / "text.txt")
+    of_broken = replace(chosen, model=Model.open(broken).identity)  # else it is refused as the plan of other weights
     with pytest.raises(FormatError, match="expert 15: all"):
-        apply(broken, chosen, tmp_path / "out.gguf")
+        apply(broken, of_broken, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -139,4 +142,5 @@ def test_apply_says_that_nothing_is_proven_yet(model: Path, tmp_path: Path, capl
     chosen = plan(model, method="weight_norm", ratio="0.25")
     with caplog.at_level(logging.INFO, "ggufreap"):
         apply(model, chosen, tmp_path / "out.gguf")
-    assert "out.gguf yet, and llama.cpp has not run m.gguf for this plan; that is for ggufreap verify" in caplog.text
+    assert "out.gguf is unproven: ggufreap verify " in caplog.text
+    assert " --plan P.json, and llama.cpp has not run m.gguf for this plan" in caplog.text
