@@ -11,7 +11,7 @@ import pytest
 
 from ggufreap import verbs
 from ggufreap.cli import VERBS, engine, main
-from ggufreap.cli.generated import value
+from ggufreap.cli.generated import flags, value
 from ggufreap.engine import footprint, subprocess_probe
 from ggufreap.errors import InputError
 from ggufreap.options.data import Reading, Request
@@ -25,7 +25,7 @@ from ggufreap.options.engine import (
     SEQUENCES,
     EngineSettings,
 )
-from ggufreap.options.flag import flags_of
+from ggufreap.options.flag import Flag, flagged, flags_of
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
 from ggufreap.options.quantisation import Quantisation
@@ -329,3 +329,18 @@ def test_processes_of_their_own_get_all_settings(monkeypatch: pytest.MonkeyPatch
     asked = EngineSettings(override_tensor="a=CPU", tensor_split="1,2", mmap=False, cpu_moe=True)
     assert EngineSettings(**json.loads(json.dumps(vars(asked)))) == asked
     assert {footprint.EngineSettings, subprocess_probe.EngineSettings} == {EngineSettings}
+
+
+def test_the_readme_s_field_is_a_flag_and_a_key() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    added = text.split("@@ class EngineSettings\n")[1].split("```")[0]
+    lines = "\n".join(line.removeprefix("+") for line in added.splitlines())
+    names = vars(import_module("ggufreap.options.engine")) | {"flagged": flagged, "Flag": Flag}
+    source = f"@dataclass(frozen=True)\nclass EngineSettings(EngineSettings):\n{lines}\n"
+    exec(source, names := dict(names))
+    kind = names["EngineSettings"]
+    parser = argparse.ArgumentParser()
+    flags(kind(), "context")(parser)
+    assert value(parser.parse_args(["--rope-freq-base", "10000"]), kind) == kind(rope_freq_base=10000.0)
+    assert value(parser.parse_args([]), kind) == kind()
+    assert flags_of(kind)["rope_freq_base"].key == "rope_freq_base"

@@ -437,7 +437,7 @@ def test_fp4_experts_are_not_quantised_again_unasked(tmp_path: Path) -> None:
             quantize_file(source, out, request)
     kept = check_foretold(source, out, QuantRequest("q4_k_m", (("_exps", "mxfp4"),)))
     assert data_of(kept)["blk.0.ffn_up_exps.weight"] == data_of(source)["blk.0.ffn_up_exps.weight"]
-    made = quantize_file(source, out, QuantRequest("q4_k_s", requantize_fp4=True))
+    made = quantize_file(source, tmp_path / "again.gguf", QuantRequest("q4_k_s", requantize_fp4=True))
     assert made.warnings == ("tensors quantised a second time, from MXFP4 to Q4_K: 6",)
 
 

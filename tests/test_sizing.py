@@ -99,6 +99,8 @@ def test_every_count_is_foretold_from_a_plan_of_another(shared: Path, tmp_path: 
                 made = quantize(pruned.path, tmp_path / "q.gguf", kind, allow_requantize=True)
                 assert made.file_nbytes == said.file_nbytes == ((tmp_path / "q.gguf").stat().st_size,)
                 assert (made.types, made.type_nbytes, made.pinned) == (said.types, said.type_nbytes, said.pinned)
+                (tmp_path / "q.gguf").unlink()
+            pruned.path.unlink()
 
 
 def test_the_whole_model_is_foretold_too(eight: Path, tmp_path: Path) -> None:
@@ -107,6 +109,7 @@ def test_the_whole_model_is_foretold_too(eight: Path, tmp_path: Path) -> None:
             said = sizer.quantised(None, QuantRequest(kind), tmp_path / "q.gguf")
             assert said == quantize(eight, tmp_path / "q.gguf", kind)
             assert said.file_nbytes == ((tmp_path / "q.gguf").stat().st_size,)
+            (tmp_path / "q.gguf").unlink()
 
 
 @pytest.mark.parametrize("cut", [{"split_max_size": 900_000}, {"keep_split": True}])
