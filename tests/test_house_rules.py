@@ -42,7 +42,7 @@ ROWS = (
     ("imatrix",),
     ("saliency", "evaluation", "evidence"),
     ("planning", "blending"),
-    ("blending",),
+    ("narrowing",),
     ("coverage", "model", "selection"),
     ("naming", "inspection", "rewriting", "verification", "quantization"),
     ("sizing",),
