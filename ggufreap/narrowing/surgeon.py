@@ -43,7 +43,8 @@ def damped(curvature: npt.NDArray[np.floating[Any]]) -> Floats:
 
 def remove(curvature: Floats, gram: Floats, n_remove: int) -> Removal:
     """One neuron after the other, each time the one that costs least; H positive definite, both `[width, width]`."""
-    inverse, there = np.linalg.inv(curvature), np.arange(len(curvature))
+    inverse: Floats = np.linalg.inv(curvature)
+    there = np.arange(len(curvature))
     order: list[int] = []
     costs: list[float] = []
     while len(order) < n_remove:
