@@ -1,7 +1,6 @@
 """A loaded model computed a few blocks at a time: each piece reads what the piece before it left of every chunk."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import BinaryIO
 
@@ -67,7 +66,6 @@ class Piecewise:
         self, tokens: Tokens, piece: Piece, source: BinaryIO | None, sink: BinaryIO | None, wanted: Wanted
     ) -> Sequence[RoutedBatch]:
         """What `route` tells of one chunk, as `wanted`."""
-        wanted = replace(wanted, blocks=piece.blocks)
         tap = Observing(self._nodes, self._reader, wanted, self._streamless, stop=False)
         cuts = self._cuts(len(tokens), piece, wanted.importance is not None and wanted.importance.output)
         self._session.memory()
