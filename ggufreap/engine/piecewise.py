@@ -24,6 +24,8 @@ class Piecewise:
     `weights` are those of the real file, where the session was given a hollow one.
     """
 
+    spills = True
+
     def __init__(self, session: LlamaSession, nodes: RoutingNodes, weights: Weights) -> None:
         self._session, self._nodes, self._weights = session, nodes, weights
         self._reader = TensorReader()

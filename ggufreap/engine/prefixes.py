@@ -12,16 +12,14 @@ from ggufreap.engine.session import LlamaSession
 class Prefixes:
     """As Piecewise, wherever the weights lie: nothing waits on disk, and every piece begins at the first block."""
 
+    spills = False
+
     def __init__(self, session: LlamaSession, n_blocks: int) -> None:
         self._session, self._n_blocks = session, n_blocks
 
     def ends(self, _tokens: Tokens) -> list[int]:
         """The blocks after which a piece may end: all."""
         return list(range(self._n_blocks))
-
-    def kept_nbytes(self, _n_tokens: int, _piece: Piece) -> int:
-        """Nothing is kept."""
-        return 0
 
     def begin(self, piece: Piece) -> None:
         """The weights are there."""
