@@ -85,7 +85,7 @@ def narrow(
     before = start - 1
     with progress("narrow", texts.n_tokens * n_blocks, "tokens x blocks", texts.n_tokens * start) as bar:
         for piece in pieces:
-            for found in _collect(engine, piece, nodes, texts, place, before, bar).values():
+            for found in collect(engine, piece, nodes, texts, place, before, bar).values():
                 place.write(found, file)
             spill_path(place.folder, before).unlink(missing_ok=True)
             before = piece.last
@@ -96,9 +96,10 @@ def narrow(
     return place.solution()
 
 
-def _collect(
+def collect(
     engine: Pieces, piece: Piece, nodes: RoutingNodes, texts: Texts, place: Workplace, before: int, bar: Bar
 ) -> dict[int, Curvature]:
+    """The sums of those blocks of `piece` that are not solved yet; `before` is the last block of the piece before it."""
     keep, width, counting = place.task.keep, place.task.source_width, shares(texts)
     mine = [each.index for each in nodes.blocks if each.index in piece.blocks and each.index not in place.solved]
     found = {block: Curvature.empty(block, keep[block], width) for block in mine}
