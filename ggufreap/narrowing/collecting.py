@@ -99,7 +99,7 @@ def narrow(
 def collect(
     engine: Pieces, piece: Piece, nodes: RoutingNodes, texts: Texts, place: Workplace, before: int, bar: Bar
 ) -> dict[int, Curvature]:
-    """The sums of those blocks of `piece` that are not solved yet; `before` is the last block of the piece before it."""
+    """The sums of the blocks of `piece` that are not solved yet; the piece before it ended with the block `before`."""
     keep, width, counting = place.task.keep, place.task.source_width, shares(texts)
     mine = [each.index for each in nodes.blocks if each.index in piece.blocks and each.index not in place.solved]
     found = {block: Curvature.empty(block, keep[block], width) for block in mine}

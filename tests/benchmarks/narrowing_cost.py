@@ -1,6 +1,6 @@
 """What narrowing takes: time and memory of summing up and of solving, a block, and how both grow to a whole model.
 
-    python tests/benchmarks/narrowing_cost.py MODEL.gguf [--chunks 4] [--width 384] [--of-blocks 40] [--of-tokens 150000]
+    python tests/benchmarks/narrowing_cost.py MODEL.gguf [--chunks N] [--width N] [--of-blocks N] [--of-tokens N]
 
 MODEL.gguf may have fewer blocks than the model that is meant, of the same shapes (real_shape.py writes one); what is
 said of all --of-blocks blocks and --of-tokens tokens is extrapolated from it. Processor time, since other work on the
