@@ -72,8 +72,8 @@ class ImportanceSums:
         """What a file keeps."""
         arrays: dict[str, npt.NDArray[Any]] = {"input_of": np.array(json.dumps(self.input_of))}
         arrays["output"] = np.array(self.output)
-        for weight, found in self.sums.items():
-            arrays |= {f"values {weight}": found.values, f"counts {weight}": found.counts}
+        for weight, squares in self.sums.items():
+            arrays |= {f"values {weight}": squares.values, f"counts {weight}": squares.counts}
         return arrays
 
     @classmethod

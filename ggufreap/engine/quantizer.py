@@ -156,8 +156,8 @@ def _answer(reason: str | None) -> None:
 
 
 def _reason(errors: list[str]) -> str:
-    found = [match[1] for match in map(_REASON.search, errors) if match]
-    return [*found, *filter(None, errors), "it gave no reason"][0]
+    reasons = [match[1] for match in map(_REASON.search, errors) if match]
+    return [*reasons, *filter(None, errors), "it gave no reason"][0]
 
 
 def _load(path: str | None) -> Importance:

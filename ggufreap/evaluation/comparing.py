@@ -50,7 +50,7 @@ def compare_with(
 
     `also` is handed the original's scored rows `[n_scored, n_vocab]` of every chunk.
     """
-    found: list[dict[str, Meters]] = [{} for _ in candidates]
+    all_meters: list[dict[str, Meters]] = [{} for _ in candidates]
     n_tokens = sum(corpus.n_tokens for corpus in domains.values())
     with progress("evaluate", n_tokens * (len(candidates) + 1), "tokens") as bar:
         for domain, corpus in domains.items():
@@ -63,9 +63,9 @@ def compare_with(
                 for candidate, scores in zip(candidates, parts, strict=True):
                     scores.append(compare(reference, candidate(chunk), targets_of(chunk), run))
                     bar.update(len(chunk))
-            for meters, scores in zip(found, parts, strict=True):
+            for meters, scores in zip(all_meters, parts, strict=True):
                 meters[domain] = Meters.of(TokenScores.join(scores))
-    return [Comparison(meters) for meters in found]
+    return [Comparison(meters) for meters in all_meters]
 
 
 def compare_with_base(

@@ -126,8 +126,8 @@ def check_tokens(original: GgufFile, files: Sequence[GgufFile], exam: Exam) -> N
 
 def _tokens(engine: LlamaSession, original: GgufFile, exam: Exam) -> dict[str, Tokens]:
     """Domain -> chunks `[n_chunks, n_ctx]`, conversations as `original` writes them."""
-    found, _ = tokenised(engine, original, exam.texts, exam.settings.n_ctx, exam.chunks)
-    return {name: corpus.chunks for name, corpus in found.items()}
+    corpora, _ = tokenised(engine, original, exam.texts, exam.settings.n_ctx, exam.chunks)
+    return {name: corpus.chunks for name, corpus in corpora.items()}
 
 
 def _tokenizer(file: GgufFile) -> dict[str, bytes]:

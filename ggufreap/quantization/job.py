@@ -208,10 +208,10 @@ def _may_be_same(target: Path, size: int, expected: Forecast) -> bool:
 def has_types(path: Path, types: Mapping[str, str]) -> bool:
     """Whether the file at `path` is a GGUF whose tensors are all among `types`, and of these types."""
     try:
-        found = read_header(path).tensors
+        tensors = read_header(path).tensors
     except GgufReapError:
         return False
-    return all(types.get(each.name) == type_name(each.type) for each in found)
+    return all(types.get(each.name) == type_name(each.type) for each in tensors)
 
 
 def _run(
@@ -249,10 +249,10 @@ def _explained(error: EngineError, call: QuantizerCall) -> GgufReapError:
 
 
 def _check_written(paths: Sequence[Path], sizes: Sequence[int], expected: Forecast) -> None:
-    found = [path.stat().st_size for path in paths]
+    nbytes = [path.stat().st_size for path in paths]
     types = {record.name: record.type for record in open_gguf(paths[0]).tensors}
-    if found != list(sizes) or types != expected.types:
+    if nbytes != list(sizes) or types != expected.types:
         raise EngineError(
-            f"llama.cpp wrote {sum(found):,} bytes where {sum(sizes):,} were expected, or other types; "
+            f"llama.cpp wrote {sum(nbytes):,} bytes where {sum(sizes):,} were expected, or other types; "
             "nothing was kept, report this with the model's name"
         )

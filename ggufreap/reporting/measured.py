@@ -89,18 +89,18 @@ def describe_candidate(ratio: str, method: str, n_keep: int, nbytes: int, compar
 
 def describe_task(report: TaskReport) -> facts.Task:
     """The accuracy that published figures are: normalised by length."""
-    found = report.normalised
-    low, high = found.share.interval
-    before = found.reference.value if found.reference else 0.0
-    return facts.Task(report.task, found.share.n, before, found.share.value, low, high, found.p_value)
+    accuracy = report.normalised
+    low, high = accuracy.share.interval
+    before = accuracy.reference.value if accuracy.reference else 0.0
+    return facts.Task(report.task, accuracy.share.n, before, accuracy.share.value, low, high, accuracy.p_value)
 
 
 def describe_probes(probes: Probed) -> tuple[facts.Probes, facts.Probes | None]:
     """Of the model and of its control, over all temperatures; drift is against the control."""
 
     def share(sign: str, of: str) -> float:
-        found: list[Share] = [getattr(probes, of)(sign, temperature) for temperature in probes.temperatures]
-        return sum(each.count for each in found) / max(1, sum(each.n for each in found))
+        shares: list[Share] = [getattr(probes, of)(sign, temperature) for temperature in probes.temperatures]
+        return sum(each.count for each in shares) / max(1, sum(each.n for each in shares))
 
     n = len(probes.probes)
     own = facts.Probes(n, share("loop", "share"), share("endless", "share"), share(DRIFT, "share"))
@@ -111,11 +111,11 @@ def describe_probes(probes: Probed) -> tuple[facts.Probes, facts.Probes | None]:
 
 def describe_speeds(speeds: Iterable[Timed]) -> tuple[facts.Speed, ...]:
     """Per number of texts at once; reading is measured with one."""
-    found: dict[int, dict[str, facts.Estimate]] = {}
+    by_batch: dict[int, dict[str, facts.Estimate]] = {}
     for speed in speeds:
         if match := _TEST.fullmatch(speed.test):
-            found.setdefault(int(match[2] or 1), {})[match[1]] = facts.Estimate(speed.mean, speed.deviation)
-    return tuple(facts.Speed(batch, each.get("pp"), each.get("tg")) for batch, each in sorted(found.items()))
+            by_batch.setdefault(int(match[2] or 1), {})[match[1]] = facts.Estimate(speed.mean, speed.deviation)
+    return tuple(facts.Speed(batch, each.get("pp"), each.get("tg")) for batch, each in sorted(by_batch.items()))
 
 
 def describe_subject(

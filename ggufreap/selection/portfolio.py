@@ -94,8 +94,8 @@ class Sets:
     def of(cls, statistics: DomainStatistics, n_keep: int, n_group: int) -> Self:
         """The choices that are judged."""
         even = statistics.half(0)
-        found = {each: choose(even, each.method, each.blend, n_keep, n_group) for each in CANDIDATES}
-        return cls(found, choose(statistics, DEFAULT.method, DEFAULT.blend, n_keep, n_group))
+        sets = {each: choose(even, each.method, each.blend, n_keep, n_group) for each in CANDIDATES}
+        return cls(sets, choose(statistics, DEFAULT.method, DEFAULT.blend, n_keep, n_group))
 
     @property
     def rows(self) -> dict[str, Rows]:

@@ -55,10 +55,10 @@ def nearest_type(
         except InputError:  # a type that needs a matrix, or rows that do not fit it
             return None
 
-    found = bisect(TYPES, size, nbytes)
-    if found is None:
+    nearest = bisect(TYPES, size, nbytes)
+    if nearest is None:
         raise InputError(f"{sizer.source.path} can be quantised to no smaller type; compare without --compare")
-    return found
+    return nearest
 
 
 def bisect(kinds: Sequence[str], size: Callable[[str], int | None], nbytes: int) -> tuple[str, int] | None:

@@ -46,13 +46,13 @@ def plan(
     if stats is not None and not calibrates(method):
         what = "an importance matrix" if method == saliency.IMATRIX else f"method {method}, which needs none,"
         raise InputError(f"both statistics and {what} were given to choose by; give one of them")
-    found: Mapping[str, Any]
+    basis: Mapping[str, Any]
     if not calibrates(method):
-        found = {"scores": _scores_without(model, target, method, progress)}
+        basis = {"scores": _scores_without(model, target, method, progress)}
     elif stats is None:
         raise InputError(f"method {method} needs statistics; make them with calibrate, or use {saliency.WEIGHT_NORM}")
     else:
-        found = _by_statistics(model, target, Stored.of(stats), n_keep, settings, progress)
+        basis = _by_statistics(model, target, Stored.of(stats), n_keep, settings, progress)
     return make_plan(
         model.layout,
         model.identity,
@@ -60,7 +60,7 @@ def plan(
         ratio=target.ratio,
         keep=target.keep,
         mtp=target.mtp,
-        **found,
+        **basis,
     )
 
 
