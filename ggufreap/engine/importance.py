@@ -1,4 +1,7 @@
-"""The importance matrix as it grows: raw sums of squared inputs, as llama-imatrix keeps them. No native library."""
+"""The importance matrix as it grows: raw sums of squared inputs, as llama-imatrix keeps them. No native library.
+
+Importance is what a pass records, these sums; an imatrix is what llama.cpp takes: its files, and its quantiser's input.
+"""
 
 import json
 from collections import Counter

@@ -23,10 +23,10 @@ from ggufreap.evaluation.scores import (
 )
 from ggufreap.progress import Progress, silent
 
-Candidate = Callable[[Tokens], Logits]  # the scored rows' logits [n_scored, n_vocab] of one chunk
+Forward = Callable[[Tokens], Logits]  # the scored rows' logits [n_scored, n_vocab] of one chunk
 
 
-def of_engine(engine: Engine, keep: Keep | None = None) -> Candidate:
+def of_engine(engine: Engine, keep: Keep | None = None) -> Forward:
     """What an engine gives, experts outside `keep` masked."""
     return lambda chunk: engine.logits(chunk, keep, first_scored(len(chunk)))[:-1]
 
@@ -39,8 +39,8 @@ def threads(count: int) -> Iterator[Map]:
 
 
 def compare_with(
-    original: Candidate,
-    candidates: Sequence[Candidate],
+    original: Forward,
+    candidates: Sequence[Forward],
     domains: Mapping[str, Corpus],
     run: Map = map,
     progress: Progress = silent,

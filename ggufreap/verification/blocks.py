@@ -119,7 +119,7 @@ def _check_streams(layout: MoeLayout, record: Recorded) -> None:
 
 
 def relative(actual: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> Floats:
-    """‖actual - expected‖ / ‖expected‖ of every token `[n_tokens]`; rows near zero count as a thousandth of the mean."""
+    """‖actual - expected‖ / ‖expected‖ of every token `[n_tokens]`; rows near zero count as 0.001 of the mean."""
     rows = len(expected)
     before, after = expected.reshape(rows, -1).astype(np.float64), actual.reshape(rows, -1).astype(np.float64)
     norms = np.linalg.norm(before, axis=1)
