@@ -66,6 +66,6 @@ class Observing(Together):
                 "this llama.cpp builds them in another way than ggufreap knows"
             )
         return [
-            replace(batch, observed={**batch.observed, ACTIVATIONS: found})
-            for batch, found in zip(batches, activations, strict=True)
+            replace(batch, observed={**batch.observed, ACTIVATIONS: values})
+            for batch, values in zip(batches, activations, strict=True)
         ]

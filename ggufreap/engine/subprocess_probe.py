@@ -92,8 +92,8 @@ def _main(request: Path, folder: Path) -> None:
         for index, each in enumerate(job["passes"]):
             keep = each["keep"] and {int(block): experts for block, experts in each["keep"].items()}
             if each["record"]:
-                logits, found = _recorded(session, tokens, keep, each["given"])
-                arrays: dict[str, Any] = dict(found)
+                logits, recorded = _recorded(session, tokens, keep, each["given"])
+                arrays: dict[str, Any] = dict(recorded)
                 np.savez(_record(folder, index), **arrays)
             elif each["nudge"]:
                 logits = session.nudged(tokens, keep)

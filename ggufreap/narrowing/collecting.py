@@ -85,8 +85,8 @@ def narrow(
     before = start - 1
     with progress("narrow", texts.n_tokens * n_blocks, "tokens x blocks", texts.n_tokens * start) as bar:
         for piece in pieces:
-            for found in collect(engine, piece, nodes, texts, place, before, bar).values():
-                place.write(found, file)
+            for curvature in collect(engine, piece, nodes, texts, place, before, bar).values():
+                place.write(curvature, file)
             spill_path(place.folder, before).unlink(missing_ok=True)
             before = piece.last
     for block in place.task.keep:
@@ -102,7 +102,7 @@ def collect(
     """The sums of the blocks of `piece` that are not solved yet; the piece before it ended with the block `before`."""
     keep, width, counting = place.task.keep, place.task.source_width, shares(texts)
     mine = [each.index for each in nodes.blocks if each.index in piece.blocks and each.index not in place.solved]
-    found = {block: Curvature.empty(block, keep[block], width) for block in mine}
+    curvatures = {block: Curvature.empty(block, keep[block], width) for block in mine}
     wanted = Wanted(observables=NEEDS, keep=keep)
     engine.begin(piece)
     spills = engine.spills
@@ -113,20 +113,20 @@ def collect(
         for chunk in texts.chunks:
             batches = engine.observe(chunk.tokens, piece, source, sink, wanted)
             for batch in batches if chunk.counted is None else only_counted(batches, chunk.counted):
-                if batch.block in found:
-                    found[batch.block].fold(batch, nodes.weighted_input, counting.get(chunk.domain, 0.0))
+                if batch.block in curvatures:
+                    curvatures[batch.block].fold(batch, nodes.weighted_input, counting.get(chunk.domain, 0.0))
             bar.update(len(chunk.tokens) * len(piece.blocks))
         if source is not None and source.read(1):
             raise MismatchError(f"{source.name} holds more than {piece} read; delete {place.folder}, and start again")
     engine.end(piece)
-    return found
+    return curvatures
 
 
 def _tell(place: Workplace) -> None:
     """Name the experts that were narrowed without compensation."""
     keep = place.task.keep
-    for block, found in place.solved.items():
-        few = [f"{keep[block][row]} ({found.counts[row]})" for row in found.alone.nonzero()[0]]
+    for block, solved in place.solved.items():
+        few = [f"{keep[block][row]} ({solved.counts[row]})" for row in solved.alone.nonzero()[0]]
         if few:
             _LOG.warning(
                 "block %d: too few tokens (fewer than %d neurons) for expert %s: chosen by energy x norm, and the "

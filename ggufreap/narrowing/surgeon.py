@@ -36,9 +36,9 @@ class Removal:
 
 def damped(curvature: npt.NDArray[np.floating[Any]]) -> Floats:
     """H `[width, width]` with DAMPING, so that it can be inverted."""
-    found = curvature.astype(np.float64)
-    found.flat[:: len(found) + 1] += DAMPING * found.diagonal().mean()
-    return found
+    hessian = curvature.astype(np.float64)
+    hessian.flat[:: len(hessian) + 1] += DAMPING * hessian.diagonal().mean()
+    return hessian
 
 
 def remove(curvature: Floats, gram: Floats, n_remove: int) -> Removal:

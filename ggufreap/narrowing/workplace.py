@@ -77,7 +77,7 @@ class Workplace:
 
     def __init__(self, folder: Path, task: Task) -> None:
         self.folder, self.task = folder, task
-        self.solved = {block: found for block in task.keep if (found := self._read(block)) is not None}
+        self.solved = {block: solved for block in task.keep if (solved := self._read(block)) is not None}
 
     def write(self, curvature: Curvature, file: GgufFile) -> None:
         """Solve a block and keep what was found, on disk; raises OutputError."""
@@ -85,12 +85,12 @@ class Workplace:
         shape = len(curvature.experts), n_embd, self.task.width
         with replacing(self._downs(curvature.block), own=True) as downs:
             np.lib.format.write_array_header_1_0(downs, {"descr": "<f4", "fortran_order": False, "shape": shape})
-            found = solve(
+            solved = solve(
                 curvature, file, self.task.width, lambda columns: downs.write(np.ascontiguousarray(columns, "<f4").data)
             )
         with replacing(self._path(curvature.block), own=True) as out:  # the last: it tells that the downs are whole
-            np.savez(out, task=np.array(self.task.sha256), **vars(found))
-        self.solved[curvature.block] = found
+            np.savez(out, task=np.array(self.task.sha256), **vars(solved))
+        self.solved[curvature.block] = solved
 
     def solution(self) -> Solution:
         """All of it, once every block is solved."""
