@@ -35,8 +35,8 @@ class Split:
         """In words."""
         return (
             f"keeps {self.n_keep} of {self.n_expert} experts with {self.width} of {self.source_width} neurons each, "
-            f"{self.kept:.1%} of their weights; of neurons about {NEURONS:g} times as large a share goes as of experts, "
-            "which costs least"
+            f"{self.kept:.1%} of their weights; about {NEURONS:g} times as large a share of neurons goes as of "
+            "experts, which costs least"
         )
 
     @property
