@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
-import tiny_gguf
 import tiny_native
 from gguf import GGMLQuantizationType as Kind
 

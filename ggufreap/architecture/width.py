@@ -132,7 +132,7 @@ def _said(file: GgufFile, layout: MoeLayout) -> set[int]:
 
 
 def _new_value(file: GgufFile, layout: MoeLayout, key: str, before: int, width: int) -> int | list[int]:
-    """An array keeps what it says of other blocks; where llama.cpp reads entry 0 alone, all that say the same say it."""
+    """In an array every entry that says the old width says the new one; the others are of blocks without experts."""
     value = file.get(f"{layout.architecture.name}.{key}")
     if not isinstance(value, list):
         return width
