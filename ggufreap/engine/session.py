@@ -1,7 +1,7 @@
 """One loaded model in llama.cpp, through llama-cpp-python's low-level API."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,17 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap import activity
-from ggufreap.architecture.nodes import FINAL_NORM, RoutingNodes
+from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.engine import log, placement
 from ggufreap.engine.block_tap import BlockTap, NudgeTap, Recorded
 from ggufreap.engine.fitting import checked_nbytes
 from ggufreap.engine.importance import ImportanceSums
-from ggufreap.engine.importance_tap import ImportanceTap
 from ggufreap.engine.machine import Machine, chooses_repack, machine, offloading
 from ggufreap.engine.native import TensorReader, bindings
+from ggufreap.engine.neuron_tap import Narrowed, NarrowTap
+from ggufreap.engine.observing import Observing, Wanted
 from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
 from ggufreap.engine.sequences import Sequences
-from ggufreap.engine.taps import MaskTap, NodeHandler, RoutingTap, StopTap, Tap, Together
+from ggufreap.engine.taps import MaskTap, NodeHandler, Tap, Together
 from ggufreap.engine.vocabulary import Vocabulary
 from ggufreap.errors import EngineError
 from ggufreap.interrupts import held
@@ -125,19 +126,19 @@ class LlamaSession:
 
     def route(
         self, tokens: Tokens, importance: ImportanceSums | None = None, observables: Collection[str] = ()
-    ) -> list[RoutedBatch]:
+    ) -> Sequence[RoutedBatch]:
         """What every MoE block did with one chunk, whose squared inputs are added to `importance`.
 
         The graph ends where nothing more is wanted: without the importance matrix at the last block's experts, with it
         before the output head, unless its input is wanted too.
         """
-        routing = RoutingTap(self._nodes, self._reader, observables, self._streamless, stop=importance is None)
-        tap: Tap = routing
-        if importance is not None:
-            end = [] if importance.output else [StopTap(FINAL_NORM)]
-            tap = Together((routing, ImportanceTap(importance, self._reader), *end))
+        return self.observe(tokens, Wanted(importance, observables))
+
+    def observe(self, tokens: Tokens, wanted: Wanted) -> Sequence[RoutedBatch]:
+        """What `route` tells of one chunk, as `wanted`."""
+        tap = Observing(self._nodes, self._reader, wanted, self._streamless, stop=True)
         list(self._decode(tokens, tap))
-        return routing.batches
+        return tap.batches
 
     def blocks(
         self, tokens: Tokens, keep: Keep | None = None, given: Recorded | None = None
@@ -160,6 +161,13 @@ class LlamaSession:
         experts. Of a model without output head: its final hidden states `[n_tokens - scored_from, n_embd]`.
         """
         return self._logits(tokens, MaskTap(self._nodes, keep, self._reader) if keep else None, scored_from)
+
+    def narrowed_logits(
+        self, tokens: Tokens, narrowed: Mapping[int, Narrowed], scored_from: int = 0
+    ) -> npt.NDArray[np.float32]:
+        """Logits as `logits` gives them, of experts with fewer neurons in the blocks `narrowed`."""
+        keep = {block: each.experts for block, each in narrowed.items()}
+        return self._logits(tokens, self._masked(NarrowTap(self._reader, narrowed), keep), scored_from)
 
     def _logits(self, tokens: Tokens, tap: Tap | None, scored_from: int) -> npt.NDArray[np.float32]:
         first = 0 if self._nodes.headless else scored_from  # hidden states come for all tokens or none
