@@ -1,7 +1,8 @@
 """Lays out GGUF files before a byte is written, then streams them into place.
 
 Tensor data is never held: an output tensor is a list of byte ranges of other files, which pass through one buffer, and
-of parts that are computed one at a time when their turn comes. A file appears under its final name only when it is whole and on disk.
+of parts that are computed one at a time when their turn comes. A file appears under its final name only when it is
+whole and on disk.
 """
 
 import errno
@@ -233,7 +234,7 @@ def _computed(part: Computed) -> memoryview:
     data = np.ascontiguousarray(part.compute()).view(np.uint8).ravel()
     if data.nbytes != part.nbytes:
         raise AssertionError(f"{data.nbytes} bytes were computed where {part.nbytes} were announced")
-    return memoryview(data)
+    return memoryview(data)  # type: ignore[arg-type]  # an array is a Buffer
 
 
 def _write_all(target: int, data: bytes | memoryview) -> None:

@@ -27,8 +27,8 @@ def needs_importance(kind: int) -> bool:
 def encode_rows(values: Floats, kind: int, importance: Floats | None = None) -> Bytes:
     """The bytes `[n_rows, row bytes]` of `values` `[n_rows, n]` in a ggml type.
 
-    `importance` `[n]`: mean squares of the inputs, as ggml_quantize_chunk takes them (ggml/src/ggml.c); ones where a
-    type does not do without. Raises NumericFailure for what the type cannot hold.
+    `importance` `[n]`: mean squares of the inputs, as ggml_quantize_chunk takes them (ggml/src/ggml.c). Raises
+    NumericFailure for what the type cannot hold, UnsupportedModel where it does not do without importance.
     """
     values = np.ascontiguousarray(values, np.float32)
     if not np.isfinite(values).all():
@@ -41,7 +41,7 @@ def encode_rows(values: Floats, kind: int, importance: Floats | None = None) -> 
         return np.ascontiguousarray(data).view(np.uint8).reshape(len(values), -1)
     rows, width = values.shape
     if importance is None and needs_importance(kind):
-        importance = np.ones(width, np.float32)
+        raise UnsupportedModel(f"{type_name(kind)} cannot be written without an importance matrix; give one")
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     out = np.empty((rows, nbytes_of((width,), kind)), np.uint8)
     pointer = None if weights is None else weights.ctypes.data
@@ -59,7 +59,7 @@ def decode_rows(data: Bytes, kind: int, width: int) -> Floats:
         values = quants.dequantize(data.reshape(-1, nbytes_of((width,), kind)), Kind(kind))
     except (NotImplementedError, ValueError) as error:
         raise UnsupportedModel(
-            f"weights in {type_name(kind)} cannot be read by the gguf package: upgrade gguf"
+            f"the gguf package cannot read weights in {type_name(kind)}; upgrade it, or use another type of the model"
         ) from error
     return np.asarray(values, np.float32).reshape(-1, width)
 

@@ -17,7 +17,8 @@ from ggufreap.engine.fitting import checked_nbytes
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.machine import Machine, chooses_repack, machine, offloading
 from ggufreap.engine.native import TensorReader, bindings
-from ggufreap.engine.neuron_tap import Narrowed, NarrowTap
+from ggufreap.engine.neuron_mask import narrowing_taps
+from ggufreap.engine.neuron_tap import Narrowed
 from ggufreap.engine.observing import Observing, Wanted
 from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
 from ggufreap.engine.sequences import Sequences
@@ -141,11 +142,18 @@ class LlamaSession:
         return tap.batches
 
     def blocks(
-        self, tokens: Tokens, keep: Keep | None = None, given: Recorded | None = None
+        self,
+        tokens: Tokens,
+        keep: Keep | None = None,
+        given: Recorded | None = None,
+        narrowed: Mapping[int, Narrowed] | None = None,
     ) -> tuple[npt.NDArray[np.float32], Recorded]:
-        """Logits of one micro-batch as `logits` gives them, and what its blocks computed (see BlockTap)."""
+        """Logits of one micro-batch as `logits` gives them, and what its blocks computed (see BlockTap), of experts
+        with fewer neurons in the blocks `narrowed`.
+        """
         recording = BlockTap(self._nodes, self._reader, keep, given)
-        return self._logits(tokens, self._masked(recording, keep), 0), recording.found
+        tap = Together((*narrowing_taps(self._nodes.n_expert, self._reader, narrowed or {}), recording))
+        return self._logits(tokens, self._masked(tap, keep), 0), recording.found
 
     def nudged(self, tokens: Tokens, keep: Keep) -> npt.NDArray[np.float32]:
         """Logits as `logits` gives them, with the last bits of the residual stream changed once (see NudgeTap)."""
@@ -167,7 +175,8 @@ class LlamaSession:
     ) -> npt.NDArray[np.float32]:
         """Logits as `logits` gives them, of experts with fewer neurons in the blocks `narrowed`."""
         keep = {block: each.experts for block, each in narrowed.items()}
-        return self._logits(tokens, self._masked(NarrowTap(self._reader, narrowed), keep), scored_from)
+        tap = Together(narrowing_taps(self._nodes.n_expert, self._reader, narrowed))
+        return self._logits(tokens, self._masked(tap, keep), scored_from)
 
     def _logits(self, tokens: Tokens, tap: Tap | None, scored_from: int) -> npt.NDArray[np.float32]:
         first = 0 if self._nodes.headless else scored_from  # hidden states come for all tokens or none

@@ -48,6 +48,10 @@ class Narrowing:
         """The suffix of names: `NARROW-0.16`."""
         return f"NARROW-{self.ratio}"
 
+    def full_label(self, plan: PruningPlan) -> str:
+        """The suffix of what is both pruned by a plan and narrowed: `REAP-0.12-NARROW-0.16`."""
+        return f"{plan.label}-{self.label}" if plan.n_keep < plan.n_expert else self.label
+
     @property
     def summary(self) -> str:
         """What it does, in the words that every verb prints."""
@@ -59,9 +63,9 @@ class Narrowing:
         """The identity of the solution: of what stays, and of the columns of down that were computed for it."""
         digest = hashlib.sha256(json.dumps([self.source_width, self.width, sorted(self.neurons)]).encode())
         for block in sorted(self.neurons):
-            digest.update(np.ascontiguousarray(self.neurons[block], "<i4"))
+            digest.update(np.ascontiguousarray(self.neurons[block], "<i4").tobytes())
             for expert in self.downs.get(block, ()):
-                digest.update(np.ascontiguousarray(expert, "<f4"))
+                digest.update(np.ascontiguousarray(expert, "<f4").tobytes())
         return digest.hexdigest()
 
 
@@ -69,7 +73,7 @@ def check_narrowing(narrowing: Narrowing, plan: PruningPlan, width: int, n_embd:
     """Raise InfeasiblePlan unless it narrows what the plan leaves of a model of `width` neurons per expert."""
     if narrowing.source_width != width:
         raise InfeasiblePlan(
-            f"the narrowing is for experts of {narrowing.source_width} neurons, the model's have {width}; make one for it"
+            f"the narrowing is for experts of {narrowing.source_width} neurons, these have {width}; make one for them"
         )
     if not 1 <= narrowing.width <= width:
         raise InfeasiblePlan(f"{narrowing.width} of {width} neurons per expert cannot be kept; keep 1 to {width}")
@@ -80,8 +84,8 @@ def check_narrowing(narrowing: Narrowing, plan: PruningPlan, width: int, n_embd:
         shape = (plan.n_keep, narrowing.width)
         if ids.shape != shape or ids.min() < 0 or ids.max() >= width or not (np.diff(ids) > 0).all():
             raise InfeasiblePlan(
-                f"block {block} does not name {shape[1]} ascending neurons below {width} for each of {shape[0]} experts; "
-                "llama.cpp has one width for all experts"
+                f"block {block} does not name {shape[1]} ascending neurons below {width} in each of {shape[0]} "
+                "experts; llama.cpp has one width for all experts"
             )
         if block in narrowing.downs and narrowing.downs[block].shape != (plan.n_keep, n_embd, narrowing.width):
             raise InfeasiblePlan(
