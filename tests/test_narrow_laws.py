@@ -20,6 +20,7 @@ from test_width import REFUSED
 from tiny_narrow import identity, random_narrowing, random_plan
 
 from ggufreap.architecture.layout import MoeLayout, bind
+from ggufreap.architecture.width import expert_width
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.engine.neuron_tap import Narrowed
 from ggufreap.engine.session import LlamaSession
@@ -115,3 +116,83 @@ def test_mtp_blocks(build: Build, name: str) -> None:
     if not bind(file).architecture.mtp_drop_refuse:
         _, plan, narrowing = both(file, 12, mtp="drop")
         check_law(file, plan, narrowing)
+
+
+@pytest.mark.parametrize("name", ["deepseek2", "qwen3moe"])
+def test_groups(build: Build, name: str) -> None:
+    file = build(name, groups=4, groups_used=2)
+    _, plan, narrowing = both(file, 12)
+    check_law(file, plan, narrowing)
+
+
+# Encoding down a second time rounds its weights once more: squared, relative to them, about what the type's rounding is.
+TYPES = {
+    Kind.F32: 1e-9,
+    Kind.F16: 1e-5,
+    Kind.BF16: 1e-4,
+    Kind.Q8_0: 1e-3,
+    Kind.Q4_K: 0.05,
+    Kind.IQ4_XS: 0.05,
+    Kind.MXFP4: 0.05,
+}
+
+
+@pytest.mark.parametrize("width", [256, 192])
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_type_of_weights(tmp_path: Path, kind: Kind, width: int) -> None:
+    file = open_gguf(tiny_gguf.qwen3moe(tmp_path / "m.gguf", types=kind, n_ff=512, n_expert=8, n_used=2))
+    _, plan, narrowing = both(file, 6, width)
+    check_law(file, plan, narrowing, TYPES[kind])
+
+
+def with_columns(file: GgufFile, plan: PruningPlan, narrowing: Narrowing) -> Narrowing:
+    """The same with columns of down of its own in all blocks but the first, which keeps the model's."""
+    rng, downs = np.random.default_rng(3), {}
+    for block in list(plan.keep)[1:]:
+        n_embd = file.by_name[f"blk.{block}.ffn_down_exps.weight"].shape[1]
+        shape = (plan.n_keep, n_embd, narrowing.width)
+        downs[block] = rng.standard_normal(shape, dtype=np.float32) / np.float32(narrowing.width) ** 0.5
+    return replace(narrowing, downs=downs)
+
+
+@pytest.mark.parametrize("name", ["qwen3moe", "gpt-oss", "deepseek2", "nemotron_h_moe-latent", "grok"])
+def test_other_columns_of_down_are_what_the_file_computes_with(build: Build, name: str) -> None:
+    file = build(name)
+    _, plan, narrowing = both(file, 12)
+    check_law(file, plan, with_columns(file, plan, narrowing), 1e-8)
+
+
+def dead_neurons(model: tiny_gguf.Model) -> None:
+    """Neurons 3 to 10 of every expert put out nothing."""
+    for name, (array, kind) in model.tensors.items():
+        if "ffn_gate_exps" in name or "ffn_up_exps" in name:
+            array[:, 3:11] = 0
+            model.tensors[name] = (array, kind)
+
+
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.F16])
+def test_without_dead_neurons_nothing_changes(tmp_path: Path, kind: Kind) -> None:
+    path = tiny_gguf.qwen3moe(tmp_path / "m.gguf", n_embd=64, n_ff=32, types=kind, changes=[dead_neurons])
+    file = open_gguf(path)
+    layout, plan, _ = both(file, 16)
+    ids = np.delete(np.arange(32, dtype=np.int32), slice(3, 11))
+    narrowing = Narrowing(32, 24, {block.index: np.tile(ids, (16, 1)) for block in layout.blocks})
+    found, expected = logits(narrowed(file, plan, narrowing)), logits(file)
+    assert squared_error(found, expected) <= 1e-12
+    alive = Narrowing(32, 24, {block.index: np.tile(np.arange(24, dtype=np.int32), (16, 1)) for block in layout.blocks})
+    assert squared_error(logits(narrowed(file, plan, alive)), expected) > 1e-5
+
+
+@pytest.mark.parametrize(
+    "name",
+    "arctic cohere2moe deepseek2 deepseek2-groups4 glm4moe gpt-oss granitemoe grok lfm2moe llama minimax-m2 olmoe "
+    "qwen35moe qwen3moe smallthinker".split(),
+)
+def test_the_reference_models(shared: Path, name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.gguf"
+    path.symlink_to(shared / "archs" / path.name)
+    file = open_gguf(path)
+    layout = bind(file)
+    width = expert_width(file, layout)
+    plan = random_plan(file, layout, layout.n_expert * 3 // 4)
+    check_law(file, plan, random_narrowing(file, layout, plan, width * 3 // 4), TYPES[Kind.Q8_0])
