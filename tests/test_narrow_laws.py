@@ -6,7 +6,6 @@ which only neurons are gone that put out nothing computes what the original does
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import tiny_native
 from gguf import GGMLQuantizationType as Kind
 from test_native_laws import ROUGH, SETTINGS, TOKENS, squared_error
 from test_width import REFUSED
-from tiny_narrow import identity, random_narrowing, random_plan
+from tiny_narrow import random_narrowing, random_plan, with_columns
 
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.architecture.width import expert_width
@@ -125,7 +124,7 @@ def test_groups(build: Build, name: str) -> None:
     check_law(file, plan, narrowing)
 
 
-# Encoding down a second time rounds its weights once more: squared, relative to them, about what the type's rounding is.
+# Encoding down a second time rounds its weights once more: squared, and relative to them.
 TYPES = {
     Kind.F32: 1e-9,
     Kind.F16: 1e-5,
@@ -143,16 +142,6 @@ def test_every_type_of_weights(tmp_path: Path, kind: Kind, width: int) -> None:
     file = open_gguf(tiny_gguf.qwen3moe(tmp_path / "m.gguf", types=kind, n_ff=512, n_expert=8, n_used=2))
     _, plan, narrowing = both(file, 6, width)
     check_law(file, plan, narrowing, TYPES[kind])
-
-
-def with_columns(file: GgufFile, plan: PruningPlan, narrowing: Narrowing) -> Narrowing:
-    """The same with columns of down of its own in all blocks but the first, which keeps the model's."""
-    rng, downs = np.random.default_rng(3), {}
-    for block in list(plan.keep)[1:]:
-        n_embd = file.by_name[f"blk.{block}.ffn_down_exps.weight"].shape[1]
-        shape = (plan.n_keep, n_embd, narrowing.width)
-        downs[block] = rng.standard_normal(shape, dtype=np.float32) / np.float32(narrowing.width) ** 0.5
-    return replace(narrowing, downs=downs)
 
 
 @pytest.mark.parametrize("name", ["qwen3moe", "gpt-oss", "deepseek2", "nemotron_h_moe-latent", "grok"])
@@ -183,11 +172,13 @@ def test_without_dead_neurons_nothing_changes(tmp_path: Path, kind: Kind) -> Non
     assert squared_error(logits(narrowed(file, plan, alive)), expected) > 1e-5
 
 
-@pytest.mark.parametrize(
-    "name",
-    "arctic cohere2moe deepseek2 deepseek2-groups4 glm4moe gpt-oss granitemoe grok lfm2moe llama minimax-m2 olmoe "
-    "qwen35moe qwen3moe smallthinker".split(),
-)
+REFERENCE = """
+arctic cohere2moe deepseek2 deepseek2-groups4 glm4moe gpt-oss granitemoe grok lfm2moe llama minimax-m2 olmoe qwen35moe
+qwen3moe smallthinker
+"""
+
+
+@pytest.mark.parametrize("name", REFERENCE.split())
 def test_the_reference_models(shared: Path, name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.gguf"
     path.symlink_to(shared / "archs" / path.name)
@@ -195,4 +186,4 @@ def test_the_reference_models(shared: Path, name: str, tmp_path: Path) -> None:
     layout = bind(file)
     width = expert_width(file, layout)
     plan = random_plan(file, layout, layout.n_expert * 3 // 4)
-    check_law(file, plan, random_narrowing(file, layout, plan, width * 3 // 4), TYPES[Kind.Q8_0])
+    check_law(file, plan, random_narrowing(file, layout, plan, width * 3 // 4), 5e-3)  # in Q8_0

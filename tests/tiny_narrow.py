@@ -1,5 +1,7 @@
 """Plans and narrowings that are drawn, for files of any layout."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from ggufreap.architecture.layout import MoeLayout
@@ -26,3 +28,13 @@ def random_narrowing(file: GgufFile, layout: MoeLayout, plan: PruningPlan, width
         drawn = rng.permuted(np.tile(np.arange(before), (plan.n_keep, 1)), axis=1)[:, :width]
         neurons[block] = np.sort(drawn, axis=1).astype(np.int32)
     return Narrowing(before, width, neurons, method="random")
+
+
+def with_columns(file: GgufFile, plan: PruningPlan, narrowing: Narrowing) -> Narrowing:
+    """The same with columns of down of its own in all blocks but the first, which keeps the model's."""
+    rng, downs = np.random.default_rng(3), {}
+    for block in list(plan.keep)[1:]:
+        n_embd = file.by_name[f"blk.{block}.ffn_down_exps.weight"].shape[1]
+        shape = (plan.n_keep, n_embd, narrowing.width)
+        downs[block] = rng.standard_normal(shape, dtype=np.float32) / np.float32(narrowing.width) ** 0.5
+    return replace(narrowing, downs=downs)

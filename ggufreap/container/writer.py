@@ -44,9 +44,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Computed:
-    """`nbytes` that `compute` gives when they are written, from the file at `path`; they are never held together."""
+    """`nbytes` that `compute` gives when they are written, from the file at `path` if from any; never held together."""
 
-    path: Path
+    path: Path | None
     nbytes: int
     compute: Callable[[], npt.NDArray[np.uint8]]
 
@@ -138,7 +138,8 @@ def check_target(files: Sequence[OutputFile], *inputs: str | Path | None) -> Non
     """Claim the files; raises OutputError when one is their own source or another of the `inputs`, is not of this work
     and must not be replaced, or does not fit on the disk.
     """
-    sources = {piece.path for file in files for tensor in file.tensors for piece in tensor.pieces}
+    pieces = (piece for file in files for tensor in file.tensors for piece in tensor.pieces)
+    sources = {piece.path for piece in pieces if piece.path}
     claim(*(file.path for file in files), inputs=(*sources, *inputs))
     for file in files:
         check_free(file.path, file.is_at(file.path))
@@ -167,7 +168,7 @@ def _write_one(file: OutputFile, path: Path, bar: Bar) -> None:
     with ExitStack() as stack:
         sources = {
             source: stack.enter_context(source.open("rb", buffering=0))
-            for source in {piece.path for tensor in file.tensors for piece in tensor.pieces}
+            for source in {each.path for tensor in file.tensors for each in tensor.pieces if isinstance(each, Piece)}
         }
         target = stack.enter_context(create(path)).fileno()
         _write_all(target, file.header)

@@ -11,11 +11,13 @@ from ggufreap.engine.neuron_tap import DownTap, Narrowed, NarrowTap
 from ggufreap.engine.taps import NodeHandler, Tap
 from ggufreap.errors import EngineError
 
+Fewer = Mapping[int, Narrowed]  # block -> its experts that stay, with fewer neurons
+
 
 class NeuronMaskTap(DownTap):
     """Puts zeros in place of the neurons that do not stay, as soon as they are computed."""
 
-    def __init__(self, n_expert: int, reader: TensorReader, narrowed: Mapping[int, Narrowed]) -> None:
+    def __init__(self, n_expert: int, reader: TensorReader, narrowed: Fewer) -> None:
         super().__init__(reader, narrowed)
         self._n_expert, self._narrowed = n_expert, narrowed
         self._chosen: dict[int, npt.NDArray[np.intp]] = {}
@@ -63,7 +65,7 @@ class NeuronMaskTap(DownTap):
         return check
 
 
-def narrowing_taps(n_expert: int, reader: TensorReader, narrowed: Mapping[int, Narrowed]) -> tuple[Tap, ...]:
+def narrowing_taps(n_expert: int, reader: TensorReader, narrowed: Fewer) -> tuple[Tap, ...]:
     """What makes experts narrower in the loaded model, each block by its kind: with other columns of down, or masked.
 
     The experts that do not stay are not masked by this.
