@@ -40,6 +40,11 @@ def bits_per_weight(kind: int) -> float:
     return 8 * size / block
 
 
+def block_size(kind: int) -> int:
+    """How many weights of a row a ggml type packs at a time."""
+    return _TYPES[kind][1]
+
+
 def is_quantized(kind: int) -> bool:
     """Whether a ggml type packs several weights into one block."""
     return _TYPES[kind][1] > 1

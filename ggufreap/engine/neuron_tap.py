@@ -23,17 +23,19 @@ _DOWN = re.compile(rb"blk\.(\d+)\.ffn_down_exps\.weight")
 class Narrowed:
     """The experts of a block that stay, `[n_keep]` ids of the loaded model, with fewer neurons each.
 
-    `neurons` `[n_keep, width]`: which stay; `downs` `[n_keep, n_embd, width]`: what multiplies them.
+    `neurons` `[n_keep, width]`: which stay; `downs` `[n_keep, n_embd, width]`: what multiplies them, None for the
+    columns of the loaded model.
     """
 
     experts: Sequence[int]
     neurons: npt.NDArray[np.integer]
-    downs: Float32s
+    downs: Float32s | None = None
 
     def outputs(self, chosen: npt.NDArray[np.integer], activations: Float32s) -> Float32s:
         """`[n_tokens, n_used, n_embd]`, of the `chosen` experts `[n_tokens, n_used]` and the activations of all their
         neurons `[n_tokens, n_used, source width]`.
         """
+        assert self.downs is not None  # else nothing has to be multiplied anew
         outputs = np.zeros((*chosen.shape, self.downs.shape[1]), np.float32)
         for place, expert in enumerate(self.experts):
             rows = chosen == expert
@@ -41,8 +43,16 @@ class Narrowed:
                 outputs[rows] = activations[rows][:, self.neurons[place]] @ self.downs[place].T
         return outputs
 
+    def stays(self, n_expert: int, width: int) -> npt.NDArray[np.bool_]:
+        """`[n_expert, width]`: whether a neuron of a loaded expert stays; all of those of other experts do."""
+        found = np.ones((n_expert, width), bool)
+        found[list(self.experts)] = False
+        for expert, ids in zip(self.experts, self.neurons, strict=True):
+            found[expert, ids] = True
+        return found
 
-class _DownTap:
+
+class DownTap:
     """Wants the products with down, by block."""
 
     def __init__(self, reader: TensorReader, blocks: Collection[int]) -> None:
@@ -65,7 +75,7 @@ class _DownTap:
         raise NotImplementedError
 
 
-class NeuronTap(_DownTap):
+class NeuronTap(DownTap):
     """Records the activations of the neurons of the chosen experts: block -> `[n_tokens, n_used, width]`, per graph."""
 
     def __init__(self, reader: TensorReader, blocks: Collection[int]) -> None:
@@ -89,7 +99,7 @@ class NeuronTap(_DownTap):
         return record
 
 
-class NarrowTap(_DownTap):
+class NarrowTap(DownTap):
     """Virtual narrowing: puts what experts of fewer neurons compute in place of what the whole ones did.
 
     No other expert may be chosen: the router is to be masked.

@@ -1,7 +1,7 @@
 """One loaded model in llama.cpp, through llama-cpp-python's low-level API."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,7 @@ from ggufreap.engine.fitting import checked_nbytes
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.machine import Machine, chooses_repack, machine, offloading
 from ggufreap.engine.native import TensorReader, bindings
-from ggufreap.engine.neuron_tap import Narrowed, NarrowTap
+from ggufreap.engine.neuron_mask import Fewer, narrowing_taps
 from ggufreap.engine.observing import Observing, Wanted
 from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
 from ggufreap.engine.sequences import Sequences
@@ -141,33 +141,36 @@ class LlamaSession:
         return tap.batches
 
     def blocks(
-        self, tokens: Tokens, keep: Keep | None = None, given: Recorded | None = None
+        self, tokens: Tokens, keep: Keep | None = None, given: Recorded | None = None, fewer: Fewer | None = None
     ) -> tuple[npt.NDArray[np.float32], Recorded]:
         """Logits of one micro-batch as `logits` gives them, and what its blocks computed (see BlockTap)."""
         recording = BlockTap(self._nodes, self._reader, keep, given)
-        return self._logits(tokens, self._masked(recording, keep), 0), recording.arrays
+        return self._logits(tokens, self._virtual(keep, fewer, recording), 0), recording.arrays
 
-    def nudged(self, tokens: Tokens, keep: Keep) -> npt.NDArray[np.float32]:
+    def nudged(self, tokens: Tokens, keep: Keep, fewer: Fewer | None = None) -> npt.NDArray[np.float32]:
         """Logits as `logits` gives them, with the last bits of the residual stream changed once (see NudgeTap)."""
-        return self._logits(tokens, self._masked(NudgeTap(self._nodes, self._reader), keep), 0)
+        return self._logits(tokens, self._virtual(keep, fewer, NudgeTap(self._nodes, self._reader)), 0)
 
-    def _masked(self, tap: Tap, keep: Keep | None) -> Tap:
-        return tap if keep is None else Together((tap, MaskTap(self._nodes, keep, self._reader)))
+    def _virtual(self, keep: Keep | None, fewer: Fewer | None, *others: Tap) -> Tap | None:
+        """What makes the loaded model a smaller one, and the `others` that look on."""
+        masks = [MaskTap(self._nodes, keep, self._reader)] if keep else []
+        taps = (*masks, *narrowing_taps(self._nodes.n_expert, self._reader, fewer or {}), *others)
+        return Together(taps) if taps else None
 
-    def logits(self, tokens: Tokens, keep: Keep | None = None, scored_from: int = 0) -> npt.NDArray[np.float32]:
-        """Logits `[n_tokens - scored_from, n_vocab]` of one chunk, experts outside `keep` masked.
+    def logits(
+        self, tokens: Tokens, keep: Keep | None = None, scored_from: int = 0, fewer: Fewer | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits `[n_tokens - scored_from, n_vocab]` of one chunk, experts outside `keep` masked, with `fewer` neurons
+        in others.
 
         Rows before `scored_from` are left out, and so is their way through the output head and the last block's
         experts. Of a model without output head: its final hidden states `[n_tokens - scored_from, n_embd]`.
         """
-        return self._logits(tokens, MaskTap(self._nodes, keep, self._reader) if keep else None, scored_from)
+        return self._logits(tokens, self._virtual(keep, fewer), scored_from)
 
-    def narrowed_logits(
-        self, tokens: Tokens, narrowed: Mapping[int, Narrowed], scored_from: int = 0
-    ) -> npt.NDArray[np.float32]:
-        """Logits as `logits` gives them, of experts with fewer neurons in the blocks `narrowed`."""
-        keep = {block: each.experts for block, each in narrowed.items()}
-        return self._logits(tokens, self._masked(NarrowTap(self._reader, narrowed), keep), scored_from)
+    def narrowed_logits(self, tokens: Tokens, narrowed: Fewer, scored_from: int = 0) -> npt.NDArray[np.float32]:
+        """Logits as `logits` gives them, of the experts in `narrowed` alone, with fewer neurons."""
+        return self.logits(tokens, {block: each.experts for block, each in narrowed.items()}, scored_from, narrowed)
 
     def _logits(self, tokens: Tokens, tap: Tap | None, scored_from: int) -> npt.NDArray[np.float32]:
         first = 0 if self._nodes.headless else scored_from  # hidden states come for all tokens or none

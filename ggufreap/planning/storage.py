@@ -27,7 +27,9 @@ _Block = Annotated[int, Meta(ge=0, lt=MAX_BLOCKS)]
 _Expert = Annotated[int, Meta(ge=0, lt=MAX_EXPERTS)]
 
 
-class _Model(Struct, forbid_unknown_fields=True):
+class ModelRecord(Struct, forbid_unknown_fields=True):
+    """A ModelIdentity."""
+
     fingerprint: _Hash
     architecture: _Line
     name: _Line
@@ -53,7 +55,7 @@ class _Plan(Struct, forbid_unknown_fields=True):
     """The keys of the file; those with a default are missing in plans of earlier versions."""
 
     schema: str
-    model: _Model
+    model: ModelRecord
     method: _Word
     ratio: _Word
     n_expert: _Count
