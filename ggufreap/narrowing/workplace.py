@@ -25,6 +25,7 @@ from ggufreap.narrowing.surgeon import DAMPING, Floats
 
 SCHEMA = "ggufreap.narrowing-work/1"
 METHOD = "optimal brain surgeon"
+NAMED = 16  # experts of a block in one line
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,17 @@ class Workplace:
     def _few(self, block: int) -> str:
         """The experts of a block that were narrowed without compensation, in words; empty where there are none."""
         solved = self.solved[block]
-        few = [f"{self.task.keep[block][row]} ({solved.counts[row]})" for row in solved.alone.nonzero()[0]]
-        if not few:
+        rows = solved.alone.nonzero()[0]
+        if not rows.size:
             return ""
+        if not solved.counts.any():
+            return (
+                f"block {block}: no text reaches it; neurons were chosen by norm, and those that stay make up for none"
+            )
+        few = ", ".join(f"{self.task.keep[block][row]} ({solved.counts[row]})" for row in rows[:NAMED])
+        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
         return (
-            f"block {block}: too few tokens (fewer than {self.task.source_width} neurons) for expert {', '.join(few)}: "
+            f"block {block}: too few tokens (fewer than {self.task.source_width} neurons) for expert {few}{more}: "
             "chosen by energy x norm, and the neurons that stay make up for nothing; calibrate on more text"
         )
 
