@@ -253,6 +253,12 @@ def test_an_unfinished_run_goes_on_in_its_own_order(stopped: Path, model: Path, 
         run(model, stopped, tmp_path / "ids.npy", CHUNKWISE)
 
 
+def test_an_unfinished_run_does_not_move_its_weights(stopped: Path, model: Path, tmp_path: Path) -> None:
+    told = r"the unfinished run in .*checkpoint.* computes on the CPU; leave out -ngl$"
+    with pytest.raises(InputError, match=told):
+        run(model, stopped, tmp_path / "ids.npy", EngineSettings(n_ctx=64, n_gpu_layers=3))
+
+
 @pytest.mark.native
 def test_other_text_is_refused(stopped: Path, model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "other.npy", np.zeros((3, 64), np.int32))

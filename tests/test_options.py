@@ -56,6 +56,7 @@ SAME = (
     (("-ngl", "7"), "n_gpu_layers", 7, "n_gpu_layers", "7"),
     (("--gpu-layers", "all"), "n_gpu_layers", ALL_LAYERS, "n_gpu_layers", '"all"'),
     (("-dev", "none"), "device", "none", "device", '"none"'),
+    (("--rpc", "one:50052", "--rpc", "10.0.0.2:1"), "rpc", "one:50052,10.0.0.2:1", "rpc", '"one:50052,10.0.0.2:1"'),
     (("-ts", "3,1"), "tensor_split", "3,1", "tensor_split", '"3,1"'),
     (("-mg", "1"), "main_gpu", 1, "main_gpu", "1"),
     (("-sm", "row"), "split_mode", "row", "split_mode", '"row"'),

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ggufreap.engine import log
+from ggufreap.engine import log, rpc
 from ggufreap.engine.native import bindings, declare, loaded_with_llama
 from ggufreap.errors import EngineError
 from ggufreap.options.engine import SPLIT_MODES, EngineSettings
@@ -93,9 +93,11 @@ def gpus() -> list[str]:
 def place(parameters: Any, settings: EngineSettings, repack: bool) -> list[Any]:
     """Set the fields of llama_model_params; returns what C holds only by address, to be kept as long as the model.
 
-    Raises EngineError where a device or buffer is unknown to this build. `override_tensor` comes before `cpu_moe` and
+    Raises EngineError where a device or buffer is unknown to this build, or a server does not answer. `override_tensor` comes before `cpu_moe` and
     `n_cpu_moe`, and of several patterns the first that matches counts.
     """
+    if settings.rpc is not None:
+        rpc.add_servers(settings.rpc)
     warn_unused(settings)
     parameters.n_gpu_layers = settings.n_gpu_layers
     parameters.use_extra_bufts = repack
@@ -166,7 +168,7 @@ def warn_unused(settings: EngineSettings) -> None:
     if not (settings.of_gpus or settings.mmap or settings.mlock):
         return
     llama = bindings()
-    if settings.of_gpus and not llama.llama_supports_gpu_offload():
+    if settings.of_gpus and not gpus():
         log.once(
             logging.WARNING,
             f"{', '.join(settings.of_gpus)}: no effect, this llama-cpp-python was built without GPU support or finds "

@@ -45,13 +45,14 @@ def goes_blockwise(source: GgufFile, settings: EngineSettings, out: Path) -> boo
     Where nobody says, as an unfinished run does, or else if it does not fit into memory, there is no GPU to take a part
     of it, and no flag says where its weights go. Raises InputError where such a flag contradicts --blockwise.
     """
-    elsewhere = moved(settings)
-    if settings.blockwise not in (AUTO_BLOCKS, ALL_BLOCKS) and elsewhere:
-        raise InputError(f"--blockwise maps the file and computes on the CPU; leave out {', '.join(elsewhere)}")
-    if settings.blockwise != AUTO_BLOCKS:
-        return settings.blockwise != ALL_BLOCKS
-    if checkpoint_path(out).exists():
-        return Stored.open(checkpoint_path(out)).through is not None
+    asked = None if settings.blockwise == AUTO_BLOCKS else settings.blockwise != ALL_BLOCKS
+    who, begun = "--blockwise", checkpoint_path(out)
+    if asked is None and begun.exists():
+        asked, who = Stored.open(begun).through is not None, f"the unfinished run in {begun.name}"
+    if asked and (elsewhere := moved(settings)):
+        raise InputError(f"{who} maps the file and computes on the CPU; leave out {', '.join(elsewhere)}")
+    if asked is not None:
+        return asked
     if fits(source.nbytes, settings):
         return False
     _LOG.info(
