@@ -71,7 +71,7 @@ def test_nobody_there_is_said() -> None:
         port = server.getsockname()[1]
     with pytest.raises(EngineError, match=rf"--rpc 127.0.0.1:{port}: .*; start it there: ggml-rpc-server"):
         rpc._reached("127.0.0.1", port)
-    with pytest.raises(EngineError, match="--rpc nobody.invalid:1: "):
+    with pytest.raises(EngineError, match=r"--rpc nobody\.invalid:1: "):
         rpc._reached("nobody.invalid", 1)
 
 

@@ -93,8 +93,8 @@ def gpus() -> list[str]:
 def place(parameters: Any, settings: EngineSettings, repack: bool) -> list[Any]:
     """Set the fields of llama_model_params; returns what C holds only by address, to be kept as long as the model.
 
-    Raises EngineError where a device or buffer is unknown to this build, or a server does not answer. `override_tensor` comes before `cpu_moe` and
-    `n_cpu_moe`, and of several patterns the first that matches counts.
+    Raises EngineError where a device or buffer is unknown to this build, or a server does not answer.
+    `override_tensor` comes before `cpu_moe` and `n_cpu_moe`, and of several patterns the first that matches counts.
     """
     if settings.rpc is not None:
         rpc.add_servers(settings.rpc)

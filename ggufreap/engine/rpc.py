@@ -13,8 +13,8 @@ from ggufreap.options.flag import split_endpoints
 
 ANSWERS_IN = 10.0  # seconds; a server that is free answers at once
 _ADD_SERVER = b"ggml_backend_rpc_add_server"
-# What a client says first, and the size of what it gets: the command, the size of what follows, what the connection
-# can do; back come a size, the version in three bytes, a byte of nothing, and the same (ggml-rpc.cpp, rpc_serve_client).
+# What a client says first: the command, the size of what follows, what the connection can do. Back come a size, the
+# version in three bytes, a byte of nothing, and what the other side can do (ggml-rpc.cpp, rpc_serve_client).
 _HELLO, _CAPABILITIES = 14, 24
 _GREETING = struct.pack(f"<BQ{_CAPABILITIES}x", _HELLO, _CAPABILITIES)
 _REPLY = struct.calcsize(f"<QBBBB{_CAPABILITIES}x")
