@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from ggufreap.container.header import Header, TensorRecord, type_name
 from ggufreap.container.unchanged import of_unchanged
@@ -40,7 +39,7 @@ def fingerprint(headers: Sequence[Header]) -> str:
     return of_unchanged(question, [header.path for header in headers], lambda: _hashed(headers, whole=False))
 
 
-def _of_metadata(headers: Sequence[Header]) -> Any:
+def _of_metadata(headers: Sequence[Header]) -> "hashlib._Hash":
     digest = hashlib.sha256()
     for entry in headers[0].metadata.values():
         if not entry.key.startswith(SPLIT):

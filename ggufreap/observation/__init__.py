@@ -4,12 +4,13 @@ from ggufreap.observation.blockwise import Texts, hidden_path, observe_blockwise
 from ggufreap.observation.chunkwise import observe
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.experts import ExpertStatistics
+from ggufreap.observation.header import ONLY_DOMAIN
 from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.merging import merge
 from ggufreap.observation.provenance import Provenance, Shard
 from ggufreap.observation.reuse import checkpoint_path, finished
 from ggufreap.observation.statistics import STATISTICS, Floats, Importance, Statistic, observables, per_expert
-from ggufreap.observation.store import ONLY_DOMAIN, AnyStatistics, Stored, load, save
+from ggufreap.observation.store import AnyStatistics, Stored, load, save
 
 __all__ = [
     "ONLY_DOMAIN",

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from ggufreap.corpus import Chunk
+from ggufreap.decoding.arrays import take
 from ggufreap.engine.protocol import Tokens
 
 MOST = 16  # chunks of a domain: a mean over that many, of one half of each, is good to a few per cent
@@ -77,13 +78,13 @@ class HeldBack:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any], domains: Sequence[str]) -> Self:
-        """What `to_arrays` gave; raises ValueError for what it did not."""
+        """What `to_arrays` gave; raises Damaged for what it did not."""
         held_back = cls()
         for index, domain in enumerate(domains):
             if f"{index} chunks" in arrays:
-                rows, tokens = arrays[f"{index} chunks"], arrays[f"{index} tokens"]
-                if rows.ndim != 2 or rows.min() < 0 or tokens.shape != (rows[:, 1].sum(),):
-                    raise ValueError(f"the held-back chunks of {domain} do not have the tokens that they should")
+                n_rows = len(np.atleast_1d(arrays[f"{index} chunks"]))
+                rows = take(arrays, f"{index} chunks", "i", (n_rows, 2), least=0)
+                tokens = take(arrays, f"{index} tokens", "i", (int(rows[:, 1].sum()),), least=0)
                 parts = np.split(tokens.astype(np.int32), np.cumsum(rows[:-1, 1]))
                 for (number, _), part in zip(rows.tolist(), parts, strict=True):
                     held_back.add(Chunk(part, domain, number))
