@@ -88,9 +88,16 @@ def parse_header(arrays: Mapping[str, Array], name: str, kind: type[T]) -> T:
 
 
 def take(
-    arrays: Mapping[str, Array], name: str, kinds: str, shape: tuple[int, ...], least: float | None = None
+    arrays: Mapping[str, Array],
+    name: str,
+    kinds: str,
+    shape: tuple[int, ...],
+    least: float = -math.inf,
+    most: float = math.inf,
 ) -> Array:
-    """The array `name`, of one of the dtype `kinds` and of this shape, finite and not below `least`; raises Damaged."""
+    """The array `name`, of one of the dtype `kinds` and of this shape, finite and from `least` to `most`; raises
+    Damaged.
+    """
     array = arrays.get(name)
     if array is None:
         raise Damaged(f"it has no {name}")
@@ -100,8 +107,9 @@ def take(
         raise Damaged(f"{name} has shape {excerpt(array.shape)}, the rest says {excerpt(shape)}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise Damaged(f"{name} holds what is no number")
-    if least is not None and array.size and array.min() < least:
-        raise Damaged(f"{name} holds {array.min()}, below {least:g}")
+    if array.dtype.kind in "iuf" and array.size and not least <= array.min() <= array.max() <= most:
+        worst, side = (array.min(), f"below {least:g}") if array.min() < least else (array.max(), f"above {most:g}")
+        raise Damaged(f"{name} holds {worst}, {side}")
     return array
 
 

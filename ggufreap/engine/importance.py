@@ -16,6 +16,7 @@ from ggufreap.decoding import Damaged
 from ggufreap.decoding.arrays import parse_header, take
 from ggufreap.showing import excerpt
 
+MOST = 1e37  # of a sum of squares; ten of them still are a number in single precision
 OUTPUT = "output.weight"  # the output head, where it is not the token embedding
 
 
@@ -98,6 +99,6 @@ def _sums(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> Sums:
     values, counts = arrays[f"values {name}"], f"counts {name}"
     if values.ndim != 2:
         raise Damaged(f"the importance sums of {excerpt(name)} have shape {excerpt(values.shape)}")
-    values = take({name: values}, name, "f", values.shape, least=0)
+    values = take({name: values}, name, "f", values.shape, least=0, most=MOST)
     n_counts = len(values) if arrays.get(counts, values).shape == (len(values),) else 1
     return Sums(values, take(arrays, counts, "i", (n_counts,), least=0))

@@ -26,6 +26,7 @@ from ggufreap.observation.provenance import Provenance
 from ggufreap.observation.statistics import STATISTICS, Importance
 
 WHAT, ADVICE = "a statistics file of ggufreap", "make one with calibrate"
+MOST = 1e150  # of any sum: products of a few numbers in single precision, for each of 2^63 tokens at most
 _PREFIX, _HELD_BACK = "importance ", "held back "
 _LOG = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Stored:
         header, row = self.header, STATISTICS[name]
         halves = () if header.schema == SCHEMA_1 else (len(header.domains), 2)
         shape = (*halves, len(self.blocks), *row.shape(header.n_expert))
-        return take(arrays, name, "iuf", shape, least=0 if name == "count" else None)
+        return take(arrays, name, "iuf", shape, least=0 if name == "count" else -MOST, most=MOST)
 
     def importance_sums(self) -> ImportanceSums:
         """The importance sums; raises InputError where there are none, with what to do."""
