@@ -120,14 +120,13 @@ class Side:
         return self.source.nbytes
 
     @property
-    def n_files(self) -> tuple[int, int]:
-        """As of the source."""
-        return self.source.n_files
-
-    @property
     def has_rows(self) -> bool:
         """As of the source."""
         return self.source.has_rows
+
+    def files(self) -> Sequence[Samples]:
+        """This side of every file of the source."""
+        return [replace(self, source=file) for file in self.source.files()]
 
     def __iter__(self) -> Iterator[Sample]:
         inside = mine = False
