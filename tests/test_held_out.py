@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from ggufreap.errors import InputError
 from ggufreap.observation import load
 from ggufreap.options.data import Request
 from ggufreap.options.engine import EngineSettings
+from ggufreap.planning import load_plan
 
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1, n_gpu_layers=0)
 MESSAGES = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "forty-two, of course"}]
@@ -263,3 +265,7 @@ def test_prune_holds_out_what_it_judges_by(tmp_path: Path, model: GgufFile, capl
     assert "stand in the calibration data" not in caplog.text
     _, provenance = load(found.statistics_path)
     assert provenance.source.endswith("without 0.2 held out by seed 0")
+    plan = load_plan(found.plan_path)
+    assert [source.held_out for source in plan.datasets] == ["0.2 by seed 0"]
+    assert open_gguf(found.script.files[0].path).get("ggufreap.dataset.0.held_out") == "0.2 by seed 0"
+    assert '"held_out"' not in replace(plan, datasets=(replace(plan.datasets[0], held_out=""),)).to_json()

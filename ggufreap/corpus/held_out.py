@@ -164,9 +164,15 @@ def split(opened: Opened, share: float, seed: int) -> tuple[Opened, tuple[Opened
     if opened.ids is not None:
         raise InputError("--eval-split holds out documents, token ids have none; give --eval-file")
 
+    drawn = f"{share:.3g} by seed {seed}"
+
     def side(held_out: bool, domain: str | None) -> Opened:
         sources = tuple(
-            NamedSource(each.domain, Side(each.source, share, seed, held_out), each.record)
+            NamedSource(
+                each.domain,
+                Side(each.source, share, seed, held_out),
+                each.record if held_out else replace(each.record, held_out=drawn),
+            )
             for each in opened.sources
             if domain in (None, each.domain)
         )
