@@ -96,7 +96,7 @@ def _by_statistics(
         "scores": row.score(statistics, by.blend),
         "chosen": choice.rows,
         "blend": by.blend,
-        "remarks": (*remarks, *filter(None, [choice.note])),
+        "remarks": (*remarks, *filter(None, [blending.remark(by.method, by.blend), choice.note])),
         "criterion": by.method if target.method == BEST else "",
         "corpus": stored.provenance.corpus,
         "datasets": stored.provenance.sources,
