@@ -8,7 +8,6 @@ piece of the model counts whole or not at all.
 import hashlib
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from ggufreap.interrupts import held
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.provenance import Provenance, Shard
-from ggufreap.observation.reuse import checkpoint_path, unfinished
+from ggufreap.observation.reuse import checkpoint_path, other_chunks, unfinished
 from ggufreap.observation.statistics import Importance, observables
 from ggufreap.observation.store import save
 from ggufreap.progress import Progress, silent
@@ -96,7 +95,7 @@ class Run:
 
 
 def hidden_path(out: Path) -> Path:
-    """The folder, which is there during a calibration of `out`, where hidden states wait."""
+    """The folder where hidden states wait during a calibration of `out`; whoever calibrates has it by kept_folder."""
     return out.with_name(out.name + ".hidden")
 
 
@@ -126,6 +125,7 @@ def observe_blockwise(
     activations, OutputError when the disk is full.
     """
     folder = hidden_path(out)
+    _clear(folder, but=run.through)
     n_blocks = pieces[-1].last + 1
     with progress("calibrate", texts.n_tokens * n_blocks, "tokens x blocks", texts.n_tokens * pieces[0].first) as bar:
         for piece in pieces:
@@ -159,7 +159,7 @@ def observe_blockwise(
         provenance = replace(provenance, sources=chunks.records())
         save(out, run.statistics, provenance, run.sums, held_back=HeldBack.of(texts.chunks), own=True)
         checkpoint_path(out).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
     return run.statistics
 
 
@@ -207,7 +207,7 @@ def resume(
     if stored is None or stored.through is None:
         return nothing
     if stored.digest != texts.digest:
-        raise MismatchError(f"{stored.path} was made of other text; delete the file, or give that text")
+        raise other_chunks(stored.path)
     if not _spill(hidden_path(out), stored.through).exists():
         _LOG.warning("%s: its hidden states are gone from %s, so it begins anew", stored.path, hidden_path(out))
         return nothing
@@ -221,6 +221,13 @@ def resume(
 def _spill(folder: Path, block: int) -> Path:
     """Where the hidden states behind a block wait."""
     return folder / f"{block}.hidden"
+
+
+def _clear(folder: Path, but: int = -1) -> None:
+    """Remove the hidden states behind all blocks but one."""
+    for path in folder.glob("*.hidden"):
+        if path != _spill(folder, but):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
