@@ -41,8 +41,8 @@ def seen(data: Texts, calibration: Opened) -> dict[str, float]:
 def _seen(data: Texts, calibration: Opened) -> dict[str, float]:
     lines = {name: {_hash(line) for text in _texts(given) for line in _lines(text)} for name, given in data.items()}
     asked = set[int]().union(*lines.values())
-    found = (line for text in _texts(calibration) for line in map(_hash, _lines(text))) if asked else ()
-    known = asked.intersection(found)
+    hashes = (line for text in _texts(calibration) for line in map(_hash, _lines(text))) if asked else ()
+    known = asked.intersection(hashes)
     return {name: len(own.intersection(known)) / max(1, len(own)) for name, own in lines.items()}
 
 
@@ -60,10 +60,10 @@ def is_source(
     if any((record.name, record.subset, record.split) in splits for record in drawn):
         return True
     try:
-        found = _digests(engine, model, given, n_ctx)
+        digests = _digests(engine, model, given, n_ctx)
     except InputError:  # too short
         return False
-    return not found.isdisjoint(record.sha256 for record in records)
+    return not digests.isdisjoint(record.sha256 for record in records)
 
 
 def _digests(engine: Engine, model: GgufFile, given: str | Opened, n_ctx: int) -> set[str]:
