@@ -10,7 +10,7 @@ import tiny_gguf
 from asked import prune
 from gguf import GGMLQuantizationType as Kind
 
-from ggufreap import calibrate, imatrix, quantize
+from ggufreap import Quantiser, calibrate, imatrix, quantize
 from ggufreap.architecture.layout import bind
 from ggufreap.cli import main
 from ggufreap.container import open_gguf, type_name
@@ -285,7 +285,7 @@ def test_quantising_alone_says_which_experts_had_no_data(model: Path, tokens: Pa
     entry = whole.entries[name]
     entry.in_sum2[3], entry.counts[3] = 0, 0
     imatrix.save(path, whole, own=True)
-    made = quantize(model, tmp_path / "q.gguf", "Q4_K_M", imatrix=path)
+    made = quantize(model, tmp_path / "q.gguf", "Q4_K_M", Quantiser(imatrix=path))
     assert any(name in note and "mean of the other 7" in note for note in made.warnings)
 
 
@@ -297,7 +297,7 @@ def test_the_command_line_takes_a_type_or_a_recipe(
     told = json.loads(capsys.readouterr().out)["quantized"]
     assert [Path(made["paths"][0]).name for made in told] == ["Toy-mixed.gguf", "Toy-IQ4_XS.gguf"]
     assert main([*command, "--tensor-type", "attn_=q8_0"]) == 1
-    assert "types of tensors were given beside --recipe" in capsys.readouterr().err
+    assert "--tensor-type was given beside recipe" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, "--type", "Q4_K_M"])
     assert "not allowed with argument" in capsys.readouterr().err

@@ -5,7 +5,6 @@ and nobody else may write in it, so no link can be planted there. It holds a loc
 is known by that, and cleared when the next run works in the same place.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -103,6 +102,8 @@ def _clear(parent: Path) -> None:
 
 def lock_of(path: Path) -> Path:
     """Where the lock of an output lies; its name does not grow with the output's, and is the same for any spelling."""
+    import hashlib  # not at the start, where --help would wait for it
+
     name = hashlib.sha256(os.fsencode(path.name.casefold())).hexdigest()[:16]
     return path.with_name(f".ggufreap-{name}.lock")
 

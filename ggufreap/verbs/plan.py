@@ -1,6 +1,5 @@
 """Which experts stay."""
 
-import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from ggufreap.selection.methods import calibrates, check_weighing, method_names,
 from ggufreap.selection.portfolio import Contender
 from ggufreap.verbs import trust
 from ggufreap.verbs.best import best_method
-
-_LOG = logging.getLogger(__name__)
 
 
 def plan(
@@ -106,7 +103,7 @@ def _by_statistics(
 def _of_matrix(model: Model, path: Path, progress: Progress) -> Floats:
     matrix = matrices.load_for(path, model.file)
     matrices.check(matrix, model.file, model.layout)
-    _LOG.warning("the experts that stay are %s. Calibrate where you can.", NOTES[saliency.IMATRIX])
+    model.warn(f"the experts that stay are {NOTES[saliency.IMATRIX]}. Calibrate where you can.")
     return saliency.imatrix_scores(matrix, model.file, model.layout, progress)
 
 
@@ -161,10 +158,9 @@ def _statistics_of(stored: Stored, model: Model) -> DomainStatistics:
     statistics = stored.domain_statistics()
     statistics.check()
     if mute := statistics.total.mute:
-        _LOG.warning(
-            "%d experts gave exactly nothing for all of their tokens, first expert %d of block %d: they have zero "
-            "weights, or never act. If that is not meant so, the model file is not whole",
-            len(mute),
-            *mute[0][::-1],
+        block, expert = mute[0]
+        model.warn(
+            f"{len(mute)} experts gave exactly nothing for all of their tokens, first expert {expert} of block "
+            f"{block}: they have zero weights, or never act. If that is not meant so, the model file is not whole"
         )
     return statistics
