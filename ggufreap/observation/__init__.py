@@ -4,7 +4,7 @@ from ggufreap.observation.blockwise import Texts, hidden_path, observe_blockwise
 from ggufreap.observation.chunkwise import observe
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.experts import ExpertStatistics
-from ggufreap.observation.held_back import HeldBack
+from ggufreap.observation.held_back import Held, HeldBack
 from ggufreap.observation.merging import merge
 from ggufreap.observation.provenance import Provenance, Shard
 from ggufreap.observation.reuse import checkpoint_path, finished
@@ -18,6 +18,7 @@ __all__ = [
     "DomainStatistics",
     "ExpertStatistics",
     "Floats",
+    "Held",
     "HeldBack",
     "Importance",
     "Provenance",
