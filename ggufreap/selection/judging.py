@@ -104,8 +104,8 @@ def judge(
     least, few = min(((len(held_back), domain) for domain, held_back in chunks.items()), default=(0, "the text"))
     if least < LEAST_ROUNDS:
         raise InputError(
-            f"{few} has {least} chunks to judge methods by, it takes {LEAST_ROUNDS} of every domain; give more text, or "
-            "name a method"
+            f"{few} has {least} chunks to judge methods by, it takes {LEAST_ROUNDS} of every domain; give more text, "
+            "or name a method"
         )
     names = {name: [_digest(keep) for keep in keeps] for name, keeps in candidates.items()}
     distinct = [{names[name][half]: keeps[half] for name, keeps in candidates.items()} for half in (0, 1)]
