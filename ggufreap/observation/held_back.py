@@ -67,14 +67,14 @@ class HeldBack:
     @property
     def chunks(self) -> Mapping[str, list[Held]]:
         """Domain -> the chunks of at most MOST of its pairs, evenly spread; an even chunk, its odd one, and so on."""
-        found = {}
+        chosen = {}
         for domain, kept in self._kept.items():
             pairs = sorted({number // 2 for number in kept})
             if len(pairs) > MOST:
                 pairs = [pairs[index * len(pairs) // MOST] for index in range(MOST)]
             numbers = [number for pair in pairs for number in (2 * pair, 2 * pair + 1) if number in kept]
-            found[domain] = [Held(kept[number], number % 2) for number in numbers]
-        return found
+            chosen[domain] = [Held(kept[number], number % 2) for number in numbers]
+        return chosen
 
     def to_arrays(self, domains: Sequence[str]) -> dict[str, Any]:
         """As arrays for a file: number and length of every chunk, and all tokens one behind the other, per domain."""

@@ -1,7 +1,7 @@
-"""Candidate keep-sets on held-back chunks: what each loses, by masking experts in one loaded model.
+"""Contenders on held-back chunks: what each loses, by masking experts in one loaded model.
 
-A candidate has two keep-sets, one for chunks of either half of the text: what it chose from the other half. Chunks go
-in turns over domains and halves, and all candidates see a chunk before the next one comes. So whatever was judged until
+A contender has two keep-sets, one for chunks of either half of the text: what it chose from the other half. Chunks go
+in turns over domains and halves, and all contenders see a chunk before the next one comes. So whatever was judged until
 the time was up, or the run was stopped, is the same text for all of them, as much of every domain.
 """
 
@@ -34,7 +34,7 @@ Losses = Mapping[str, Floats]  # domain -> mean KLD in nats of each of its chunk
 
 @dataclass(frozen=True)
 class Difference:
-    """Of the mean KLD over domains, one candidate's less another's on the same chunks; `stderr` is 0 for equal sets."""
+    """Of the mean KLD over domains, one contender's less another's on the same chunks; `stderr` is 0 for equal sets."""
 
     mean: float
     stderr: float
@@ -87,7 +87,7 @@ class Ledger:
 def judge(
     engine: Engine,
     chunks: Mapping[str, Sequence[Held]],
-    candidates: Mapping[str, Keeps],
+    contenders: Mapping[str, Keeps],
     ledger: Ledger,
     *,
     budget: float = math.inf,
@@ -95,7 +95,7 @@ def judge(
     clock: Callable[[], float] = time.monotonic,
     progress: Progress = silent,
 ) -> dict[str, dict[str, Floats]]:
-    """Candidate -> domain -> KLD of each chunk, for about `budget` seconds; equal keep-sets are judged once.
+    """Contender -> domain -> KLD of each chunk, for about `budget` seconds; equal keep-sets are judged once.
 
     `chunks` are domain -> held-back chunks. Another round over the domains is begun only if there seems to be time for
     it; two are always made, since it takes two to tell how sure a mean is, and so that every half is judged. Raises
@@ -107,8 +107,8 @@ def judge(
             f"{few} has {least} chunks to judge methods by, it takes {LEAST_ROUNDS} of every domain; give more text, "
             "or name a method"
         )
-    names = {name: [_digest(keep) for keep in keeps] for name, keeps in candidates.items()}
-    distinct = [{names[name][half]: keeps[half] for name, keeps in candidates.items()} for half in (0, 1)]
+    names = {name: [_digest(keep) for keep in keeps] for name, keeps in contenders.items()}
+    distinct = [{names[name][half]: keeps[half] for name, keeps in contenders.items()} for half in (0, 1)]
     cost = [len(sets) + 1 for sets in distinct]  # passes over a chunk
     n_tokens = sum(len(one.tokens) * cost[one.half] for held_back in chunks.values() for one in held_back)
     losses: dict[str, dict[str, list[float]]] = {name: {domain: [] for domain in chunks} for name in names}
@@ -122,9 +122,9 @@ def judge(
                 if index >= len(held_back):
                     continue
                 one = held_back[index]
-                found = _judge_chunk(engine, one.tokens, distinct[one.half], ledger, run)
+                of_chunk = _judge_chunk(engine, one.tokens, distinct[one.half], ledger, run)
                 for name, digests in names.items():
-                    losses[name][domain].append(found[digests[one.half]])
+                    losses[name][domain].append(of_chunk[digests[one.half]])
                 bar.update(len(one.tokens) * cost[one.half])
             ledger.save()
     return {

@@ -1,4 +1,4 @@
-"""The method `best`: candidates judged on the model itself, with what calibration kept beside its statistics."""
+"""The method `best`: contenders judged on the model itself, with what calibration kept beside its statistics."""
 
 import json
 import math
@@ -66,7 +66,7 @@ def best_method(
             run=run,
             progress=progress,
         )
-    return decide({each: found[each.name] for each in sets})
+    return decide({each: losses[each.name] for each in sets})
 
 
 def ledger_beside(stats: Path) -> Path:
