@@ -1,6 +1,7 @@
 """The method `best`: contenders judged on the model itself, with what calibration kept beside its statistics."""
 
 import json
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.selection.judging import Ledger, judge, usable
 from ggufreap.selection.portfolio import Verdict, crossed, decide
+
+_LOG = logging.getLogger(__name__)
 
 
 def best_method(
@@ -66,7 +69,10 @@ def best_method(
             run=run,
             progress=progress,
         )
-    return decide({each: losses[each.name] for each in sets})
+    verdict = decide({each: losses[each.name] for each in sets})
+    if verdict.n_chunks < (kept := sum(map(len, held_back.values()))):
+        _LOG.info("judged methods on %d of %d held-back chunks: --budget %d was up", verdict.n_chunks, kept, budget)
+    return verdict
 
 
 def ledger_beside(stats: Path) -> Path:
