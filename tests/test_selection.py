@@ -234,8 +234,18 @@ OTHER = Contender("sum_squares", "uniform")
         ({DEFAULT: losses(1, 1), REAP: losses(0.9, 0.9)}, REAP, "better than rank_average"),
         ({DEFAULT: losses(1, 1), REAP: losses(0.9, 0.9, 0.3)}, DEFAULT, "no other method"),  # not surely
         ({DEFAULT: losses(1, 1), REAP: losses(0.9, 0.9), OTHER: losses(0.8, 0.8)}, OTHER, "0.2000 ± 0.0000"),
-        ({DEFAULT: losses(1, 2), REAP: losses(2, 2), OTHER: losses(1.5, 1.5)}, OTHER, "in its worst domain"),
-        ({DEFAULT: losses(1, 2), REAP: losses(2, 2), OTHER: losses(2.5, 0.5)}, DEFAULT, "no other"),  # another is worse
+        (
+            {DEFAULT: losses(1, 2), REAP: losses(2, 2), OTHER: losses(1.5, 1.5)},
+            DEFAULT,
+            "no other",
+        ),  # in the worst alone
+        (
+            {DEFAULT: losses(1, 2), REAP: losses(2, 2), OTHER: losses(1, 0.5)},
+            DEFAULT,
+            "no other",
+        ),  # in one domain alone
+        ({DEFAULT: losses(1, 2), REAP: losses(2, 2), OTHER: losses(0.9, 0.5)}, OTHER, "0.8000 ± 0.0000"),
+        ({DEFAULT: losses(1, 1), REAP: losses(2, 2), OTHER: losses(0.5, 1.01)}, DEFAULT, "no other"),  # a worse worst
     ],
 )
 def test_the_default_gives_way_only_to_what_is_surely_better(found: dict, chosen: Contender, reason: str) -> None:
@@ -253,4 +263,6 @@ def test_a_difference_takes_chunks_in_pairs() -> None:
     assert found.mean == pytest.approx(0.25)
     variance = np.var([0.5, -0.5, 0.5, -0.5], ddof=1) / 4
     assert found.stderr == pytest.approx(math.sqrt(2 * variance) / 2)
-    assert Difference.of(one, one) == Difference(0.0, 0.0)
+    assert found.between == pytest.approx(np.std([0.5, 0.0], ddof=1) / math.sqrt(2))
+    assert Difference.of(one, one) == Difference(0.0, 0.0, 0.0)
+    assert Difference.of({"a": one["a"]}, {"a": other["a"]}).between == 0

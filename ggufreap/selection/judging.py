@@ -34,17 +34,24 @@ Losses = Mapping[str, Floats]  # domain -> mean KLD in nats of each of its chunk
 
 @dataclass(frozen=True)
 class Difference:
-    """Of the mean KLD over domains, one contender's less another's on the same chunks; `stderr` is 0 for equal sets."""
+    """Of the mean KLD over domains, one contender's less another's on the same chunks; errors are 0 for equal sets.
+
+    `stderr` is what chance in the chunks of each domain leaves, `between` what the scatter of the domains' own
+    differences does, were they drawn from many (random effects); 0 for one domain, which says nothing of others.
+    """
 
     mean: float
     stderr: float
+    between: float = 0.0
 
     @classmethod
     def of(cls, one: Losses, other: Losses) -> "Difference":
         """Chunks are the units: tokens of one chunk depend on each other."""
         pairs = [one[domain] - other[domain] for domain in one]
         variances = [pair.var(ddof=1) / len(pair) for pair in pairs]
-        return cls(float(np.mean([pair.mean() for pair in pairs])), math.sqrt(sum(variances)) / len(pairs))
+        means = [pair.mean() for pair in pairs]
+        between = float(np.std(means, ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+        return cls(float(np.mean(means)), math.sqrt(sum(variances)) / len(pairs), between)
 
 
 def mean_loss(losses: Losses) -> float:
