@@ -240,7 +240,7 @@ OTHER = Contender("sum_squares", "uniform")
             "no other",
         ),  # in the worst alone
         (
-            {DEFAULT: losses(1, 2), REAP: losses(2, 2), OTHER: losses(1, 0.5)},
+            {DEFAULT: losses(1, 2), REAP: losses(2, 2), OTHER: losses(1.1, 0.5)},
             DEFAULT,
             "no other",
         ),  # in one domain alone
