@@ -5,7 +5,7 @@ from ggufreap.observation.chunkwise import observe
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.experts import ExpertStatistics
 from ggufreap.observation.header import ONLY_DOMAIN
-from ggufreap.observation.held_back import HeldBack
+from ggufreap.observation.held_back import Held, HeldBack
 from ggufreap.observation.merging import merge
 from ggufreap.observation.provenance import Provenance, Shard
 from ggufreap.observation.reuse import checkpoint_path, finished
@@ -19,6 +19,7 @@ __all__ = [
     "DomainStatistics",
     "ExpertStatistics",
     "Floats",
+    "Held",
     "HeldBack",
     "Importance",
     "Provenance",

@@ -1,11 +1,12 @@
 """Chunks that are kept beside the statistics, so that choices can be judged on text they were not made from.
 
-Statistics are kept in halves, those of the even and those of the odd chunks of every domain. What was chosen from the
-even ones alone has not seen the odd ones: some of these are kept as tokens. So no text is lost to the statistics, and
-every choice can be judged whenever the file is at hand.
+Statistics are kept in halves, those of the even and those of the odd chunks of every domain. What was chosen from one
+half has not seen the other: some chunks of both are kept as tokens. So no text is lost to the statistics, and every
+choice can be judged whenever the file is at hand.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -14,12 +15,20 @@ from ggufreap.corpus import Chunk
 from ggufreap.decoding.arrays import take
 from ggufreap.engine.protocol import Tokens
 
-MOST = 16  # chunks of a domain: a mean over that many, of one half of each, is good to a few per cent
+MOST = 16  # pairs of chunks of a domain: a mean over that many is good to a few per cent
+
+
+@dataclass(frozen=True)
+class Held:
+    """A kept chunk, and which half of the statistics has seen it: 0 the even chunks', 1 the odd ones'."""
+
+    tokens: Tokens
+    half: int
 
 
 class HeldBack:
-    """Domain -> its chunks that are kept: of the odd ones every 2^k-th, so that there are at most 2 x MOST and they
-    come from the whole text.
+    """Domain -> its chunks that are kept: of the pairs of an even and an odd one every 2^k-th, so that there are at
+    most 2 x MOST pairs and they come from the whole text.
     """
 
     def __init__(self) -> None:
@@ -43,9 +52,9 @@ class HeldBack:
     def add(self, chunk: Chunk) -> None:
         """Keep a chunk if it is one of those; the same chunks in any order give the same."""
         kept, step = self._kept.setdefault(chunk.domain, {}), self._step.setdefault(chunk.domain, 1)
-        if chunk.number % 2 == 1 and (chunk.number // 2) % step == 0:
+        if (chunk.number // 2) % step == 0:
             kept[chunk.number] = chunk.tokens.copy()
-        while len(kept) > 2 * MOST:
+        while len({number // 2 for number in kept}) > 2 * MOST:
             step = self._step[chunk.domain] = 2 * step
             for number in [number for number in kept if (number // 2) % step]:
                 del kept[number]
@@ -57,14 +66,15 @@ class HeldBack:
                 self.add(Chunk(tokens, domain, number))
 
     @property
-    def chunks(self) -> Mapping[str, list[Tokens]]:
-        """Domain -> at most MOST of them, evenly spread."""
+    def chunks(self) -> Mapping[str, list[Held]]:
+        """Domain -> the chunks of at most MOST of its pairs, evenly spread; an even chunk, its odd one, and so on."""
         chosen = {}
         for domain, kept in self._kept.items():
-            numbers = sorted(kept)
-            if len(numbers) > MOST:
-                numbers = [numbers[index * len(numbers) // MOST] for index in range(MOST)]
-            chosen[domain] = [kept[number] for number in numbers]
+            pairs = sorted({number // 2 for number in kept})
+            if len(pairs) > MOST:
+                pairs = [pairs[index * len(pairs) // MOST] for index in range(MOST)]
+            numbers = [number for pair in pairs for number in (2 * pair, 2 * pair + 1) if number in kept]
+            chosen[domain] = [Held(kept[number], number % 2) for number in numbers]
         return chosen
 
     def to_arrays(self, domains: Sequence[str]) -> dict[str, Any]:

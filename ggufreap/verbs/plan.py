@@ -11,7 +11,7 @@ from ggufreap.evidence import require_scores
 from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, DomainStatistics, Floats, Stored
 from ggufreap.options.engine import EngineSettings
-from ggufreap.options.target import AUTO_RATIO, BEST, MINUTES, REAP, Target
+from ggufreap.options.target import AUTO_RATIO, BEST, DEFAULT_METHOD, MINUTES, Target
 from ggufreap.planning import NOTES, PruningPlan, count_to_keep, make_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.selection.choosing import choose
@@ -77,14 +77,13 @@ def _by_statistics(
     statistics = _statistics_of(stored, model)
     remarks: tuple[str, ...] = ()
     if target.method == BEST:
-        judged = best_method(
+        verdict = best_method(
             model, stored, statistics, n_keep, budget=target.budget, settings=settings, progress=progress
         )
-        verdict, choice = judged
         by, remarks = verdict.chosen, (verdict.line,)
     else:
         by = Contender(target.method, target.blend or default_blend(statistics.domains))
-        choice = choose(statistics, by.method, by.blend, n_keep, model.layout.n_group)
+    choice = choose(statistics, by.method, by.blend, n_keep, model.layout.n_group)
     row = method_of(by.method)
     # Ranks tell any experts apart, so what they rank has to.
     evidence = blending.blend(statistics, by.blend, row.criterion)
@@ -115,7 +114,7 @@ def chosen_method(target: Target) -> str:
     if target.budget != MINUTES and method != BEST:
         raise InputError(f"--budget is for judging methods, which method {method} does not; use --method {BEST}")
     if target.from_imatrix is not None:
-        if method not in (REAP, saliency.IMATRIX):
+        if method not in (DEFAULT_METHOD, saliency.IMATRIX):
             raise InputError(f"method {method} does not work from an importance matrix; leave it or the matrix out")
         return saliency.IMATRIX
     if method == saliency.IMATRIX:
