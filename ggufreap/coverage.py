@@ -79,7 +79,7 @@ class Coverage:
 
     def warnings(self, threshold: float = WARN_BELOW) -> tuple[str, ...]:
         """A line for each domain that retains less than `threshold` or is unknown, and for unknown experts."""
-        found = [
+        lines = [
             f"{row.domain} retains {row.retained:.1%} of what experts chosen for it alone would "
             f"({row.lowest:.1%} in block {row.lowest_block}); give it more weight in the blend or remove fewer experts"
             if row.n_tokens
@@ -88,11 +88,11 @@ class Coverage:
             if row.retained < threshold or not row.n_tokens
         ]
         if self.unknown:
-            found.append(
+            lines.append(
                 f"{self.unknown:,} of the experts that stay were never reached by the text, like some that go: nothing "
                 "but their number decided; give more text"
             )
-        return tuple(found)
+        return tuple(lines)
 
     @property
     def factor(self) -> float | None:
@@ -163,7 +163,7 @@ def measure(
     rows = tuple(row(domain) for domain in statistics.domains)
     unknown = kept_unknown(blend(statistics, how, method), chosen, n_group)
     together = None
-    if rows and all(found.stability for found in rows):
+    if rows and all(each.stability for each in rows):
         scores = [blend(statistics.half(which), how, method) for which in (0, 1)]
         together = _agreement(scores, n_keep, n_group)
     return Coverage(statistics.n_tokens, rows, _routed(statistics.total), together, unknown)

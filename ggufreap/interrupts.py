@@ -55,7 +55,7 @@ def held(notice: Callable[[], None] = lambda: None) -> Iterator[None]:
         return
     pressed = []
 
-    def keep(_signal: int, _frame: object) -> None:
+    def put_off(_signal: int, _frame: object) -> None:
         global _stopped
         _stopped = time.monotonic()
         pressed.append(True)
@@ -65,7 +65,7 @@ def held(notice: Callable[[], None] = lambda: None) -> Iterator[None]:
     # Ctrl-C, and whatever stops as it does; a handler of somebody else's is not ours to replace.
     previous = {n: each for n, each in handlers.items() if each is _stop or (n == signal.SIGINT and callable(each))}
     for number in previous:
-        signal.signal(number, keep)
+        signal.signal(number, put_off)
     try:
         yield
     finally:

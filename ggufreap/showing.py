@@ -24,12 +24,12 @@ _PATH = re.compile(r"""(?:(?<=["'=])|(?<=, )|^)(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:(?
 _NO_NUMBER = {inf: "Infinity", -inf: "-Infinity"}
 
 
-def shown(text: object, most: int | None = None, keep: str = "") -> str:
-    r"""Foreign text on one line: `\x1b` for an escape, `\n` for a newline, but those in `keep` as they are.
+def shown(text: object, most: int | None = None, allowed: str = "") -> str:
+    r"""Foreign text on one line: `\x1b` for an escape, `\n` for a newline, but those in `allowed` as they are.
 
     What is longer than `most` characters ends in an ellipsis.
     """
-    escaped = _UNSAFE.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), _head(str(text), most))
+    escaped = _UNSAFE.sub(lambda match: match[0] if match[0] in allowed else _escape(match[0]), _head(str(text), most))
     return _head(escaped, most)
 
 

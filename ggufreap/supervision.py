@@ -47,14 +47,14 @@ def supervise(arguments: Sequence[str], flags: Collection[str], program: str = "
         if patient and not any(name in os.environ for name in _SPINNING):
             variables[_SPINNING[0]] = _SPINS
         ending, stopped = _run(program, arguments, variables)
-        found = activity.read(notes)
+        last = activity.read(notes)
     if stopped and ending.signal in {number.name for number in STOPS}:
         return INTERRUPTED  # it had said so, and was told twice
-    if ending.code >= 0 and not found.assertion:
+    if ending.code >= 0 and not last.assertion:
         return ending.code
-    _remove(found.temporary)
+    _remove(last.temporary)
     start = _CLEAR_LINE if sys.stderr.isatty() else ""
-    sys.stderr.write(f"{start}ggufreap: {_explained(ending, found, flags)}\n")
+    sys.stderr.write(f"{start}ggufreap: {_explained(ending, last, flags)}\n")
     return 1
 
 
@@ -93,15 +93,15 @@ def _waiting_for_signals() -> Iterator[set[signal.Signals]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _explained(ending: Ending, found: Activity, flags: Collection[str]) -> str:
-    what, path, _ = found.doing[-1] if found.doing else ("starting", "", "")
-    kept = next((kept for *_, kept in reversed(found.doing) if kept and os.path.exists(kept)), None)
-    cause = f"llama.cpp stopped: {found.assertion}" if found.assertion else f"the process {last_words(ending)}"
+def _explained(ending: Ending, last: Activity, flags: Collection[str]) -> str:
+    what, path, _ = last.doing[-1] if last.doing else ("starting", "", "")
+    kept = next((kept for *_, kept in reversed(last.doing) if kept and os.path.exists(kept)), None)
+    cause = f"llama.cpp stopped: {last.assertion}" if last.assertion else f"the process {last_words(ending)}"
     parts = [f"while {what} {path}".rstrip() + f", {cause}"]
     if kept:
         parts.append(f"what was done so far is in {kept}, the same command goes on from there")
     # An assertion at a load is about the file, and no flag helps.
-    refused = found.assertion and what == LOADING
+    refused = last.assertion and what == LOADING
     parts.append("see that the file is whole, or convert it again" if refused else _advice(ending, flags))
     return "; ".join(filter(None, parts))
 

@@ -17,7 +17,7 @@ from ggufreap.container import open_gguf
 from ggufreap.errors import InfeasiblePlan, InputError, OutputError
 from ggufreap.evaluation.speed import Speed
 from ggufreap.options.engine import EngineSettings
-from ggufreap.reporting.measured import describe_speeds
+from ggufreap.reporting.measured_facts import speeds_facts
 from ggufreap.sizing import Sizer, nearest_type
 from ggufreap.verbs import Pruned
 from ggufreap.verbs.quantize import guide_of
@@ -224,6 +224,6 @@ def test_judging_takes_held_out_text(folder: Path, asked: dict[str, object]) -> 
 
 def test_speeds_are_told_by_the_texts_at_once() -> None:
     speeds = [Speed("pp512", (100.0, 102.0)), Speed("tg128", (10.0, 10.0)), Speed("tg128 x4", (30.0, 32.0))]
-    one, four = describe_speeds(speeds)
+    one, four = speeds_facts(speeds)
     assert (one.batch, one.pp.value, one.tg.value) == (1, 101.0, 10.0)
     assert (four.batch, four.pp, four.tg.value) == (4, None, 31.0)

@@ -17,7 +17,7 @@ from ggufreap.observation import load
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import load_plan, save_plan
 from ggufreap.selection.choosing import choose
-from ggufreap.selection.portfolio import CANDIDATES, DEFAULT
+from ggufreap.selection.portfolio import CONTENDERS, DEFAULT
 from ggufreap.verbs.best import ledger_beside
 
 pytestmark = pytest.mark.native
@@ -38,7 +38,7 @@ def test_what_stays_is_what_was_judged_or_the_default(calibrated: tuple[Path, Pa
     model, stats = calibrated
     chosen = plan(model, stats=stats, ratio="0.5", method="best", budget=0, settings=SETTINGS)
     assert (chosen.method, chosen.label) == ("best", "BEST-0.50")
-    winner = next(each for each in CANDIDATES if (each.method, each.blend) == (chosen.criterion, chosen.blend))
+    winner = next(each for each in CONTENDERS if (each.method, each.blend) == (chosen.criterion, chosen.blend))
     statistics, _ = load(stats)
     of_what = statistics if winner == DEFAULT else statistics.half(0)
     rows = choose(of_what, winner.method, winner.blend, 4).rows

@@ -91,7 +91,7 @@ def test_masking_and_permutation(build: Build, name: str) -> None:
     layout = bind(file)
     plan = reap_plan(file, layout)
     check_masking(file, plan, ROUGH.get(name, 1e-9))
-    everything = reap_plan(file, layout, ratio=None, keep=layout.n_expert)
+    everything = reap_plan(file, layout, ratio=None, n_keep=layout.n_expert)
     order = np.random.default_rng(1).permuted(np.arange(layout.n_expert).reshape(layout.n_group, -1), axis=1).ravel()
     turned = replace(everything, keep=dict.fromkeys(everything.keep, tuple(order.tolist())))
     assert squared_error(logits(pruned(file, turned)), logits(file)) <= ROUGH.get(name, 1e-9)

@@ -66,12 +66,12 @@ def test_groups_lose_equally_many() -> None:
 INFEASIBLE = {
     "fewer than used": (layout(), {"ratio": "0.9"}, "keep at least 4"),
     "nothing removed": (layout(), {"ratio": "0.05"}, "less than one"),
-    "more than there are": (layout(), {"keep": 17}, "keep 2 to 16"),
-    "one expert": (layout(4, 1), {"keep": 1}, "keep 2 to 4"),
-    "unequal groups": (layout(16, 4, 4, 2), {"keep": 14}, "keep a multiple of 4"),
-    "one per group": (layout(16, 2, 4, 2), {"keep": 4}, "keep at least 8 in all"),
-    "too few in the used groups": (layout(32, 6, 4, 2), {"keep": 8}, "keep at least 12 in all"),
-    "llama4 down to 128": (layout(160, 1, arch="llama4"), {"keep": 128}, "keep one more or one less"),
+    "more than there are": (layout(), {"n_keep": 17}, "keep 2 to 16"),
+    "one expert": (layout(4, 1), {"n_keep": 1}, "keep 2 to 4"),
+    "unequal groups": (layout(16, 4, 4, 2), {"n_keep": 14}, "keep a multiple of 4"),
+    "one per group": (layout(16, 2, 4, 2), {"n_keep": 4}, "keep at least 8 in all"),
+    "too few in the used groups": (layout(32, 6, 4, 2), {"n_keep": 8}, "keep at least 12 in all"),
+    "llama4 down to 128": (layout(160, 1, arch="llama4"), {"n_keep": 128}, "keep one more or one less"),
 }
 
 

@@ -26,9 +26,9 @@ from ggufreap.files import create
 from ggufreap.limits import level_of
 from ggufreap.reporting import facts, load_report, write_report, writing
 from ggufreap.reporting.caveats import caveats_of
-from ggufreap.reporting.describe import describe_file
 from ggufreap.reporting.document import document_of, from_json, to_json
 from ggufreap.reporting.formats import MINUS, MISSING, TIMES, written
+from ggufreap.reporting.known_facts import file_facts
 from ggufreap.reporting.pages import lookup, render
 from ggufreap.reporting.plots import PLOTS, draw
 from ggufreap.reporting.saliency_plots import removed_of, scores_of
@@ -519,10 +519,10 @@ def test_the_embedded_model_was_really_measured(reports: Mapping[str, Written]) 
 
 def test_a_file_is_known_by_its_hash(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
-    described = describe_file(tmp_path / "x", "F16")
+    described = file_facts(tmp_path / "x", "F16")
     assert described == facts.File("x", 3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "F16")
     with pytest.raises(InputError, match="cannot read"):
-        describe_file(tmp_path / "missing")
+        file_facts(tmp_path / "missing")
 
 
 # --- in a browser --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ggufreap.selection.gram import least_together
 from ggufreap.selection.guard import keeping, super_experts
 from ggufreap.selection.judging import Difference, Ledger, judge, usable
 from ggufreap.selection.methods import JOINT, method_of
-from ggufreap.selection.portfolio import CANDIDATES, DEFAULT, REAP, Candidate, Sets, decide
+from ggufreap.selection.portfolio import CONTENDERS, DEFAULT, REAP, Contender, Sets, decide
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -184,7 +184,7 @@ def test_too_little_text_is_refused() -> None:
 def test_candidates_choose_from_the_even_chunks_alone() -> None:
     statistics = random_statistics(2)
     sets = Sets.of(statistics, 4, 1)
-    assert set(sets.even) == set(CANDIDATES)
+    assert set(sets.even) == set(CONTENDERS)
     assert sets.even[REAP] == choose(statistics.half(0), "reap", "uniform", 4)
     assert sets.default == choose(statistics, "rank_average", "uniform", 4) != sets.even[DEFAULT]
     other = random_statistics(7)
@@ -196,7 +196,7 @@ def test_candidates_choose_from_the_even_chunks_alone() -> None:
 
 def test_the_winner_stays_with_what_was_judged_and_the_default_takes_all_text() -> None:
     sets = Sets.of(random_statistics(2), 4, 1)
-    assert len(sets.rows) == len(CANDIDATES) + 1
+    assert len(sets.rows) == len(CONTENDERS) + 1
     worse = {name: losses(1, 1) for name in sets.rows}
     assert sets.decide(worse)[1] == sets.default
     verdict, choice = sets.decide(worse | {REAP.name: losses(0.9, 0.9)})
@@ -208,7 +208,7 @@ def losses(a: float, b: float, noise: float = 0.0) -> dict[str, np.ndarray]:
     return {"a": a + wave, "b": b + wave}
 
 
-OTHER = Candidate("sum_squares", "uniform")
+OTHER = Contender("sum_squares", "uniform")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ OTHER = Candidate("sum_squares", "uniform")
         ({DEFAULT: losses(1, 2), REAP: losses(2, 2), OTHER: losses(2.5, 0.5)}, DEFAULT, "no other"),  # another is worse
     ],
 )
-def test_the_default_gives_way_only_to_what_is_surely_better(found: dict, chosen: Candidate, reason: str) -> None:
+def test_the_default_gives_way_only_to_what_is_surely_better(found: dict, chosen: Contender, reason: str) -> None:
     verdict = decide(found, found[DEFAULT])
     assert verdict.chosen == chosen
     assert reason in verdict.reason

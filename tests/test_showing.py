@@ -33,7 +33,7 @@ FOREIGN = "\x1b[31mred\x1b]0;title\x07\u202eevil\r\x1b[2K\nsecond \x9b1m\udcff\U
 def test_foreign_text_is_one_line_that_commands_nothing() -> None:
     assert shown(FOREIGN).isprintable()
     assert shown("Ünïcödé 日本 \u200d👩\u200d👧") == "Ünïcödé 日本 \u200d👩\u200d👧"
-    assert shown("a\nb\tc", keep="\n") == "a\nb\\tc"
+    assert shown("a\nb\tc", allowed="\n") == "a\nb\\tc"
     assert shown("x" * 100, 10) == "x" * 9 + "…"
     assert len(shown("\x1b" * 100, 10)) == 10
 
@@ -151,7 +151,7 @@ def test_the_metadata_of_a_pruned_file_tells_no_folders(tmp_path: Path) -> None:
     layout, identity = model.layout, model.identity
     records = (SourceRecord("/home/me/text.txt", "de"), SourceRecord("org/data", "code", is_hub=True))
     scores = np.arange(inspection.n_expert, dtype=float)[None]
-    plan = make_plan(layout, identity, scores, method="reap", keep=8, datasets=records)
+    plan = make_plan(layout, identity, scores, method="reap", n_keep=8, datasets=records)
     script = lower(source, layout, plan, tmp_path / "out.gguf")
     assert b"/home/me" not in script.files[0].header
     assert b"text.txt" in script.files[0].header

@@ -37,7 +37,7 @@ def planned(model: Path, n_keep: int, seed: int = 0, mtp: str = "mirror") -> tup
     opened = Model.open(model)
     source, layout, identity = opened.file, opened.layout, opened.identity
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
-    return source, layout, make_plan(layout, identity, scores, method="random", keep=n_keep, mtp=mtp)
+    return source, layout, make_plan(layout, identity, scores, method="random", n_keep=n_keep, mtp=mtp)
 
 
 def counts_of(layout: MoeLayout) -> list[int]:

@@ -21,7 +21,7 @@ from ggufreap.observation import load
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import select
 from ggufreap.reporting import facts
-from ggufreap.reporting.describe import describe_file, describe_model, describe_plan, describe_routing
+from ggufreap.reporting.known_facts import file_facts, model_facts, plan_facts, routing_facts
 
 N_CTX = 128
 Floats = npt.NDArray[np.float64]
@@ -58,20 +58,20 @@ def demo_report(folder: Path, n_chunks: int = 8, n_held_out: int = 1) -> facts.R
     return facts.Report(
         version=__version__,
         date="2026-01-01",
-        model=describe_model(source, layout, chosen, open_gguf(out)),
-        plan=describe_plan(chosen, by_block),
+        model=model_facts(source, layout, chosen, open_gguf(out)),
+        plan=plan_facts(chosen, by_block),
         calibration=facts.Calibration(
             N_CTX,
             statistics.n_tokens,
             provenance.corpus,
             (facts.Source("the embedded text", n_tokens=statistics.n_tokens),),
             built_in=True,
-            routed=describe_routing(statistics),
+            routed=routing_facts(statistics),
         ),
         curve=curve,
         original=facts.Subject(source.nbytes, "Q8_0"),
         variants=(facts.Variant(out.name, facts.Subject(out.stat().st_size, "Q8_0"), domains=measured[0.25]),),
-        files=(describe_file(out, "Q8_0"),),
+        files=(file_facts(out, "Q8_0"),),
         reproduction=facts.Reproduction("ggufreap prune demo-moe-Q8_0.gguf --ratio 0.25 -c 128"),
         verification=facts.Verification(proof.ok, tuple(f"{check.name}: {check.detail}" for check in proof.checks)),
     )

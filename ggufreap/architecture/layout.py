@@ -207,7 +207,7 @@ def _check_keys(file: GgufFile, architecture: Architecture) -> None:
 
 def _blocks(file: GgufFile, n_expert: int) -> dict[int, tuple[str, ...]]:
     """MoE block -> its per-expert tensors; every tensor of such a block must have a role."""
-    found: dict[int, list[str]] = {}
+    tensors: dict[int, list[str]] = {}
     unknown: dict[int, str] = {}
     for record in file.tensors:
         match = BLOCK_TENSOR.fullmatch(record.name)
@@ -230,16 +230,16 @@ def _blocks(file: GgufFile, n_expert: int) -> dict[int, tuple[str, ...]]:
                     f"{file.path}: tensor {record.name} has shape {list(record.shape)}, "
                     f"its first axis should count {n_expert} experts; the file is damaged"
                 )
-            found.setdefault(index, []).append(record.name)
-    for index in sorted(found.keys() & unknown.keys()):
+            tensors.setdefault(index, []).append(record.name)
+    for index in sorted(tensors.keys() & unknown.keys()):
         raise UnsupportedModel(
             f"{file.path}: tensor {unknown[index]} of a MoE block is in no table; the unknown is refused, not guessed"
         )
-    for index, names in found.items():
+    for index, names in tensors.items():
         for needed in ("ffn_gate_inp.weight", "ffn_down_exps.weight"):
             if f"blk.{index}.{needed}" not in names:
                 raise FormatError(f"{file.path}: block {index} has experts but no {needed}; the file is damaged")
-    return {index: tuple(found[index]) for index in sorted(found)}
+    return {index: tuple(tensors[index]) for index in sorted(tensors)}
 
 
 def _used(file: GgufFile, name: str, n_block: int) -> list[int]:

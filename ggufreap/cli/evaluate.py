@@ -18,7 +18,7 @@ FAILED = 4
 def _run_eval(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
-    found = verbs.eval(
+    evaluation = verbs.eval(
         options.model,
         value(options, HeldOut),
         reference=options.reference,
@@ -28,14 +28,14 @@ def _run_eval(options: argparse.Namespace) -> Result:
         settings=settings(options),
         progress=progress(),
     )
-    return found, 0 if found.ok else FAILED
+    return evaluation, 0 if evaluation.ok else FAILED
 
 
 def _run_preview(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
     held_out = value(options, HeldOut)
-    found = verbs.preview(
+    preview = verbs.preview(
         options.model,
         held_out,
         target=value(options, Target),
@@ -45,7 +45,7 @@ def _run_preview(options: argparse.Namespace) -> Result:
         settings=settings(options),
         progress=progress(),
     )
-    return found, FAILED if held_out.fail_if and not found.ok else 0
+    return preview, FAILED if held_out.fail_if and not preview.ok else 0
 
 
 def _run_report(options: argparse.Namespace) -> Result:

@@ -51,8 +51,8 @@ def titled(command: argparse.ArgumentParser, title: str) -> Any:
 def given(options: argparse.Namespace, kind: type) -> dict[str, Any]:
     """Field -> value, of the flags of the options `kind` that were given."""
     prefix = f"{kind.__name__}."
-    found = {name.removeprefix(prefix): value for name, value in vars(options).items() if name.startswith(prefix)}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    values = {name.removeprefix(prefix): value for name, value in vars(options).items() if name.startswith(prefix)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def value(options: argparse.Namespace, kind: type[Options]) -> Options:

@@ -11,7 +11,7 @@ def _run_probe(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
     from ggufreap.evaluation.probes import TEMPERATURES
 
-    found = verbs.probe(
+    probes = verbs.probe(
         options.model,
         reference=options.reference,
         plan=options.plan,
@@ -23,7 +23,7 @@ def _run_probe(options: argparse.Namespace) -> Result:
         settings=settings(options),
         progress=progress(),
     )
-    return found, 0
+    return probes, 0
 
 
 def _run_tasks(options: argparse.Namespace) -> Result:

@@ -18,25 +18,25 @@ def draw_account(account: Account) -> None:
         (
             each.kind,
             size(each.nbytes),
-            f"{found.mean.kld:.4f}",
-            f"{found.worst.kld:.4f} {found.worst_domain}",
-            f"{found.mean.top1:.1%}",
-            f"{found.mean.ppl_ratio:.4f}",
+            f"{comparison.mean.kld:.4f}",
+            f"{comparison.worst.kld:.4f} {comparison.worst_domain}",
+            f"{comparison.mean.top1:.1%}",
+            f"{comparison.mean.ppl_ratio:.4f}",
         )
-        for each, found in measured
+        for each, comparison in measured
     ]
     if rival := account.equal_size:
-        found = rival.comparison
+        comparison = rival.comparison
         name = f"unpruned {rival.kind}"
-        worst = f"{found.worst.kld:.4f} {found.worst_domain}"
+        worst = f"{comparison.worst.kld:.4f} {comparison.worst_domain}"
         rows.append(
             (
                 name,
                 size(rival.nbytes),
-                f"{found.mean.kld:.4f}",
+                f"{comparison.mean.kld:.4f}",
                 worst,
-                f"{found.mean.top1:.1%}",
-                f"{found.mean.ppl_ratio:.4f}",
+                f"{comparison.mean.top1:.1%}",
+                f"{comparison.mean.ppl_ratio:.4f}",
             )
         )
     if rows:
@@ -69,9 +69,9 @@ def _verdict(loses: bool, kind: str) -> Any:
 
 def _more(each: Judged) -> None:
     for task in each.tasks:
-        found = task.normalised
-        before = f", original {found.reference.value:.1%}, p {found.p_value:.2g}" if found.reference else ""
-        say(f"{task.task}: {found.share.value:.1%} of {found.share.n}{before}")
+        accuracy = task.normalised
+        before = f", original {accuracy.reference.value:.1%}, p {accuracy.p_value:.2g}" if accuracy.reference else ""
+        say(f"{task.task}: {accuracy.share.value:.1%} of {accuracy.share.n}{before}")
     if each.probes:
         for temperature in each.probes.temperatures:
             loops, control = each.probes.share("loop", temperature), each.probes.control_share("loop", temperature)

@@ -13,7 +13,7 @@ def say(*things: Any, style: str | None = None) -> None:
     """Draw; what stands in names, paths and samples is never taken for markup, nor for commands by the terminal."""
     from rich.console import Console
 
-    safe = [shown(thing, keep="\n\t") if isinstance(thing, str) else thing for thing in things]
+    safe = [shown(thing, allowed="\n\t") if isinstance(thing, str) else thing for thing in things]
     Console(highlight=False, soft_wrap=True, markup=False, emoji=False).print(*safe, style=style)
 
 
@@ -21,7 +21,7 @@ def styled(text: str, style: str) -> Any:
     """A piece of text in a style."""
     from rich.text import Text
 
-    return Text(shown(text, keep="\n"), style)
+    return Text(shown(text, allowed="\n"), style)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -25,15 +25,15 @@ def _row(meters: Meters) -> tuple[str, ...]:
     )
 
 
-def _evaluation(found: Evaluation) -> None:
-    against = f"against {found.reference}, " if found.reference else ""
-    say(styled(shown(found.model), "bold"), f"{against}{found.n_chunks} chunks of {found.n_ctx} tokens")
-    if found.comparison is None:
-        rows = [(name, f"{each.value:.4f} ± {each.stderr:.5f}") for name, each in found.perplexity.items()]
+def _evaluation(evaluation: Evaluation) -> None:
+    against = f"against {evaluation.reference}, " if evaluation.reference else ""
+    say(styled(shown(evaluation.model), "bold"), f"{against}{evaluation.n_chunks} chunks of {evaluation.n_ctx} tokens")
+    if evaluation.comparison is None:
+        rows = [(name, f"{each.value:.4f} ± {each.stderr:.5f}") for name, each in evaluation.perplexity.items()]
         table("Perplexity", ("domain", "PPL"), rows)
     else:
-        draw_comparison(found.comparison)
-    draw_gates(found.gates)
+        draw_comparison(evaluation.comparison)
+    draw_gates(evaluation.gates)
 
 
 def draw_comparison(comparison: Comparison) -> None:
@@ -55,13 +55,13 @@ def draw_gates(outcomes: Sequence[Outcome]) -> None:
         say(mark, f" {outcome.gate}: {outcome.value:.6g} ({shown(outcome.where)})")
 
 
-def _preview(found: Preview) -> None:
-    n_chunks = ", ".join(f"{shown(name)} {count}" for name, count in found.n_chunks.items())
-    say(styled(shown(found.model), "bold"), f" {size(found.nbytes)}; chunks of {found.n_ctx} tokens: {n_chunks}")
+def _preview(preview: Preview) -> None:
+    n_chunks = ", ".join(f"{shown(name)} {count}" for name, count in preview.n_chunks.items())
+    say(styled(shown(preview.model), "bold"), f" {size(preview.nbytes)}; chunks of {preview.n_ctx} tokens: {n_chunks}")
     rows, by_domain = [], []
-    for candidate in found.candidates:
+    for candidate in preview.candidates:
         plan, mean, worst = candidate.plan, candidate.comparison.mean, candidate.comparison.worst
-        name = f"{plan.method} {plan.ratio}{' *' if candidate is found.recommended else ''}"
+        name = f"{plan.method} {plan.ratio}{' *' if candidate is preview.recommended else ''}"
         rows.append(
             (
                 name,
@@ -79,12 +79,12 @@ def _preview(found: Preview) -> None:
         by_domain.append((name, *(f"{meters.kld:.4f}" for meters in candidate.comparison.domains.values())))
     columns = ("plan", "keeps", "file", "KLD", "worst", "p99", "top-1", "1-TV", "PPL x", "ok")
     table("What pruning would cost (KLD in nats per token, means over the domains)", columns, rows)
-    if len(found.n_chunks) > 1:
+    if len(preview.n_chunks) > 1:
         say()
-        table("KLD by domain", ("plan", *found.n_chunks), by_domain)
-    for ratio, reason in found.refused.items():
+        table("KLD by domain", ("plan", *preview.n_chunks), by_domain)
+    for ratio, reason in preview.refused.items():
         say(f"{ratio}   {reason}")
-    say(styled("\nrecommended" if found.recommended else "\nnone recommended", "bold"), found.reason)
+    say(styled("\nrecommended" if preview.recommended else "\nnone recommended", "bold"), preview.reason)
 
 
 def _plain_meters(meters: Meters) -> dict[str, Any]:
@@ -104,20 +104,20 @@ def plain_comparison(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _plain_evaluation(found: Evaluation) -> dict[str, Any]:
-    return asdict(found) | {
-        "comparison": found.comparison and plain_comparison(found.comparison),
-        "gates": [asdict(outcome) for outcome in found.gates],
+def _plain_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    return asdict(evaluation) | {
+        "comparison": evaluation.comparison and plain_comparison(evaluation.comparison),
+        "gates": [asdict(outcome) for outcome in evaluation.gates],
     }
 
 
-def _plain_preview(found: Preview) -> dict[str, Any]:
-    recommended = [candidate is found.recommended for candidate in found.candidates]
+def _plain_preview(preview: Preview) -> dict[str, Any]:
+    recommended = [candidate is preview.recommended for candidate in preview.candidates]
     return {
-        "model": found.model,
-        "nbytes": found.nbytes,
-        "n_ctx": found.n_ctx,
-        "n_chunks": found.n_chunks,
+        "model": preview.model,
+        "nbytes": preview.nbytes,
+        "n_ctx": preview.n_ctx,
+        "n_chunks": preview.n_chunks,
         "candidates": [
             {
                 "method": candidate.plan.method,
@@ -127,11 +127,11 @@ def _plain_preview(found: Preview) -> dict[str, Any]:
                 **plain_comparison(candidate.comparison),
                 "gates": [asdict(outcome) for outcome in candidate.gates],
             }
-            for candidate in found.candidates
+            for candidate in preview.candidates
         ],
-        "refused": found.refused,
+        "refused": preview.refused,
         "recommended": recommended.index(True) if any(recommended) else None,
-        "reason": found.reason,
+        "reason": preview.reason,
     }
 
 

@@ -22,18 +22,18 @@ def _share(share: Share | None) -> str:
     return f"{share.count} of {share.n}, {share.value:.0%} [{low:.0%}, {high:.0%}]"
 
 
-def _probes(found: Probes) -> None:
-    say(shown(found.model) + (f" against {shown(found.control)}" if found.control else ", without a control"))
-    columns = ("", "answers", *(("control", "new") if found.control else ()))
-    for temperature in found.temperatures:
+def _probes(probes: Probes) -> None:
+    say(shown(probes.model) + (f" against {shown(probes.control)}" if probes.control else ", without a control"))
+    columns = ("", "answers", *(("control", "new") if probes.control else ()))
+    for temperature in probes.temperatures:
         rows = []
-        for sign in SIGNS if found.control else SIGNS[:-1]:
-            row = [sign, _share(found.share(sign, temperature))]
-            if found.control:
-                row += [_share(found.control_share(sign, temperature)), str(found.new(sign, temperature).count)]
+        for sign in SIGNS if probes.control else SIGNS[:-1]:
+            row = [sign, _share(probes.share(sign, temperature))]
+            if probes.control:
+                row += [_share(probes.control_share(sign, temperature)), str(probes.new(sign, temperature).count)]
             rows.append(row)
-        table(f"Temperature {temperature:g}, at most {found.n_predict} tokens, 95 % intervals", columns, rows)
-    new = [(probe, signs) for probe in found.probes if found.control is not None and (signs := _new_signs(probe))]
+        table(f"Temperature {temperature:g}, at most {probes.n_predict} tokens, 95 % intervals", columns, rows)
+    new = [(probe, signs) for probe in probes.probes if probes.control is not None and (signs := _new_signs(probe))]
     if new:
         say("What the control does not show:", style="italic")
     for probe, signs in new:
@@ -51,19 +51,19 @@ def _title(probe: Probe) -> str:
     return f"{shown(probe.prompt.domain)}: {cut}" if probe.prompt.domain else cut
 
 
-def _plain_probes(found: Probes) -> dict[str, Any]:
+def _plain_probes(probes: Probes) -> dict[str, Any]:
     shares = {
         f"{temperature:g}": {
             sign: {
-                "answers": _plain_share(found.share(sign, temperature)),
-                "control": _plain_share(found.control_share(sign, temperature)),
-                "new": found.new(sign, temperature).count,
+                "answers": _plain_share(probes.share(sign, temperature)),
+                "control": _plain_share(probes.control_share(sign, temperature)),
+                "new": probes.new(sign, temperature).count,
             }
             for sign in SIGNS
         }
-        for temperature in found.temperatures
+        for temperature in probes.temperatures
     }
-    return {"shares": shares, **asdict(found)}
+    return {"shares": shares, **asdict(probes)}
 
 
 def _plain_share(share: Share | None) -> dict[str, Any] | None:

@@ -29,31 +29,35 @@ class DryRun:
     quantized: tuple[Quantized, ...] = ()
 
 
-def _inspection(found: Inspection) -> None:
-    shards = f" in {found.n_shards} shards" if found.n_shards > 1 else ""
-    groups = f", in {found.n_group} groups of which {found.n_group_used} are used" if found.n_group > 1 else ""
-    mtp = f", and {found.n_mtp_block} MTP" if found.n_mtp_block else ""
-    rest = found.nbytes - found.expert_nbytes
-    say(styled(shown(found.name), "bold"), f" {found.architecture}, {size(found.nbytes)}{shards}")
-    if not found.proven:
+def _inspection(inspection: Inspection) -> None:
+    shards = f" in {inspection.n_shards} shards" if inspection.n_shards > 1 else ""
+    groups = (
+        f", in {inspection.n_group} groups of which {inspection.n_group_used} are used"
+        if inspection.n_group > 1
+        else ""
+    )
+    mtp = f", and {inspection.n_mtp_block} MTP" if inspection.n_mtp_block else ""
+    rest = inspection.nbytes - inspection.expert_nbytes
+    say(styled(shown(inspection.name), "bold"), f" {inspection.architecture}, {size(inspection.nbytes)}{shards}")
+    if not inspection.proven:
         say(styled("no table knows this architecture, so pruning it is unproven: ggufreap doctor tries it", "yellow"))
-    say(f"blocks   {found.n_block}, {found.n_moe_block} with routed experts{mtp}")
-    say(f"experts  {found.n_expert}, {found.n_used} used per token, {found.n_shared} shared{groups}")
-    say(f"bytes    {size(found.expert_nbytes)} in experts and routers, {size(rest)} in the rest")
-    say(f"types    experts: {_types(found.expert_types)}\n         rest: {_types(found.other_types)}\n")
+    say(f"blocks   {inspection.n_block}, {inspection.n_moe_block} with routed experts{mtp}")
+    say(f"experts  {inspection.n_expert}, {inspection.n_used} used per token, {inspection.n_shared} shared{groups}")
+    say(f"bytes    {size(inspection.expert_nbytes)} in experts and routers, {size(rest)} in the rest")
+    say(f"types    experts: {_types(inspection.expert_types)}\n         rest: {_types(inspection.other_types)}\n")
     rows = [
         (
             row.ratio,
-            f"{found.n_expert - row.n_keep} of {found.n_expert}",
+            f"{inspection.n_expert - row.n_keep} of {inspection.n_expert}",
             str(row.n_keep),
             size(row.nbytes),
-            f"{row.nbytes / found.nbytes:.0%}",
+            f"{row.nbytes / inspection.nbytes:.0%}",
         )
-        for row in found.outlook
+        for row in inspection.outlook
         if not row.refused
     ]
     table("What pruning would leave", ("ratio", "removes", "keeps", "file", "of now"), rows)
-    for row in found.outlook:
+    for row in inspection.outlook:
         if row.refused:
             say(f"{row.ratio}   {row.refused}")
 
@@ -62,15 +66,15 @@ def _types(types: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {size(nbytes)}" for name, nbytes in types.items())
 
 
-def _statistics(found: DomainStatistics) -> None:
-    statistics = found.total
+def _statistics(by_domain: DomainStatistics) -> None:
+    statistics = by_domain.total
     counts = statistics.values["count"]
     idle, median = int((counts == 0).sum()), int(sorted(counts.ravel())[counts.size // 2])
     say(f"tokens   {statistics.n_tokens:,} in {statistics.n_chunks} chunks")
     say(f"experts  {statistics.n_expert} in each of {len(statistics.blocks)} MoE blocks, {idle} never routed to")
     say(f"routed   {median:,} tokens per expert (median), {int(counts.min()):,} at least")
-    if len(found.domains) > 1:
-        table("Text", ("domain", "tokens"), [(name, f"{found.of(name).n_tokens:,}") for name in found.domains])
+    if len(by_domain.domains) > 1:
+        table("Text", ("domain", "tokens"), [(name, f"{by_domain.of(name).n_tokens:,}") for name in by_domain.domains])
 
 
 @dataclass(frozen=True)

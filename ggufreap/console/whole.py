@@ -43,10 +43,10 @@ def _demonstration(demo: Demonstration) -> None:
     _pruned(demo.pruned)
     (variant,) = demo.pruned.quantized
     nbytes = demo.pruned.script.source_nbytes, demo.pruned.script.nbytes, variant.nbytes
-    found = demo.before, demo.after, demo.quantized
+    perplexities = demo.before, demo.after, demo.quantized
     rows = [
         ("size", *map(size, nbytes)),
-        ("held-out perplexity", *(f"{each.value:.2f} ± {each.stderr:.2f}" for each in found)),
+        ("held-out perplexity", *(f"{each.value:.2f} ± {each.stderr:.2f}" for each in perplexities)),
     ]
     say()
     table("What was lost", ("", "original", "pruned", "and quantised"), rows)

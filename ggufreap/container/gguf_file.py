@@ -148,10 +148,10 @@ def _read_set(path: Path, count: int) -> list[Header]:
 
 def _check_set(headers: Sequence[Header]) -> None:
     for index, header in enumerate(headers):
-        found = _number(header, "split.no"), _number(header, "split.count")
-        if found != (index, len(headers)):
+        numbers = _number(header, "split.no"), _number(header, "split.count")
+        if numbers != (index, len(headers)):
             raise FormatError(
-                f"{header.path}: split.no {found[0]} of split.count {found[1]}, its name says {index} of "
+                f"{header.path}: split.no {numbers[0]} of split.count {numbers[1]}, its name says {index} of "
                 f"{len(headers)}; the set is mixed up"
             )
     names = [record.name for header in headers for record in header.tensors]

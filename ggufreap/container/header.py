@@ -140,8 +140,8 @@ class _Parser:
 
     def _preamble(self) -> tuple[int, int, int]:
         if self.data[:4] != MAGIC:
-            found = what_is(self.data[:HEAD])
-            fact = f"it is {found}" if found else f"it starts with {self.data[:4]!r}"
+            kind = what_is(self.data[:HEAD])
+            fact = f"it is {kind}" if kind else f"it starts with {self.data[:4]!r}"
             self._fail(fact, "a GGUF file starts with b'GGUF'; this is not one, give the .gguf file")
         version = self._u32()
         if version & 0xFFFF == 0:

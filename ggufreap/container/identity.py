@@ -50,8 +50,8 @@ def _hashed(headers: Sequence[Header], whole: bool) -> str:
     records = sorted((record for header in headers for record in header.tensors), key=lambda record: record.name)
     with ThreadPoolExecutor(N_READERS) as pool:
         data = pool.map(lambda record: _sampled(headers[record.shard].path, record, whole), records)
-        for record, found in zip(records, data, strict=True):
-            digest.update(f"{record.name}{record.shape}{record.type}".encode() + found)
+        for record, sampled in zip(records, data, strict=True):
+            digest.update(f"{record.name}{record.shape}{record.type}".encode() + sampled)
     return digest.hexdigest()
 
 

@@ -35,15 +35,15 @@ def named(files: Sequence[str | Opened]) -> dict[str, str | Opened]:
     A plain text is taken as it stands, cut as llama-perplexity cuts it. All else is what calibration can read too:
     rows, packed files, folders, globs, data sets. Raises InputError for what cannot be read.
     """
-    found: dict[str, str | Opened] = {}
+    texts: dict[str, str | Opened] = {}
     for file in files:
         name, data = _named(file) if isinstance(file, str) else (file.records[0].domain, file)
-        if name in found:
+        if name in texts:
             raise InputError(f"two texts are called {name!r}; name them with -f NAME=FILE")
-        found[name] = data
-    if not found:
+        texts[name] = data
+    if not texts:
         raise InputError("no held-out text was given; give some with -f, text that calibration has not seen")
-    return found
+    return texts
 
 
 def _named(file: str) -> tuple[str, str | Opened]:
@@ -74,19 +74,19 @@ def tokenised(
 
     `model`: whose chat template renders conversations.
     """
-    found: dict[str, Corpus] = {}
+    corpora: dict[str, Corpus] = {}
     notes: list[str] = []
     for name, given in data.items():
         if isinstance(given, str):
-            found[name] = from_text(engine, given, n_ctx, name).head(n_chunks)
+            corpora[name] = from_text(engine, given, n_ctx, name).head(n_chunks)
             continue
         reading = replace(given.request.reading, n_chunks=n_chunks, packing=True, count="all")
         opened = replace(given, request=replace(given.request, reading=reading))
         with opened.chunks(engine, model, n_ctx) as chunks:
             tokens = [chunk.tokens for chunk in chunks]
             notes += chunks.notes()
-        found[name] = Corpus(np.stack(tokens), name)
-    return found, tuple(notes)
+        corpora[name] = Corpus(np.stack(tokens), name)
+    return corpora, tuple(notes)
 
 
 # --- split off calibration data ---------------------------------------------------------------------------------------
@@ -195,8 +195,8 @@ def seen(data: Texts, calibration: Opened) -> dict[str, float]:
     """
     lines = {name: {_hash(line) for text in _texts(given) for line in _lines(text)} for name, given in data.items()}
     asked = set[int]().union(*lines.values())
-    found = (line for text in _texts(calibration) for line in map(_hash, _lines(text))) if asked else ()
-    known = asked.intersection(found)
+    hashes = (line for text in _texts(calibration) for line in map(_hash, _lines(text))) if asked else ()
+    known = asked.intersection(hashes)
     return {name: len(own.intersection(known)) / max(1, len(own)) for name, own in lines.items()}
 
 

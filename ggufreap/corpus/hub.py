@@ -141,8 +141,8 @@ def _first_line(error: Exception) -> str:
 def _refuse(spec: SourceSpec, error: Exception) -> NoReturn:
     """Raise the one line that says what to do about an error of `datasets`."""
     text = str(error)
-    if found := _CHOICES.search(text):
-        choices = ", ".join(sorted(choice.strip(" '\"\n") for choice in (found[1] or found[2]).split(",")))
+    if match := _CHOICES.search(text):
+        choices = ", ".join(sorted(choice.strip(" '\"\n") for choice in (match[1] or match[2]).split(",")))
         if spec.subset is not None:
             raise InputError(f"{spec.name} has no subset {spec.subset}; it has {choices}") from None
         example = choices.partition(",")[0]

@@ -57,20 +57,20 @@ class LocalFiles:
         path = Path(name).expanduser()
         if path.is_dir():
             inside = cls.all_of(path).paths
-            found = tuple(file for file in inside if suffix_of(file.name)[0])
-            if not found:
+            files = tuple(file for file in inside if suffix_of(file.name)[0])
+            if not files:
                 kinds = " ".join(SUFFIXES)
                 raise InputError(f"the folder {name} holds no file that is read ({kinds}, also {' '.join(COMPRESSED)})")
-            return cls(path, found, tuple(file for file in inside if file not in set(found)))
+            return cls(path, files, tuple(file for file in inside if file not in set(files)))
         if path.exists():
             if not path.is_file():
                 raise InputError(f"{name} is no file on disk, and data is read more than once; save it in a file")
             return cls(path.parent, (path,))
         matches = sorted(glob.glob(str(path), recursive=True))
-        found = tuple(Path(match) for match in matches if os.path.isfile(match))
-        if not found:
+        files = tuple(Path(match) for match in matches if os.path.isfile(match))
+        if not files:
             raise InputError(f"there is no file {name}; correct the path")
-        return cls(Path(os.path.commonpath([file.parent for file in found])), found)
+        return cls(Path(os.path.commonpath([file.parent for file in files])), files)
 
     @classmethod
     def all_of(cls, folder: Path) -> Self:

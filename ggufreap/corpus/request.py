@@ -47,8 +47,8 @@ class Opened:
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files on this machine that are read, those of folders, globs and domains included."""
-        found = [path for named in self.sources if isinstance(named.source, Source) for path in named.source.paths]
-        return (*found, *([Path(self.request.tokens)] if self.request.tokens else []))
+        paths = [path for named in self.sources if isinstance(named.source, Source) for path in named.source.paths]
+        return (*paths, *([Path(self.request.tokens)] if self.request.tokens else []))
 
     @property
     def names(self) -> str:
@@ -118,10 +118,10 @@ def open_request(request: Request) -> Opened:
     specs = [spec for name in request.file if name != STANDARD_INPUT for spec in _file(name)]
     specs += [spec for text in request.dataset for spec in parse_sources(text)]
     specs += [spec for text in request.domain for spec in _domain(text)]
-    found = [open_source(spec, seed=request.seed, text_field=request.text_field) for spec in specs]
+    sources = [open_source(spec, seed=request.seed, text_field=request.text_field) for spec in specs]
     named = [
         NamedSource(domain, source, _record(source, domain))
-        for domain, source in zip(domain_names(specs), found, strict=True)
+        for domain, source in zip(domain_names(specs), sources, strict=True)
     ]
     named += [NamedSource(name, _Given(text), SourceRecord(name, name)) for name, text in texts.items()]
     if not named:
@@ -131,7 +131,7 @@ def open_request(request: Request) -> Opened:
         raise InputError(
             f"--chunks {n_chunks} for {n_domains} domains: some would not be read at all; give {n_domains} or more"
         )
-    identities = [source.identity for source in found] + [_sha256(text.encode()) for text in texts.values()]
+    identities = [source.identity for source in sources] + [_sha256(text.encode()) for text in texts.values()]
     return Opened(request, tuple(named), None, _identity(request, named, identities))
 
 

@@ -89,12 +89,12 @@ class Source:
     @property
     def record(self) -> dict[str, Any]:
         """What a report says of this source; revision, subset and split are those that were found."""
-        found = self.data if isinstance(self.data, DataSet) else None
+        data_set = self.data if isinstance(self.data, DataSet) else None
         return {
             "name": self.spec.name,
-            "revision": found and found.revision,
-            "subset": found and found.subset,
-            "split": found and found.split,
+            "revision": data_set and data_set.revision,
+            "subset": data_set and data_set.subset,
+            "split": data_set and data_set.split,
             "samples": self.taken,
         }
 

@@ -83,8 +83,8 @@ def _documents(held_out: bool) -> dict[str, Documents]:
     prose = _topics(held_out)
     for name, text in code:
         # The reference alone is too little prose to learn from.
-        docstrings = (inspect.cleandoc(found) for found in re.findall(r'"""(.+?)"""', text, re.DOTALL))
-        prose.append((f"{name} docstrings", "\n\n".join(found for found in docstrings if len(found) > 200)))
+        docstrings = (inspect.cleandoc(docstring) for docstring in re.findall(r'"""(.+?)"""', text, re.DOTALL))
+        prose.append((f"{name} docstrings", "\n\n".join(docstring for docstring in docstrings if len(docstring) > 200)))
     return {"code": code, "prose": prose, "arithmetic": _sums(held_out)}
 
 

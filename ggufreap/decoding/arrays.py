@@ -64,9 +64,9 @@ def load_arrays(path: Path, what: str, advice: str) -> dict[str, Array]:
     """All arrays of an .npz by name, read-only; raises InputError: the file, the fault, why it is not `what`."""
     try:
         with path.open("rb") as file:
-            found, size = what_is(file.read(HEAD)), file.seek(0, 2)
-            if found and "zip" not in found:
-                raise InputError(f"{path} is {found}, not {what}; {advice}")
+            kind, size = what_is(file.read(HEAD)), file.seek(0, 2)
+            if kind and "zip" not in kind:
+                raise InputError(f"{path} is {kind}, not {what}; {advice}")
             file.seek(0)
             with ZipFile(file) as archive:
                 return _members(archive, size)

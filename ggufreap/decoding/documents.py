@@ -75,9 +75,9 @@ def load_json(path: Path, kind: type[T], what: str, advice: str, schema: str, mo
     """
     data = read_document(path, what, advice, most)
     try:
-        found = parse_json(data, dict[str, Any]).get("schema")
-        if isinstance(found, str) and found != schema:
-            raise InputError(f"{path} has schema {excerpt(found)}, this version reads {schema!r}; {advice}")
+        stated = parse_json(data, dict[str, Any]).get("schema")
+        if isinstance(stated, str) and stated != schema:
+            raise InputError(f"{path} has schema {excerpt(stated)}, this version reads {schema!r}; {advice}")
         return parse_json(data, kind)
     except Damaged as error:
         raise InputError(f"{path} is not {what}: {error}; {advice}") from error
@@ -90,9 +90,9 @@ def read_document(path: Path, what: str, advice: str, most: int = MOST_JSON) -> 
             data = file.read(most + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; {advice}") from error
-    found = what_is(data[:HEAD])
-    if found and found != "JSON":
-        raise InputError(f"{path} is {found}, not {what}; {advice}")
+    kind = what_is(data[:HEAD])
+    if kind and kind != "JSON":
+        raise InputError(f"{path} is {kind}, not {what}; {advice}")
     if len(data) > most:
         raise InputError(f"{path} has more than {most:,} bytes, so it is not {what}; {advice}")
     return data
@@ -113,12 +113,12 @@ def load_toml(path: Path, what: str, advice: str) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise _NotUnique(f"the name {excerpt(twice)} stands twice in one object")
-    return found
+    return members
 
 
 def _check_values(tables: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ Recorded = Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.int32]]
 
 
 class BlockTap:
-    """Fills `found`: `<what>-<block>` -> an array of one row per token.
+    """Fills `arrays`: `<what>-<block>` -> an array of one row per token.
 
     In every routed block: `logits` and `scores` `[n_tokens, n_kept]` (what the router computes and what it chooses by),
     `experts` `[n_tokens, n_used]`, `weights` of the same shape, `output` `[n_tokens, n_embd]` (the weighted sum of the
@@ -33,7 +33,7 @@ class BlockTap:
     def __init__(
         self, nodes: RoutingNodes, reader: TensorReader, keep: Keep | None = None, given: Recorded | None = None
     ) -> None:
-        self.found: dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int32]] = {}
+        self.arrays: dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int32]] = {}
         self._reader, self._given = reader, given
         self._stream = re.compile(rf"({'|'.join(nodes.stream)})-\d+".encode())
         self._handlers: dict[bytes, NodeHandler] = {}
@@ -43,7 +43,7 @@ class BlockTap:
 
     def begin(self) -> None:
         """Rows are recorded for one micro-batch: every node comes once."""
-        self.found.clear()
+        self.arrays.clear()
 
     def handler_of(self, pointer: int) -> NodeHandler | None:
         """What to do with a node once it is computed, or None."""
@@ -85,12 +85,12 @@ class BlockTap:
         self._handlers |= {f"{name}-{index}".encode(): handler for name, handler in watched.items()}
 
     def _record(self, key: str, values: npt.NDArray[np.generic]) -> bool:
-        if key in self.found and not key.startswith("scores"):
+        if key in self.arrays and not key.startswith("scores"):
             raise EngineError(f"node {key} came twice: the chunk must be one micro-batch, and its graph one this knows")
         if values.dtype == np.int32:
-            self.found[key] = values.astype(np.int32)  # a copy: ggml reuses the memory
+            self.arrays[key] = values.astype(np.int32)  # a copy: ggml reuses the memory
         else:
-            self.found[key] = values.astype(np.float32)
+            self.arrays[key] = values.astype(np.float32)
         return True
 
     def _replace(self, key: str, pointer: int) -> bool:

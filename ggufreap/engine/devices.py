@@ -63,7 +63,7 @@ def _library(name: str) -> Any:
 
 def _functions() -> dict[str, Any]:
     pointer, size, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
-    found = {}
+    functions = {}
     for library, declared in (
         ("ggml", (("ggml_backend_dev_count", [], size), ("ggml_backend_dev_get", [size], pointer))),
         (
@@ -79,9 +79,9 @@ def _functions() -> dict[str, Any]:
     ):
         loaded = _library(library)
         for name, arguments, result in declared:
-            found[name] = function = getattr(loaded, name)
+            functions[name] = function = getattr(loaded, name)
             function.argtypes, function.restype = arguments, result
-    return found
+    return functions
 
 
 def _devices(call: dict[str, Any]) -> list[Device]:

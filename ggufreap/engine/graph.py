@@ -120,12 +120,12 @@ class Graph:
 def _block_ends(nodes: Sequence[Node], stream: Sequence[str]) -> list[int]:
     """Block -> its last node of the residual stream."""
     pattern = re.compile(rf"(?:{'|'.join(map(re.escape, stream))})-(\d+)")
-    found: dict[int, int] = {}
+    index_of: dict[int, int] = {}
     for index, node in enumerate(nodes):
         if match := pattern.fullmatch(node.name):
-            found[int(match[1])] = index
-    ends = [found[block] for block in sorted(found)]
-    if sorted(found) != list(range(len(found))) or not found or ends != sorted(ends):
+            index_of[int(match[1])] = index
+    ends = [index_of[block] for block in sorted(index_of)]
+    if sorted(index_of) != list(range(len(index_of))) or not index_of or ends != sorted(ends):
         raise EngineError(
             f"the graph has no node {' or '.join(stream)} at the end of every block, so it cannot be computed block by "
             "block; use --blockwise off"

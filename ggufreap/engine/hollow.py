@@ -108,8 +108,8 @@ class Weights:
         with path.open("rb") as file:
             flags = mmap.MAP_SHARED | MAP_FIXED
             at = self._bases[shard] + first
-            found = _libc().mmap(at, last - first, mmap.PROT_READ, flags, file.fileno(), first)
-        if found == _FAILED:
+            address = _libc().mmap(at, last - first, mmap.PROT_READ, flags, file.fileno(), first)
+        if address == _FAILED:
             raise EngineError(f"cannot map {path}: {os.strerror(ctypes.get_errno())}; use --blockwise off")
         _advise(self._copy.with_name(path.name), 0, 0, DROP)  # else its zeros take the place of weights
 

@@ -1,4 +1,7 @@
-"""The importance matrix as it grows: raw sums of squared inputs, as llama-imatrix keeps them. No native library."""
+"""The importance matrix as it grows: raw sums of squared inputs, as llama-imatrix keeps them. No native library.
+
+Importance is what a pass records, these sums; an imatrix is what llama.cpp takes: its files, and its quantiser's input.
+"""
 
 import json
 from collections import Counter
@@ -72,8 +75,8 @@ class ImportanceSums:
         """What a file keeps."""
         arrays: dict[str, npt.NDArray[Any]] = {"input_of": np.array(json.dumps(self.input_of))}
         arrays["output"] = np.array(self.output)
-        for weight, found in self.sums.items():
-            arrays |= {f"values {weight}": found.values, f"counts {weight}": found.counts}
+        for weight, squares in self.sums.items():
+            arrays |= {f"values {weight}": squares.values, f"counts {weight}": squares.counts}
         return arrays
 
     @classmethod

@@ -67,10 +67,10 @@ class ImportanceTap:
         sums = self._sums(tensor, inputs.shape[-1], _n_mat(tensor))
         order = np.argsort(experts, axis=None, kind="stable")
         rows = inputs[order // n_used, order % n_used if inputs.shape[1] > 1 else 0]
-        found, starts, counts = np.unique(experts.ravel()[order], return_index=True, return_counts=True)
-        sums.values[found] += np.add.reduceat(np.square(rows), starts, axis=0)
-        sums.counts[found] += counts
-        broken = found[~np.isfinite(sums.values[found]).all(axis=1)]
+        reached, starts, counts = np.unique(experts.ravel()[order], return_index=True, return_counts=True)
+        sums.values[reached] += np.add.reduceat(np.square(rows), starts, axis=0)
+        sums.counts[reached] += counts
+        broken = reached[~np.isfinite(sums.values[reached]).all(axis=1)]
         if broken.size:
             raise not_finite(f"block {_weight(tensor).split('.')[1]}, expert {broken[0]}")
         return True

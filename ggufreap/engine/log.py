@@ -56,8 +56,8 @@ def _on_line(level: int, text: bytes, _data: object) -> None:
         return
     if level == _ERROR:
         _errors.append(line)
-    if found := _OF_CONTEXT.search(line):
-        _context.append(float(found[1]))
+    if match := _OF_CONTEXT.search(line):
+        _context.append(float(match[1]))
     if _OF_PLACEMENT.search(line):
         _placement.append(line)
     _LOGGER.debug(line)

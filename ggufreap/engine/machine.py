@@ -77,13 +77,13 @@ def machine() -> Machine:
 
     Raises EngineError where llama.cpp does not compute at all.
     """
-    library, cpu, found = _library(), _cpu(), gpus()
+    library, cpu, devices = _library(), _cpu(), gpus()
     visible = [os.environ.get(name, "") for name in _VISIBLE]
-    key = hashlib.sha256(json.dumps([library, cpu, found, visible]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([library, cpu, devices, visible]).encode()).hexdigest()[:16]
     name = f"machine-{key}"
     known = _remembered(name)
     if known is None:
-        known = replace(find_out(_trial, library, cpu[0], found), gains=_gains())
+        known = replace(find_out(_trial, library, cpu[0], devices), gains=_gains())
         cache.put(name, asdict(known))
     return known
 
@@ -93,24 +93,24 @@ def extra_buffers_work() -> bool:
     return machine().extra_buffers
 
 
-def find_out(trial: Trial, library: Sequence[object], cpu: str, found: Sequence[str]) -> Machine:
+def find_out(trial: Trial, library: Sequence[object], cpu: str, devices: Sequence[str]) -> Machine:
     """Try, the most first, until something works as it does without extra buffers on the CPU alone."""
     plain = trial(False, False)
     if isinstance(plain, str) or not np.isfinite(plain).all():
         came = f"it {plain}" if isinstance(plain, str) else "its logits are no numbers"
         raise EngineError(f"llama.cpp does not compute on this machine: {came}; build it for this CPU: {_REBUILD}")
-    ways = [(True, True), (False, True), (True, False), (False, False)] if found else [(True, False), (False, False)]
+    ways = [(True, True), (False, True), (True, False), (False, False)] if devices else [(True, False), (False, False)]
     reason = ""
     for extra_buffers, offload in ways:
         fault = _fault(trial(extra_buffers, offload), plain) if extra_buffers or offload else ""
         if not fault:
             break
         reason = reason or fault
-    if found and not offload:
-        _LOG.warning("llama.cpp does not compute on %s: it %s; going without", ", ".join(found), reason)
+    if devices and not offload:
+        _LOG.warning("llama.cpp does not compute on %s: it %s; going without", ", ".join(devices), reason)
     if not extra_buffers:
         _LOG.warning("llama.cpp's repacked buffers do not work on this machine: it %s; going without them", reason)
-    return Machine(extra_buffers, offload, reason, str(library[0]), cpu, tuple(found))
+    return Machine(extra_buffers, offload, reason, str(library[0]), cpu, tuple(devices))
 
 
 def chooses_repack(nbytes: int, repack: bool | None, known: Machine) -> bool:
@@ -164,8 +164,8 @@ def _trial(extra_buffers: bool, offload: bool) -> Logits | str:
 
 def _remembered(name: str) -> Machine | None:
     with suppress(ValueError, TypeError, KeyError):
-        found = cache.get(name) or {}
-        known = Machine(**{**found, "devices": tuple(found["devices"])})
+        saved = cache.get(name) or {}
+        known = Machine(**{**saved, "devices": tuple(saved["devices"])})
         if isinstance(known.extra_buffers, bool) and isinstance(known.offload, bool):
             return known
     return None

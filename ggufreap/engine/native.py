@@ -149,7 +149,7 @@ def _self_check(library: Any) -> None:
         view = library.ggml_view_2d(context, first, 2, 3, 12, 24)
         library.ggml_build_forward_expand(library.ggml_new_graph(context), product)
         a, p, v = tensor_at(first), tensor_at(product), tensor_at(view)
-        found = {
+        fields = {
             "type": (a.type, 26),
             "ne": (tuple(a.ne), (3, 5, 7, 11)),
             "nb": (tuple(a.nb), (4, 12, 60, 420)),
@@ -167,7 +167,7 @@ def _self_check(library: Any) -> None:
         }
     finally:
         library.ggml_free(context)
-    for field, (read, expected) in found.items():
+    for field, (read, expected) in fields.items():
         if read != expected:
             raise _mismatch(f"field {field} of struct ggml_tensor reads {read!r}, expected {expected!r}")
 

@@ -66,12 +66,12 @@ def measured(outputs: Float32s, measures: Mapping[str, Measure]) -> dict[str, Fl
     Several passes over the data, so it goes in pieces that stay in a core's cache.
     """
     n_tokens, n_used = outputs.shape[:2]
-    found = {name: np.empty((n_tokens, *row.shape(n_used)), np.float32) for name, row in measures.items()}
+    values = {name: np.empty((n_tokens, *row.shape(n_used)), np.float32) for name, row in measures.items()}
     step = max(1, PIECE_NBYTES // outputs[0].nbytes)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused with a reason
         for start in range(0, n_tokens, step):
             tokens = slice(start, start + step)
             piece = outputs[tokens]
             for name, row in measures.items():
-                found[name][tokens] = row.measure(piece)
-    return found
+                values[name][tokens] = row.measure(piece)
+    return values

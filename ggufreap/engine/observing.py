@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from ggufreap.architecture.nodes import FINAL_NORM, RoutingNodes
+from ggufreap.architecture.nodes import FINAL_NORM, LAST_STREAM, RoutingNodes
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.importance_tap import ImportanceTap
 from ggufreap.engine.native import TensorReader
@@ -38,6 +38,8 @@ class Observing(Together):
         importance, named = wanted.importance, [name for name in wanted.observables if name != ACTIVATIONS]
         routed = replace(nodes, blocks=blocks)
         self._routing = RoutingTap(routed, reader, named, streamless, stop=stop and importance is None)
+        if blocks[-1:] != nodes.blocks[-1:]:  # that node is the stream of the last block alone
+            self._routing.handlers.pop(LAST_STREAM.encode(), None)
         self._neurons = None
         taps: list[Tap] = [self._routing]
         if ACTIVATIONS in wanted.observables:
@@ -64,6 +66,6 @@ class Observing(Together):
                 "this llama.cpp builds them in another way than ggufreap knows"
             )
         return [
-            replace(batch, observed={**batch.observed, ACTIVATIONS: found})
-            for batch, found in zip(batches, activations, strict=True)
+            replace(batch, observed={**batch.observed, ACTIVATIONS: values})
+            for batch, values in zip(batches, activations, strict=True)
         ]

@@ -129,10 +129,10 @@ class PieceTap(_Skipping):
     def _give(self, pointer: int) -> bool:
         assert self._source is not None  # only the first piece has none, and nothing is given to it
         values = self._reader.read(pointer)
-        found = np.fromfile(self._source, values.dtype, values.size)
-        if found.size != values.size:
+        stored = np.fromfile(self._source, values.dtype, values.size)
+        if stored.size != values.size:
             raise EngineError(f"{self._source.name} ends too early; delete it, and calibrate again")
-        self._reader.write(pointer, found.reshape(values.shape))
+        self._reader.write(pointer, stored.reshape(values.shape))
         return True
 
     def _keep(self, pointer: int) -> bool:

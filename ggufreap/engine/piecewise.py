@@ -1,7 +1,6 @@
 """A loaded model computed a few blocks at a time: each piece reads what the piece before it left of every chunk."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import BinaryIO
 
@@ -24,6 +23,8 @@ class Piecewise:
 
     `weights` are those of the real file, where the session was given a hollow one.
     """
+
+    spills = True
 
     def __init__(self, session: LlamaSession, nodes: RoutingNodes, weights: Weights) -> None:
         self._session, self._nodes, self._weights = session, nodes, weights
@@ -67,7 +68,6 @@ class Piecewise:
         self, tokens: Tokens, piece: Piece, source: BinaryIO | None, sink: BinaryIO | None, wanted: Wanted
     ) -> Sequence[RoutedBatch]:
         """What `route` tells of one chunk, as `wanted`."""
-        wanted = replace(wanted, blocks=piece.blocks)
         tap = Observing(self._nodes, self._reader, wanted, self._streamless, stop=False)
         cuts = self._cuts(len(tokens), piece, wanted.importance is not None and wanted.importance.output)
         self._session.memory()

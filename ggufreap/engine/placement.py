@@ -139,19 +139,19 @@ def _shares(text: str) -> Any:
 
 def _overrides(settings: EngineSettings) -> list[tuple[bytes, int]]:
     """(regex, buffer type) in the order in which llama.cpp tries them."""
-    found: list[tuple[bytes, int]] = []
+    overrides: list[tuple[bytes, int]] = []
     if settings.override_tensor is not None:
         known = _buffer_types()
         for pattern, buffer in split_overrides(settings.override_tensor):
             if buffer not in known:
                 raise EngineError(f"-ot {pattern}={buffer}: there is no such buffer; choose from {', '.join(known)}")
-            found.append((pattern.encode(), known[buffer]))
+            overrides.append((pattern.encode(), known[buffer]))
     experts = [EXPERTS] if settings.cpu_moe else []
     experts += [rf"blk\.{block}{EXPERTS}" for block in range(settings.n_cpu_moe)]
     if experts:
         cpu = _libraries()[1].ggml_backend_cpu_buffer_type()
-        found += [(pattern.encode(), cpu) for pattern in experts]
-    return found
+        overrides += [(pattern.encode(), cpu) for pattern in experts]
+    return overrides
 
 
 def _buffer_types() -> dict[str, int]:

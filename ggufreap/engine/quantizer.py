@@ -26,7 +26,7 @@ from ggufreap.errors import EngineError, OutputError
 from ggufreap.files import create, private_folder
 from ggufreap.process import Child, last_words
 
-Importance = Mapping[str, npt.NDArray[np.float32]]  # tensor -> mean squares of its inputs [n_mat * n_in]
+ImatrixData = Mapping[str, npt.NDArray[np.float32]]  # tensor -> mean squares of its inputs [n_mat * n_in]
 
 _LOGGER = logging.getLogger("ggufreap.llama_cpp")
 _ANSWER = "\x1e"  # opens the line that ends a call; llama.cpp's log never starts with it
@@ -75,7 +75,7 @@ class Quantizer:
         self,
         call: QuantizerCall,
         on_line: Callable[[str], None],
-        importance: Importance | None = None,
+        imatrix: ImatrixData | None = None,
         folder: Path | None = None,
     ) -> None:
         """Run one call, every line of llama.cpp's log to `on_line`; raises EngineError with llama.cpp's own reason.
@@ -83,8 +83,8 @@ class Quantizer:
         The matrix is handed over in a private `folder`, where there is one.
         """
         with private_folder() if folder is None else nullcontext(folder) as place:
-            path = None if importance is None else _save(importance, place)
-            reason = self._ask(json.dumps({"call": asdict(call), "importance": path}), on_line)
+            path = None if imatrix is None else _save(imatrix, place)
+            reason = self._ask(json.dumps({"call": asdict(call), "imatrix": path}), on_line)
         if reason is not None:
             raise EngineError(f"llama.cpp does not quantise {call.model}: {reason}")
 
@@ -111,13 +111,13 @@ class Quantizer:
         return f"it {last_words(ending, last)}{hint}"
 
 
-def _save(importance: Importance, folder: Path) -> str:
+def _save(imatrix: ImatrixData, folder: Path) -> str:
     """The file that hands the matrix over; whoever has read it removes it."""
-    values = (np.ascontiguousarray(array, np.float32) for array in importance.values())
-    path = folder / "importance.npz"
+    values = (np.ascontiguousarray(array, np.float32) for array in imatrix.values())
+    path = folder / "imatrix.npz"
     try:
         with create(path) as file:
-            np.savez(file, np.array(json.dumps(list(importance))), *values)
+            np.savez(file, np.array(json.dumps(list(imatrix))), *values)
     except OSError as error:
         raise OutputError(f"cannot write {path} for llama.cpp: {error.strerror}; free some space there") from None
     return str(path)
@@ -146,7 +146,7 @@ def _main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         errors.clear()
-        failed = _quantize(llama, QuantizerCall(**job["call"]), _load(job["importance"]))
+        failed = _quantize(llama, QuantizerCall(**job["call"]), _load(job["imatrix"]))
         _answer(_reason(errors) if failed else None)
 
 
@@ -156,21 +156,21 @@ def _answer(reason: str | None) -> None:
 
 
 def _reason(errors: list[str]) -> str:
-    found = [match[1] for match in map(_REASON.search, errors) if match]
-    return [*found, *filter(None, errors), "it gave no reason"][0]
+    reasons = [match[1] for match in map(_REASON.search, errors) if match]
+    return [*reasons, *filter(None, errors), "it gave no reason"][0]
 
 
-def _load(path: str | None) -> Importance:
+def _load(path: str | None) -> ImatrixData:
     if path is None:
         return {}
     with np.load(path) as archive:
         names = json.loads(str(archive["arr_0"]))
-        importance = {name: archive[f"arr_{index}"] for index, name in enumerate(names, 1)}
+        imatrix = {name: archive[f"arr_{index}"] for index, name in enumerate(names, 1)}
     Path(path).unlink()  # nobody else reads it
-    return importance
+    return imatrix
 
 
-def _quantize(llama: Any, call: QuantizerCall, importance: Importance) -> bool:
+def _quantize(llama: Any, call: QuantizerCall, imatrix: ImatrixData) -> bool:
     """Call llama.cpp; every array that it reads ends with an empty element and lives until it returns."""
     params = llama.llama_model_quantize_default_params()
     params.nthread, params.ftype, params.max_buf_size = call.n_threads, call.file_type, call.max_buf_size
@@ -178,8 +178,8 @@ def _quantize(llama: Any, call: QuantizerCall, importance: Importance) -> bool:
     params.output_tensor_type = _UNSET if call.output_tensor_type is None else call.output_tensor_type
     params.pure, params.keep_split, params.dry_run = call.pure, call.keep_split, call.dry_run
     params.allow_requantize = True  # what may be quantised again is decided by the one who calls
-    weights = (llama.llama_model_imatrix_data * (len(importance) + 1))()
-    for weight, (name, values) in zip(weights, importance.items(), strict=False):
+    weights = (llama.llama_model_imatrix_data * (len(imatrix) + 1))()
+    for weight, (name, values) in zip(weights, imatrix.items(), strict=False):
         weight.name, weight.size = name.encode(), values.size
         weight.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     types = (llama.llama_model_tensor_override * (len(call.tensor_types) + 1))()

@@ -145,7 +145,7 @@ class LlamaSession:
     ) -> tuple[npt.NDArray[np.float32], Recorded]:
         """Logits of one micro-batch as `logits` gives them, and what its blocks computed (see BlockTap)."""
         recording = BlockTap(self._nodes, self._reader, keep, given)
-        return self._logits(tokens, self._virtual(keep, fewer, recording), 0), recording.found
+        return self._logits(tokens, self._virtual(keep, fewer, recording), 0), recording.arrays
 
     def nudged(self, tokens: Tokens, keep: Keep, fewer: Fewer | None = None) -> npt.NDArray[np.float32]:
         """Logits as `logits` gives them, with the last bits of the residual stream changed once (see NudgeTap)."""

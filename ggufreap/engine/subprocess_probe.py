@@ -105,8 +105,8 @@ def _main(request: Path, folder: Path) -> None:
             keep = each["keep"] and {int(block): experts for block, experts in each["keep"].items()}
             fewer = _fewer(each["fewer"], keep)
             if each["record"]:
-                logits, found = _recorded(session, tokens, keep, each["given"], fewer)
-                arrays: dict[str, Any] = dict(found)
+                logits, recorded = _recorded(session, tokens, keep, each["given"], fewer)
+                arrays: dict[str, Any] = dict(recorded)
                 np.savez(_record(folder, index), **arrays)
             elif each["nudge"]:
                 logits = session.nudged(tokens, keep, fewer)

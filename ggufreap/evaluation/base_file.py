@@ -74,10 +74,10 @@ def open_base(path: Path) -> BaseFile:
                 raise InputError(f"{path} has chunks of {n_ctx} tokens, 3 are the least; it is damaged, write it again")
             nbytes_row = 8 + 2 * (n_vocab + n_vocab % 2)  # of what _row describes, whose size numpy limits
             expected = file.tell() + n_chunk * (n_ctx * 4 + _n_scored(n_ctx) * nbytes_row)
-            found = path.stat().st_size
-            if found != expected:
+            nbytes = path.stat().st_size
+            if nbytes != expected:
                 raise InputError(
-                    f"{path} has {found:,} bytes, {n_chunk} chunks of {n_ctx} tokens and {n_vocab} log-probabilities "
+                    f"{path} has {nbytes:,} bytes, {n_chunk} chunks of {n_ctx} tokens and {n_vocab} log-probabilities "
                     f"take {expected:,}; it is truncated or damaged, write it again"
                 )
             chunks = np.fromfile(file, "<i4", n_chunk * n_ctx).astype(np.int32).reshape(n_chunk, n_ctx)
@@ -92,10 +92,10 @@ def open_base(path: Path) -> BaseFile:
 def is_base_of(path: Path, chunks: Tokens, n_vocab: int) -> bool:
     """Whether a file of such log-probabilities of the same chunks is there; of which model, only its bytes tell."""
     try:
-        found = open_base(path)
+        base = open_base(path)
     except InputError:
         return False
-    return found.n_vocab == n_vocab and np.array_equal(found.chunks, chunks)
+    return base.n_vocab == n_vocab and np.array_equal(base.chunks, chunks)
 
 
 class BaseWriter:

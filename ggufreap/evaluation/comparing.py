@@ -23,10 +23,10 @@ from ggufreap.evaluation.scores import (
 )
 from ggufreap.progress import Progress, silent
 
-Candidate = Callable[[Tokens], Logits]  # the scored rows' logits [n_scored, n_vocab] of one chunk
+Forward = Callable[[Tokens], Logits]  # the scored rows' logits [n_scored, n_vocab] of one chunk
 
 
-def of_engine(engine: Engine, keep: Keep | None = None) -> Candidate:
+def of_engine(engine: Engine, keep: Keep | None = None) -> Forward:
     """What an engine gives, experts outside `keep` masked."""
     return lambda chunk: engine.logits(chunk, keep, first_scored(len(chunk)))[:-1]
 
@@ -39,8 +39,8 @@ def threads(count: int) -> Iterator[Map]:
 
 
 def compare_with(
-    original: Candidate,
-    candidates: Sequence[Candidate],
+    original: Forward,
+    candidates: Sequence[Forward],
     domains: Mapping[str, Corpus],
     run: Map = map,
     progress: Progress = silent,
@@ -50,7 +50,7 @@ def compare_with(
 
     `also` is handed the original's scored rows `[n_scored, n_vocab]` of every chunk.
     """
-    found: list[dict[str, Meters]] = [{} for _ in candidates]
+    all_meters: list[dict[str, Meters]] = [{} for _ in candidates]
     n_tokens = sum(corpus.n_tokens for corpus in domains.values())
     with progress("evaluate", n_tokens * (len(candidates) + 1), "tokens") as bar:
         for domain, corpus in domains.items():
@@ -63,9 +63,9 @@ def compare_with(
                 for candidate, scores in zip(candidates, parts, strict=True):
                     scores.append(compare(reference, candidate(chunk), targets_of(chunk), run))
                     bar.update(len(chunk))
-            for meters, scores in zip(found, parts, strict=True):
+            for meters, scores in zip(all_meters, parts, strict=True):
                 meters[domain] = Meters.of(TokenScores.join(scores))
-    return [Comparison(meters) for meters in found]
+    return [Comparison(meters) for meters in all_meters]
 
 
 def compare_with_base(

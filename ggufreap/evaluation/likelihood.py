@@ -75,12 +75,12 @@ def likelihoods(
 
     Raises InputError where the texts of one question do not fit the memory, NumericFailure where a logit is NaN.
     """
-    found: list[list[Likelihood]] = []
+    by_question: list[list[Likelihood]] = []
     with progress(stage, len(questions), "questions") as bar:
         for group in _groups(engine, questions):
-            found += _run(engine.sequences(keep), group)
+            by_question += _run(engine.sequences(keep), group)
             bar.update(len(group))
-    return found
+    return by_question
 
 
 def _groups(engine: ScoringEngine, questions: Sequence[Branches]) -> Iterator[list[Branches]]:
@@ -112,15 +112,15 @@ def _run(memory: Sequences, group: Sequence[Branches]) -> list[list[Likelihood]]
         ends = ((sequence, text[question.prefix : -1]) for sequence, text in enumerate(question.texts, first))
         rest |= {sequence: end for sequence, end in ends if len(end)}
     logits = memory.feed(rest, every=True) if rest else {}
-    found: list[list[Likelihood]] = []
+    by_question: list[list[Likelihood]] = []
     for first, question in placed:
-        found.append([])
+        by_question.append([])
         for sequence, (text, span) in enumerate(zip(question.texts, question.spans, strict=True), first):
             # Row k predicts the token behind the first `prefix + k`.
             rows = np.concatenate([opening[first], logits[sequence]]) if sequence in logits else opening[first]
             wanted = slice(span[0] - question.prefix, span[1] - question.prefix)
-            found[-1].append(likelihood(rows[wanted], text[slice(*span)]))
-    return found
+            by_question[-1].append(likelihood(rows[wanted], text[slice(*span)]))
+    return by_question
 
 
 def likelihood(logits: npt.NDArray[np.float32], targets: Tokens) -> Likelihood:

@@ -72,16 +72,16 @@ class Responses:
         branches = []
         for _, asked in groupby((request.args for request in requests), key=lambda args: args[0]):
             branches += list(self._shared([self._pair(context, continuation) for context, continuation in asked]))
-        found = likelihoods(self._engine, branches, progress=self._progress, stage="log-likelihoods")
-        return [(each.log_p, each.greedy) for group in found for each in group]
+        groups = likelihoods(self._engine, branches, progress=self._progress, stage="log-likelihoods")
+        return [(each.log_p, each.greedy) for group in groups for each in group]
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
         """Per `(text,)`: ln p of all of it, in windows of the whole context where it is longer."""
         windows = [list(self._windows(request.args[0])) for request in requests]
-        found = likelihoods(
+        groups = likelihoods(
             self._engine, [window for text in windows for window in text], progress=self._progress, stage="rolling"
         )
-        values: Iterator[Likelihood] = (each for group in found for each in group)
+        values: Iterator[Likelihood] = (each for group in groups for each in group)
         return [sum(next(values).log_p for _ in text) for text in windows]
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:

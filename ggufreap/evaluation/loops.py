@@ -23,13 +23,13 @@ def signs_of_looping(text: str) -> tuple[str, ...]:
     grams = [tuple(words[start : start + N_GRAM]) for start in range(len(words) - N_GRAM + 1)]
     lines = Counter(line.strip() for line in text.splitlines() if len(line.strip()) > LINE_CHARS)
     runs = [len(list(run)) for word, run in groupby(words) if any(map(str.isalpha, word))]
-    found = {
+    signs = {
         "4-grams": len(grams) >= MIN_GRAMS and len(set(grams)) < MIN_UNIQUE * len(grams),
         "line": max(lines.values(), default=0) > MAX_LINES,
         "word": max(runs, default=0) > MAX_WORDS,
         "zlib": zlib_ratio(text) < MIN_ZLIB,
     }
-    return tuple(sign for sign, is_there in found.items() if is_there)
+    return tuple(sign for sign, is_there in signs.items() if is_there)
 
 
 def zlib_ratio(text: str) -> float:

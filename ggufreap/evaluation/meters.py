@@ -40,7 +40,7 @@ class Meters:
     def of(cls, scores: TokenScores) -> Self:
         """The figures of some tokens; raises NumericFailure where one is no number."""
         median, p90, p99 = (float(value) for value in np.quantile(scores.kld, (0.5, 0.9, 0.99)))
-        found = cls(
+        meters = cls(
             len(scores.kld),
             *mean_and_stderr(scores.kld),
             median,
@@ -51,12 +51,12 @@ class Meters:
             *mean_and_stderr(scores.nll),
             *mean_and_stderr(scores.nll - scores.nll_reference),
         )
-        if wrong := [name for name, value in vars(found).items() if not isfinite(value)]:
+        if wrong := [name for name, value in vars(meters).items() if not isfinite(value)]:
             raise NumericFailure(
                 f"{wrong[0]} is not a number: a logit is infinite; the model file is damaged, or overflows in this "
                 "precision"
             )
-        return found
+        return meters
 
     @classmethod
     def mean(cls, parts: Sequence[Self]) -> Self:

@@ -38,14 +38,14 @@ class Perplexity:
 def exp_finite(value: float, what: str) -> float:
     """exp; raises NumericFailure where the result is not a number, or beyond all numbers."""
     try:
-        found = exp(value)
+        power = exp(value)
     except OverflowError:
-        found = inf
-    if not isfinite(found):
+        power = inf
+    if not isfinite(power):
         raise NumericFailure(
             f"{what} is not a number: exp({value:g}); the model's logits overflow, its file is damaged or too coarse"
         )
-    return found
+    return power
 
 
 def mean_and_stderr(values: Floats) -> tuple[float, float]:
@@ -53,9 +53,9 @@ def mean_and_stderr(values: Floats) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / np.sqrt(max(len(values) - 1, 1)))
 
 
-def geometric_mean(found: Mapping[str, Perplexity]) -> float:
+def geometric_mean(perplexities: Mapping[str, Perplexity]) -> float:
     """Perplexity on the mean over domains."""
-    return exp(fmean(log(each.value) for each in found.values()))
+    return exp(fmean(log(each.value) for each in perplexities.values()))
 
 
 def ignore(_logits: Logits) -> None:

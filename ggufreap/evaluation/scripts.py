@@ -22,16 +22,16 @@ def drift(text: str, control: str) -> str | None:
     Either half of the letters or more are of other scripts (total variation distance over 0.5), or marked Latin letters
     that the other answer's rate lets expect 8 times or more are missing. Of under 20 letters nothing is said.
     """
-    found, expected = scripts_of(text), scripts_of(control)
-    n_found, n_expected = found.total(), expected.total()
-    if min(n_found, n_expected) < MIN_LETTERS:
+    actual, expected = scripts_of(text), scripts_of(control)
+    n_actual, n_expected = actual.total(), expected.total()
+    if min(n_actual, n_expected) < MIN_LETTERS:
         return None
-    gains = {script: found[script] / n_found - expected[script] / n_expected for script in {*found, *expected}}
+    gains = {script: actual[script] / n_actual - expected[script] / n_expected for script in {*actual, *expected}}
     if sum(gain for gain in gains.values() if gain > 0) > MAX_DISTANCE:
         return f"{min(gains, key=lambda script: gains[script])} became {max(gains, key=lambda script: gains[script])}"
-    rate_found, rate_expected = found[MARKED] / n_found, expected[MARKED] / n_expected
-    if not found[MARKED] and rate_expected * n_found >= MIN_EXPECTED:
+    rate_actual, rate_expected = actual[MARKED] / n_actual, expected[MARKED] / n_expected
+    if not actual[MARKED] and rate_expected * n_actual >= MIN_EXPECTED:
         return f"no more {MARKED}"
-    if not expected[MARKED] and rate_found * n_expected >= MIN_EXPECTED:
+    if not expected[MARKED] and rate_actual * n_expected >= MIN_EXPECTED:
         return f"new {MARKED}"
     return None

@@ -50,10 +50,10 @@ def check(imatrix: Imatrix, file: GgufFile, layout: MoeLayout) -> Coverage:
         )
     wrong = [name for name, record in matched.items() if not _fits(imatrix.entries[name], record)]
     if wrong:
-        found, (n_mat, n_in) = imatrix.entries[wrong[0]].in_sum2.shape, _matrices(matched[wrong[0]])
+        shape, (n_mat, n_in) = imatrix.entries[wrong[0]].in_sum2.shape, _matrices(matched[wrong[0]])
         raise MismatchError(
             f"{len(wrong)} of {len(matched)} entries of the importance matrix have another size than in {file.path}: "
-            f"{wrong[0]} has {found[0]} x {found[1]} sums, the weight takes {n_mat} x {n_in}; "
+            f"{wrong[0]} has {shape[0]} x {shape[1]} sums, the weight takes {n_mat} x {n_in}; "
             "make one from this model, or slice its original's by the plan"
         )
     missing = [record.name for record in file.tensors if record.name not in matched and _quantised(record)]

@@ -53,11 +53,11 @@ class Exam:
         `gates`: where none are given.
         """
         settings = settings or EngineSettings()
-        found = tuple(map(parse_gate, held_out.fail_if or gates))
-        exam = cls({}, held_out.chunks, found, replace(settings, n_ctx=held_out.ctx_size or settings.n_ctx))
+        parsed = tuple(map(parse_gate, held_out.fail_if or gates))
+        exam = cls({}, held_out.chunks, parsed, replace(settings, n_ctx=held_out.ctx_size or settings.n_ctx))
         check_ctx(exam.settings)
         texts = held_out_data.named((*held_out.files, *more))
-        for gate in found:
+        for gate in parsed:
             gate.require(texts, metrics)
         opened = (path for each in texts.values() if isinstance(each, Opened) for path in each.paths)
         plain = (Path(given_name(file)[1]) for file in held_out.files if isinstance(file, str))
@@ -66,10 +66,10 @@ class Exam:
     def tokenised(self, engine: LlamaSession, model: GgufFile) -> dict[str, Corpus]:
         """Domain -> its chunks, as `model`, which `engine` has loaded, reads it; what was left out is said."""
         warn_of_context(model, self.settings.n_ctx)
-        found, notes = held_out_data.tokenised(engine, model, self.texts, self.settings.n_ctx, self.chunks)
+        corpora, notes = held_out_data.tokenised(engine, model, self.texts, self.settings.n_ctx, self.chunks)
         for note in notes:
             _LOG.info("%s", note)
-        return found
+        return corpora
 
     def warn_of_seen(self, calibration: Opened) -> None:
         """Say which of the texts stand in the calibration data, whatever their files are called."""

@@ -1,4 +1,8 @@
-"""What was found of pruned files, and of the rival of equal size."""
+"""What was measured of pruned files, and of the rival of equal size, as the meters give it.
+
+Gates and the console read it, with all that the meters can tell; what a report publishes of it are reporting.facts,
+figures alone, whose names are those of `report.json`.
+"""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -82,8 +82,8 @@ class Masking:
             doing("masking experts of", self._model.path),
             threads(self._exam.settings.cpu_threads) as run,
         ):
-            found = compare_with(of_engine(self._engine), masked, self._domains, run, self._progress)
+            comparisons = compare_with(of_engine(self._engine), masked, self._domains, run, self._progress)
         return [
             Candidate.of(self._model, plan, comparison, self._exam)
-            for plan, comparison in zip(plans, found, strict=True)
+            for plan, comparison in zip(plans, comparisons, strict=True)
         ]

@@ -66,9 +66,11 @@ def compare_files(
         with open_engine(original, exam.settings) as engine, doing("judging by", original.path):
             domains = exam.tokenised(engine, original)
             spill = _spill(domains, engine.n_vocab, folder) if files else None
-            keeps = [of_engine(engine, keep) for keep in masked]
+            candidates = [of_engine(engine, keep) for keep in masked]
             also = stack.enter_context(spill).add if spill else ignore
-            ran = compare_with(of_engine(engine), keeps, domains, run, progress, also) if keeps or spill else ()
+            ran = (
+                compare_with(of_engine(engine), candidates, domains, run, progress, also) if candidates or spill else ()
+            )
         compared = (_compare(original, file, exam, domains, spill, run, progress) for file in files)
         return Compared(tuple(ran), tuple(compared), {name: len(corpus.chunks) for name, corpus in domains.items()})
 
@@ -126,8 +128,8 @@ def check_tokens(original: GgufFile, files: Sequence[GgufFile], exam: Exam) -> N
 
 def _tokens(engine: LlamaSession, original: GgufFile, exam: Exam) -> dict[str, Tokens]:
     """Domain -> chunks `[n_chunks, n_ctx]`, conversations as `original` writes them."""
-    found, _ = tokenised(engine, original, exam.texts, exam.settings.n_ctx, exam.chunks)
-    return {name: corpus.chunks for name, corpus in found.items()}
+    corpora, _ = tokenised(engine, original, exam.texts, exam.settings.n_ctx, exam.chunks)
+    return {name: corpus.chunks for name, corpus in corpora.items()}
 
 
 def _tokenizer(file: GgufFile) -> dict[str, bytes]:

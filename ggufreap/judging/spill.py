@@ -10,7 +10,7 @@ import numpy as np
 from ggufreap.engine.protocol import Tokens
 from ggufreap.errors import OutputError
 from ggufreap.evaluation import Logits
-from ggufreap.evaluation.comparing import Candidate
+from ggufreap.evaluation.comparing import Forward
 
 
 class Spill:
@@ -40,7 +40,7 @@ class Spill:
                 f"cannot keep the original's logits in {self._folder}: {error.strerror}; free some space there"
             ) from error
 
-    def again(self) -> Candidate:
+    def again(self) -> Forward:
         """The original once more, for the same chunks in the same order."""
         places = iter(self._places)
 

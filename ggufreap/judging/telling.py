@@ -15,7 +15,7 @@ from ggufreap.judging.masking import Candidate
 from ggufreap.model import Model
 from ggufreap.observation import Floats, Stored
 from ggufreap.planning import PruningPlan
-from ggufreap.reporting import Report, describe, facts, measured
+from ggufreap.reporting import Report, facts, known_facts, measured_facts
 from ggufreap.rewriting import lower, write_skeleton
 from ggufreap.selection.methods import method_of
 from ggufreap.version import __version__
@@ -41,7 +41,7 @@ class Known:
     def calibration(self) -> facts.Calibration:
         """In the words of the report."""
         statistics, provenance = self.stored.domain_statistics(), self.stored.provenance
-        return measured.describe_calibration(statistics, provenance, self.coverage, built_in=self.built_in)
+        return measured_facts.calibration_facts(statistics, provenance, self.coverage, built_in=self.built_in)
 
 
 def tell(
@@ -57,11 +57,11 @@ def tell(
         version=__version__,
         date=datetime.date.today().isoformat(),
         model=_model(model, plan),
-        plan=describe.describe_plan(plan, known.scores if known else {}),
+        plan=known_facts.plan_facts(plan, known.scores if known else {}),
         calibration=known.calibration if known else None,
-        coverage=measured.describe_coverage(known.coverage) if known else (),
+        coverage=measured_facts.coverage_facts(known.coverage) if known else (),
         curve=tuple(
-            measured.describe_candidate(
+            measured_facts.candidate_facts(
                 each.plan.ratio, each.plan.method, each.plan.n_keep, each.nbytes, each.comparison
             )
             for each in curve
@@ -69,7 +69,7 @@ def tell(
         original=_original(model, judged),
         variants=tuple(map(_variant, judged)),
         equal_size=_equal_size(rival),
-        files=tuple(describe.describe_file(each.path, each.kind) for each in judged),
+        files=tuple(known_facts.file_facts(each.path, each.kind) for each in judged),
     )
 
 
@@ -78,13 +78,13 @@ def _model(model: Model, plan: PruningPlan) -> facts.Model:
     with private_folder() as folder:
         script = lower(model.file, model.layout, plan, Path(folder) / "exact.gguf")
         exact = open_gguf(write_skeleton(script, Path(folder)))
-        return describe.describe_model(model.file, model.layout, plan, exact)
+        return known_facts.model_facts(model.file, model.layout, plan, exact)
 
 
 def _variant(each: Judged) -> facts.Variant:
-    own = measured.describe_probes(each.probes)[0] if each.probes else None
-    overall, domains = measured.describe_comparison(each.comparison) if each.comparison else (None, ())
-    subject = measured.describe_subject(
+    own = measured_facts.probes_facts(each.probes)[0] if each.probes else None
+    overall, domains = measured_facts.comparison_facts(each.comparison) if each.comparison else (None, ())
+    subject = measured_facts.subject_facts(
         each.nbytes,
         each.kind,
         {name: meters.perplexity for name, meters in each.comparison.domains.items()} if each.comparison else None,
@@ -92,16 +92,16 @@ def _variant(each: Judged) -> facts.Variant:
         own,
         each.speed.memory if each.speed else None,
     )
-    return facts.Variant(each.path.name, subject, overall, domains, tuple(map(measured.describe_task, each.tasks)))
+    return facts.Variant(each.path.name, subject, overall, domains, tuple(map(measured_facts.task_facts, each.tasks)))
 
 
 def _original(model: Model, judged: Sequence[Judged]) -> facts.Subject:
     first = judged[0]
-    subject = measured.describe_subject(
+    subject = measured_facts.subject_facts(
         model.file.nbytes,
         kind_of(model.file),
         speeds=first.speed.reference_speeds if first.speed else (),
-        probes=measured.describe_probes(first.probes)[1] if first.probes else None,
+        probes=measured_facts.probes_facts(first.probes)[1] if first.probes else None,
         memory=first.speed.reference_memory if first.speed else None,
     )
     if first.comparison is None:

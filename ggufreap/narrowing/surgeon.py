@@ -10,7 +10,7 @@ the end: the result is the same. Of H⁻¹ and G a few removals at a time are pu
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +36,14 @@ class Removal:
 
 def damped(curvature: npt.NDArray[np.floating[Any]]) -> Floats:
     """H `[width, width]` with DAMPING, so that it can be inverted."""
-    found = curvature.astype(np.float64)
-    found.flat[:: len(found) + 1] += DAMPING * found.diagonal().mean()
-    return found
+    hessian = curvature.astype(np.float64)
+    hessian.flat[:: len(hessian) + 1] += DAMPING * hessian.diagonal().mean()
+    return hessian
 
 
 def remove(curvature: Floats, gram: Floats, n_remove: int) -> Removal:
     """One neuron after the other, each time the one that costs least; H positive definite, both `[width, width]`."""
-    inverse: Floats = np.linalg.inv(curvature)
+    inverse = cast(Floats, np.linalg.inv(curvature))
     there = np.arange(len(curvature))
     order: list[int] = []
     costs: list[float] = []
@@ -59,6 +59,18 @@ def remove(curvature: Floats, gram: Floats, n_remove: int) -> Removal:
         gram = gram[square] - mixed - mixed.T
         there = there[stay]
     return Removal(np.array(order, np.intp), np.concatenate(([0.0], np.cumsum(costs))))
+
+
+def remove_alone(curvature: npt.NDArray[np.floating[Any]], gram: Floats, n_remove: int) -> Removal:
+    """Those of least energy x norm, H_ii ‖w_i‖², which nothing makes up for; of as little energy, those of least norm.
+
+    For experts with too few tokens to say how their neurons go together.
+    """
+    norms = gram.diagonal()
+    order = np.lexsort((norms, curvature.diagonal() * norms))[:n_remove]
+    square = np.ix_(order, order)
+    losses = (curvature[square] * gram[square]).cumsum(axis=0).cumsum(axis=1).diagonal()
+    return Removal(order, np.concatenate(([0.0], losses.clip(0.0))))
 
 
 def _some(inverse: Floats, gram: Floats, count: int) -> tuple[list[int], list[float], Floats, Floats, Floats]:

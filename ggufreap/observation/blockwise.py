@@ -124,16 +124,16 @@ def observe_blockwise(
         for piece in pieces:
             engine.begin(piece)
             with reading(folder, run.through) as source, writing(folder, piece) as sink:
-                found = Run(_nothing(nodes, chunks, piece), importance.empty() if importance else None, piece.last)
+                part = Run(_nothing(nodes, chunks, piece), importance.empty() if importance else None, piece.last)
                 for chunk in texts.chunks:
-                    _fold(engine, piece, chunk, source, sink, found, importance)
+                    _fold(engine, piece, chunk, source, sink, part, importance)
                     bar.update(len(chunk.tokens) * len(piece.blocks))
                 if source is not None and source.read(1):
                     raise MismatchError(f"{source.name} holds more than {piece} read; delete {folder}, and start again")
             engine.end(piece)
             with held():
                 before = run.through
-                run = _joined(run, found)
+                run = _joined(run, part)
                 if not piece.ends:
                     save(
                         checkpoint_path(out),
@@ -165,11 +165,11 @@ def _fold(
     run: Run,
     importance: Importance | None,
 ) -> None:
-    found = importance.empty() if importance else None
-    batches = engine.route(chunk.tokens, piece, source, sink, found, observables())
+    sums = importance.empty() if importance else None
+    batches = engine.route(chunk.tokens, piece, source, sink, sums, observables())
     run.statistics = run.statistics.observe(chunk.domain, chunk.number, batches, len(chunk.tokens), chunk.counted)
-    if found is not None and run.sums is not None:
-        run.sums.add(found)
+    if sums is not None and run.sums is not None:
+        run.sums.add(sums)
 
 
 def _nothing(nodes: RoutingNodes, chunks: Chunks, piece: Piece) -> DomainStatistics:
@@ -178,12 +178,12 @@ def _nothing(nodes: RoutingNodes, chunks: Chunks, piece: Piece) -> DomainStatist
     return DomainStatistics.empty(blocks, used, nodes.n_expert, chunks.domains)
 
 
-def _joined(run: Run, found: Run) -> Run:
+def _joined(run: Run, part: Run) -> Run:
     if run.through < 0:
-        return found
-    if run.sums is not None and found.sums is not None:
-        run.sums.add(found.sums)
-    return Run(run.statistics.beside(found.statistics), run.sums, found.through)
+        return part
+    if run.sums is not None and part.sums is not None:
+        run.sums.add(part.sums)
+    return Run(run.statistics.beside(part.statistics), run.sums, part.through)
 
 
 def resume(

@@ -106,13 +106,13 @@ def observe(
 
 
 def _fold(engine: Engine, chunk: Chunk, run: _Run, importance: Importance | None) -> None:
-    found = importance.empty() if importance else None
-    batches = engine.route(chunk.tokens, found, observables())
+    sums = importance.empty() if importance else None
+    batches = engine.route(chunk.tokens, sums, observables())
     with held():  # all or nothing
         run.statistics = run.statistics.observe(chunk.domain, chunk.number, batches, len(chunk.tokens), chunk.counted)
         run.digest.update(_bytes(chunk))
-        if found is not None and run.sums is not None:
-            run.sums.add(found)
+        if sums is not None and run.sums is not None:
+            run.sums.add(sums)
 
 
 def _bytes(chunk: Chunk) -> bytes:

@@ -28,10 +28,10 @@ class HeldBack:
     @classmethod
     def of(cls, chunks: Iterable[Chunk]) -> Self:
         """What is kept of these."""
-        found = cls()
+        held_back = cls()
         for chunk in chunks:
-            found.add(chunk)
-        return found
+            held_back.add(chunk)
+        return held_back
 
     def noting(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """The same chunks, of which some are kept as they pass."""
@@ -58,13 +58,13 @@ class HeldBack:
     @property
     def chunks(self) -> Mapping[str, list[Tokens]]:
         """Domain -> at most MOST of them, evenly spread."""
-        found = {}
+        chosen = {}
         for domain, kept in self._kept.items():
             numbers = sorted(kept)
             if len(numbers) > MOST:
                 numbers = [numbers[index * len(numbers) // MOST] for index in range(MOST)]
-            found[domain] = [kept[number] for number in numbers]
-        return found
+            chosen[domain] = [kept[number] for number in numbers]
+        return chosen
 
     def to_arrays(self, domains: Sequence[str]) -> dict[str, Any]:
         """As arrays for a file: number and length of every chunk, and all tokens one behind the other, per domain."""
@@ -78,7 +78,7 @@ class HeldBack:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any], domains: Sequence[str]) -> Self:
         """What `to_arrays` gave; raises ValueError for what it did not."""
-        found = cls()
+        held_back = cls()
         for index, domain in enumerate(domains):
             if f"{index} chunks" in arrays:
                 rows, tokens = arrays[f"{index} chunks"], arrays[f"{index} tokens"]
@@ -86,5 +86,5 @@ class HeldBack:
                     raise ValueError(f"the held-back chunks of {domain} do not have the tokens that they should")
                 parts = np.split(tokens.astype(np.int32), np.cumsum(rows[:-1, 1]))
                 for (number, _), part in zip(rows.tolist(), parts, strict=True):
-                    found.add(Chunk(part, domain, number))
-        return found
+                    held_back.add(Chunk(part, domain, number))
+        return held_back

@@ -38,11 +38,11 @@ class Provenance:
     @property
     def observed(self) -> dict[str, tuple[frozenset[int], int]]:
         """Corpus -> which shards of how many."""
-        found = {}
+        shards_of = {}
         for corpus, part in zip(self.corpus.split(","), self.shard.split(","), strict=True):
             shards, count = part.split("/")
-            found[corpus] = frozenset(map(int, shards.split("+"))), int(count)
-        return found
+            shards_of[corpus] = frozenset(map(int, shards.split("+"))), int(count)
+        return shards_of
 
 
 @dataclass(frozen=True)

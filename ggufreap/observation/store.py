@@ -137,14 +137,14 @@ class Stored:
             raise InputError(f"{self.path} holds no importance sums; calibrate again without --no-imatrix to add them")
         prefix = "" if self.header["schema"] == SCHEMA_2 else _PREFIX
         with _archive(self.path) as archive:
-            found = {name.removeprefix(prefix): archive[name] for name in archive if name.startswith(prefix)}
-            return ImportanceSums.from_arrays(found)
+            arrays = {name.removeprefix(prefix): archive[name] for name in archive if name.startswith(prefix)}
+            return ImportanceSums.from_arrays(arrays)
 
     def held_back(self) -> HeldBack:
         """The chunks to judge by; none in a file of a version that kept none, or of an unfinished run."""
         with _archive(self.path) as archive:
-            found = {name.removeprefix(_HELD_BACK): archive[name] for name in archive if name.startswith(_HELD_BACK)}
-            return HeldBack.from_arrays(found, [domain["name"] for domain in self.header["domains"]])
+            arrays = {name.removeprefix(_HELD_BACK): archive[name] for name in archive if name.startswith(_HELD_BACK)}
+            return HeldBack.from_arrays(arrays, [domain["name"] for domain in self.header["domains"]])
 
 
 AnyStatistics = Stored | str | Path  # what the public verbs take

@@ -147,15 +147,15 @@ class PruningPlan:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def count_to_keep(layout: MoeLayout, ratio: str | float | None = None, keep: int | None = None) -> int:
-    """Experts per block that stay: `keep` itself, or all but floor(group size x ratio) of every group.
+def count_to_keep(layout: MoeLayout, ratio: str | float | None = None, n_keep: int | None = None) -> int:
+    """Experts per block that stay: `n_keep` itself, or all but floor(group size x ratio) of every group.
 
     The ratio is taken as the decimal that was written, so 0.29 of 100 removes 29. Raises InputError for a ratio
     outside [0, 1) and InfeasiblePlan for what the router cannot work with.
     """
-    if (ratio is None) == (keep is None):
+    if (ratio is None) == (n_keep is None):
         raise InputError("give either a ratio or a number of experts to keep")
-    if keep is None:
+    if n_keep is None:
         fraction = as_fraction(str(ratio))
         per_group = math.floor(layout.group_size * fraction)
         if fraction and not per_group:
@@ -163,9 +163,9 @@ def count_to_keep(layout: MoeLayout, ratio: str | float | None = None, keep: int
                 f"ratio {ratio} of {layout.group_size} experts is less than one: nothing would be removed; "
                 f"use {1 / layout.group_size:.4g} or more"
             )
-        keep = layout.n_expert - per_group * layout.n_group
-    layout.check_keep(keep)
-    return keep
+        n_keep = layout.n_expert - per_group * layout.n_group
+    layout.check_keep(n_keep)
+    return n_keep
 
 
 def as_fraction(ratio: str) -> Decimal:
@@ -217,7 +217,7 @@ def make_plan(
     *,
     method: str,
     ratio: str | float | None = None,
-    keep: int | None = None,
+    n_keep: int | None = None,
     mtp: str = "mirror",
     corpus: str = "",
     datasets: Sequence[SourceRecord] = (),
@@ -232,7 +232,7 @@ def make_plan(
     last trunk block, `drop` takes them out of the file. Raises InputError or NumericFailure for scores that decide
     nothing in some block.
     """
-    n_keep = count_to_keep(layout, ratio, keep)
+    n_keep = count_to_keep(layout, ratio, n_keep)
     require_scores(scores, [block.index for block in layout.trunk], n_keep, criterion or method)
     chosen = select(scores, n_keep, layout.n_group) if chosen is None else chosen
     kept = {block.index: ids for block, ids in zip(layout.trunk, chosen, strict=True)}

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ggufreap.container import GgufFile, TensorRecord, nbytes_of, type_name
 from ggufreap.container.header import is_quantized
-from ggufreap.engine.quantizer import Importance
+from ggufreap.engine.quantizer import ImatrixData
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.quantization.request import TENSOR_TYPES, QuantRequest
 
@@ -66,20 +66,18 @@ def check_requantizing(source: GgufFile, types: Mapping[str, int], request: Quan
     return [f"tensors quantised a second time, from {old} to {new}: {n}" for (old, new), n in counts.items()]
 
 
-def check_importance(
-    source: GgufFile, types: Mapping[str, int], file_type: str, importance: Importance | None
-) -> list[str]:
+def check_imatrix(source: GgufFile, types: Mapping[str, int], file_type: str, imatrix: ImatrixData | None) -> list[str]:
     """The warnings about tensors without importance; raises InputError where a type cannot do without.
 
     Raises MismatchError when an entry has not `[n_mat * n_in]` values, InputError when a value is not finite.
     """
-    given = importance or {}
+    given = imatrix or {}
     moved = {record.name for record in changed(source, types)}
     missing = []
     # Without any matrix llama.cpp asks for it even where a tensor is only copied.
     for record in source.tensors:
         name, kind = record.name, types[record.name]
-        if (importance is not None and name not in moved) or (name in given and _fits(record, given[name])):
+        if (imatrix is not None and name not in moved) or (name in given and _fits(record, given[name])):
             continue
         if _needs(name, kind, file_type) and (name in moved or name not in _TABLES):
             raise InputError(
@@ -88,7 +86,7 @@ def check_importance(
             )
         if name not in _TABLES and kind not in _IGNORE:
             missing.append(record)
-    if importance is None:
+    if imatrix is None:
         return []
     warnings = [f"{_and_more(missing)} quantised without importance"] if missing else []
     strangers = [name for name in given if name not in source.by_name]

@@ -67,8 +67,8 @@ def forecast(source: GgufFile, call: QuantizerCall, n_expert_before: int | None,
         return _ask(source, call, dry_run)
     wanted = _ask(source, replace(call, metadata={**(call.metadata or {}), key: n_expert_before}), dry_run)
     while True:
-        found = _ask(source, replace(call, tensor_types=call.tensor_types + wanted.pins), dry_run)
-        missed = tuple((name, kind) for name, kind in wanted.types.items() if found.types[name] != kind)
+        answer = _ask(source, replace(call, tensor_types=call.tensor_types + wanted.pins), dry_run)
+        missed = tuple((name, kind) for name, kind in wanted.types.items() if answer.types[name] != kind)
         if not missed:
             return wanted
         if set(missed) & set(wanted.pinned):
@@ -92,9 +92,10 @@ def _ask(source: GgufFile, call: QuantizerCall, dry_run: DryRun) -> Forecast:
             f"llama.cpp's dry run names {len(types)} tensors, {source.path} has {len(source.by_name)}; "
             "this llama.cpp does not match this ggufreap, pip install 'llama-cpp-python==0.3.36'"
         )
-    found = [match for match in map(_FALLBACK_LINE.match, lines) if match]
+    matches = [match for match in map(_FALLBACK_LINE.match, lines) if match]
     fallbacks = [
-        Fallback(match["name"], int(match["width"]), match["wanted"].upper(), match["given"].upper()) for match in found
+        Fallback(match["name"], int(match["width"]), match["wanted"].upper(), match["given"].upper())
+        for match in matches
     ]
     return Forecast(types, tuple(fallbacks), ())
 

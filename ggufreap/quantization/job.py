@@ -10,11 +10,11 @@ from ggufreap.activity import doing
 from ggufreap.container import GgufFile, nbytes_of, open_gguf, type_name
 from ggufreap.container.gguf_file import split_path
 from ggufreap.container.header import read_header
-from ggufreap.engine.quantizer import Importance, Quantizer, QuantizerCall
+from ggufreap.engine.quantizer import ImatrixData, Quantizer, QuantizerCall
 from ggufreap.errors import EngineError, GgufReapError, InputError, OutputError
 from ggufreap.files import check_free, check_space, claim, private_folder, publish, sync, written_by
 from ggufreap.progress import Progress, silent
-from ggufreap.quantization.checks import check_importance, check_reach, check_requantizing, check_rows, other_warnings
+from ggufreap.quantization.checks import check_imatrix, check_reach, check_requantizing, check_rows, other_warnings
 from ggufreap.quantization.forecast import ALIGNMENT, TENSOR_LINE, DryRun, Fallback, Forecast, file_sizes, forecast
 from ggufreap.quantization.request import FILE_TYPES, QuantRequest, file_type_name, tensor_type
 
@@ -44,7 +44,7 @@ def quantize_file(
     out: Path,
     request: QuantRequest,
     *,
-    imatrix: Importance | None = None,
+    imatrix: ImatrixData | None = None,
     imatrix_later: Collection[str] | None = None,
     dry_run: bool = False,
     progress: Progress = silent,
@@ -74,7 +74,7 @@ def foretell(
     request: QuantRequest,
     dry_run: DryRun,
     *,
-    imatrix: Importance | None = None,
+    imatrix: ImatrixData | None = None,
     imatrix_later: Collection[str] | None = None,
 ) -> Quantized:
     """What `quantize_file` tells of a dry run, from llama.cpp as `dry_run` asks it."""
@@ -127,7 +127,7 @@ def _prepare(
     out: Path,
     request: QuantRequest,
     dry_run: DryRun,
-    imatrix: Importance | None,
+    imatrix: ImatrixData | None,
     imatrix_later: Collection[str] | None,
 ) -> _Job:
     """Let llama.cpp choose the types, and raise whatever stands against them."""
@@ -139,7 +139,7 @@ def _prepare(
     if imatrix_later is not None:
         check_reach(source, expected.types, file_type_name(request.type), imatrix_later)
     else:
-        warnings += check_importance(source, expected.types, file_type_name(request.type), imatrix)
+        warnings += check_imatrix(source, expected.types, file_type_name(request.type), imatrix)
     warnings += other_warnings(source, request)
     sizes = file_sizes(source, expected.types, call.metadata or {}, call.keep_split)
     return _Job(source, call, targets, sizes, expected, warnings)
@@ -178,7 +178,7 @@ def _targets(source: GgufFile, out: Path, request: QuantRequest) -> list[Path]:
     return [split_path(out.with_name(out.name.removesuffix(".gguf")), index, count) for index in range(count)]
 
 
-def _write(job: _Job, quantizer: Quantizer, imatrix: Importance | None, progress: Progress) -> None:
+def _write(job: _Job, quantizer: Quantizer, imatrix: ImatrixData | None, progress: Progress) -> None:
     """Let llama.cpp write in a private folder; publish when all of it is there, as expected, and on disk."""
     source, targets, sizes = job.source, job.targets, job.sizes
     check_space(targets[0].parent, sum(sizes))
@@ -208,17 +208,17 @@ def _may_be_same(target: Path, size: int, expected: Forecast) -> bool:
 def has_types(path: Path, types: Mapping[str, str]) -> bool:
     """Whether the file at `path` is a GGUF whose tensors are all among `types`, and of these types."""
     try:
-        found = read_header(path).tensors
+        tensors = read_header(path).tensors
     except GgufReapError:
         return False
-    return all(types.get(each.name) == type_name(each.type) for each in found)
+    return all(types.get(each.name) == type_name(each.type) for each in tensors)
 
 
 def _run(
     source: GgufFile,
     call: QuantizerCall,
     quantizer: Quantizer,
-    imatrix: Importance | None,
+    imatrix: ImatrixData | None,
     folder: Path,
     progress: Progress,
 ) -> None:
@@ -249,10 +249,10 @@ def _explained(error: EngineError, call: QuantizerCall) -> GgufReapError:
 
 
 def _check_written(paths: Sequence[Path], sizes: Sequence[int], expected: Forecast) -> None:
-    found = [path.stat().st_size for path in paths]
+    nbytes = [path.stat().st_size for path in paths]
     types = {record.name: record.type for record in open_gguf(paths[0]).tensors}
-    if found != list(sizes) or types != expected.types:
+    if nbytes != list(sizes) or types != expected.types:
         raise EngineError(
-            f"llama.cpp wrote {sum(found):,} bytes where {sum(sizes):,} were expected, or other types; "
+            f"llama.cpp wrote {sum(nbytes):,} bytes where {sum(sizes):,} were expected, or other types; "
             "nothing was kept, report this with the model's name"
         )

@@ -80,8 +80,8 @@ class Variant:
             raise InputError(f"name {excerpt(self.name)} cannot end a file name; use letters, digits, '.', '_' and '-'")
         for pattern, kind in self.tensor_types:
             if wrong := _UNKNOWN_PLACEHOLDER.search(_PLACEHOLDER.sub("", pattern)):
-                found = f"{excerpt(pattern)} holds {shown(wrong[0], EXCERPT)}"
-                raise InputError(f"tensor type {found}; the placeholders are {{first}}, {{last4}}")
+                fact = f"{excerpt(pattern)} holds {shown(wrong[0], EXCERPT)}"
+                raise InputError(f"tensor type {fact}; the placeholders are {{first}}, {{last4}}")
             parse_tensor_type(f"{_expanded(pattern, 1)}={kind}")
         for chosen in filter(None, (self.token_embedding_type, self.output_tensor_type)):
             tensor_type(chosen)
@@ -179,10 +179,10 @@ def check_known(name: str, what: str, known: Iterable[str], more: str = "") -> N
     """Raise InputError unless `name` is known; `what` ends in a dot where the name goes on from it."""
     if name in (names := list(known)):
         return
-    found = f"{what}{shown(name, EXCERPT)}" if what.endswith(".") else f"{what} {excerpt(name)}"
+    fact = f"{what}{shown(name, EXCERPT)}" if what.endswith(".") else f"{what} {excerpt(name)}"
     close = get_close_matches(name[:EXCERPT], names, 1)
     guess = f"did you mean {close[0]}? Known: " if close else "choose one of "
-    raise InputError(f"{found} is not known; {guess}{', '.join(names)}{more}")
+    raise InputError(f"{fact} is not known; {guess}{', '.join(names)}{more}")
 
 
 def _expanded(pattern: str, n_block: int) -> str:

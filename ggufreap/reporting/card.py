@@ -96,4 +96,4 @@ def _fenced(node: Node) -> str:
     """A block of code whose fence is longer than any in it."""
     ticks = max((len(run) for run in re.findall("`+", node.raw)), default=0)
     fence = "`" * max(3, ticks + 1)
-    return f"{fence}\n{shown(node.raw.rstrip(), keep=KEPT)}\n{fence}"
+    return f"{fence}\n{shown(node.raw.rstrip(), allowed=KEPT)}\n{fence}"

@@ -19,4 +19,4 @@ def to_html(document: Document, pictures: Mapping[str, Picture]) -> str:
     svgs = {name: (Markup(picture.svg), picture.title, picture.caption) for name, picture in pictures.items()}
     css = Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8"))
     page = render("report.html.j2", document, mark, html=True, pictures=svgs, css=css)
-    return shown(page, keep="\n\t")  # names also stand in the title and in pictures
+    return shown(page, allowed="\n\t")  # names also stand in the title and in pictures

@@ -94,8 +94,8 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
 def _is_of(path: Path, model: str, plan: str) -> bool:
     """Whether a report.json is about this model and plan."""
     try:
-        found = json.loads(path.read_bytes())
-        return found["model"]["fingerprint"] == model and plan in ("", found["plan"]["sha256"])
+        report = json.loads(path.read_bytes())
+        return report["model"]["fingerprint"] == model and plan in ("", report["plan"]["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

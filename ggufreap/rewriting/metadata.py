@@ -157,24 +157,24 @@ def size_label(old: str, n_expert: int, n_keep: int, n_parameters: int) -> str:
 def has_origin(path: Path, file: GgufFile, plan: PruningPlan) -> bool:
     """Whether the GGUF at `path` says of itself that it comes of `file`, by a plan that answers the same request."""
     try:
-        found = read_header(path).metadata
+        metadata = read_header(path).metadata
     except InputError:
         return False
     known = (_provenance(file, plan, "") | _datasets(file, plan)).items()
     wanted = {key: entry.raw for key, entry in known if key.startswith(PREFIX) and not _TOLD_LATER.fullmatch(key)}
-    return wanted == {key: found[key].raw for key in found if key in wanted}
+    return wanted == {key: metadata[key].raw for key in metadata if key in wanted}
 
 
 def check_made_by(file: GgufFile, plan: PruningPlan) -> None:
     """Say, or raise MismatchError, that a pruned file is not the plan's: by the SHA-256 of the plan that it carries."""
-    found = file.get(PLAN)
-    if found is None:
+    sha256 = file.get(PLAN)
+    if sha256 is None:
         _LOG.warning(
             "%s does not say by which plan it was made (%s): nothing shows that it is this one", file.path, PLAN
         )
-    elif found != plan.sha256:
+    elif sha256 != plan.sha256:
         raise MismatchError(
-            f"{file.path} was made by the plan {str(found)[:12]}, this one is {plan.sha256[:12]}; give what belongs "
+            f"{file.path} was made by the plan {str(sha256)[:12]}, this one is {plan.sha256[:12]}; give what belongs "
             "together"
         )
 

@@ -24,9 +24,9 @@ def super_experts(statistics: ExpertStatistics) -> npt.NDArray[np.bool_]:
     """Which experts `[n_moe_blocks, n_expert]` are protected, by RULE."""
     peaks = statistics.values["max_f"]
     threshold = max(float(np.quantile(peaks, QUANTILE)), OF_LARGEST * float(peaks.max()))
-    found = (peaks > threshold) & (peaks > TIMES_MEDIAN * np.median(peaks, axis=1, keepdims=True))
-    found[int(OF_BLOCKS * len(peaks)) :] = False
-    return found
+    extreme = (peaks > threshold) & (peaks > TIMES_MEDIAN * np.median(peaks, axis=1, keepdims=True))
+    extreme[int(OF_BLOCKS * len(peaks)) :] = False
+    return extreme
 
 
 def keeping(

@@ -115,8 +115,8 @@ def judge(
             if index >= 2 and spent + spent / index > budget:
                 break
             for domain, held_back in chunks.items():
-                found = _judge_chunk(engine, held_back[index], distinct, ledger, run)
-                for each, loss in found.items():
+                of_chunk = _judge_chunk(engine, held_back[index], distinct, ledger, run)
+                for each, loss in of_chunk.items():
                     losses[each][domain].append(loss)
                 bar.update(len(held_back[index]) * (len(distinct) + 1))
             ledger.save()

@@ -25,7 +25,7 @@ EQUAL = 1.0  # within so many, means are taken for equal
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Contender:
     """A method and how it weighs domains."""
 
     method: str
@@ -37,25 +37,25 @@ class Candidate:
         return self.method if self.blend == UNIFORM else f"{self.method}, {self.blend}"
 
 
-DEFAULT, REAP = Candidate("rank_average", UNIFORM), Candidate("reap", UNIFORM)
-CANDIDATES = (
+DEFAULT, REAP = Contender("rank_average", UNIFORM), Contender("reap", UNIFORM)
+CONTENDERS = (
     DEFAULT,
     REAP,
-    Candidate("reap", MAXMIN),
-    Candidate("weighted_ean_sum", UNIFORM),
-    Candidate("sum_squares", UNIFORM),
-    Candidate("relative_squares", UNIFORM),
-    Candidate("gram", UNIFORM),
+    Contender("reap", MAXMIN),
+    Contender("weighted_ean_sum", UNIFORM),
+    Contender("sum_squares", UNIFORM),
+    Contender("relative_squares", UNIFORM),
+    Contender("gram", UNIFORM),
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a candidate loses on held-back chunks: mean KLD over domains and that of the worst, in nats; to_reap: paired
+    """What a contender loses on held-back chunks: mean KLD over domains and that of the worst, in nats; to_reap: paired
     difference of the means to REAP's, with its standard error.
     """
 
-    candidate: Candidate
+    contender: Contender
     mean: float
     worst: float
     to_reap: Difference
@@ -63,17 +63,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All candidates, in order of their mean loss, and which was chosen for which `reason`; `n_chunks` judged it."""
+    """All contenders, in order of their mean loss, and which was chosen for which `reason`; `n_chunks` judged it."""
 
     rows: tuple[Row, ...]
-    chosen: Candidate
+    chosen: Contender
     reason: str
     n_chunks: int
 
     @property
     def line(self) -> str:
         """One line: what was chosen and what it loses, against REAP on the same held-back text."""
-        by = {row.candidate: row for row in self.rows}
+        by = {row.contender: row for row in self.rows}
         ours, reap = by[self.chosen], by[REAP]
         ratio = ours.mean / reap.mean if reap.mean else 1.0 if ours.mean == 0 else math.inf
         return (
@@ -85,17 +85,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Sets:
-    """What every candidate chooses from the even chunks, and the default from all."""
+    """What every contender chooses from the even chunks, and the default from all."""
 
-    even: Mapping[Candidate, Choice]
+    even: Mapping[Contender, Choice]
     default: Choice
 
     @classmethod
     def of(cls, statistics: DomainStatistics, n_keep: int, n_group: int) -> Self:
         """The choices that are judged."""
         even = statistics.half(0)
-        found = {each: choose(even, each.method, each.blend, n_keep, n_group) for each in CANDIDATES}
-        return cls(found, choose(statistics, DEFAULT.method, DEFAULT.blend, n_keep, n_group))
+        sets = {each: choose(even, each.method, each.blend, n_keep, n_group) for each in CONTENDERS}
+        return cls(sets, choose(statistics, DEFAULT.method, DEFAULT.blend, n_keep, n_group))
 
     @property
     def rows(self) -> dict[str, Rows]:
@@ -108,7 +108,7 @@ class Sets:
         return verdict, self.default if verdict.chosen == DEFAULT else self.even[verdict.chosen]
 
 
-def decide(losses: Mapping[Candidate, Losses], final: Losses) -> Verdict:
+def decide(losses: Mapping[Contender, Losses], final: Losses) -> Verdict:
     """The default, unless another one is surely better: by a lower mean, then by a lower worst domain.
 
     The lowest mean loss that is more than SURE standard errors below the default's takes over; `final` is that of its

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
-from ggufreap.engine.quantizer import Importance
+from ggufreap.engine.quantizer import ImatrixData
 from ggufreap.errors import InputError
 from ggufreap.quantization import QuantRequest
 from ggufreap.sizing.sizer import Sizer
@@ -37,7 +37,7 @@ def nearest_type(
     sizer: Sizer,
     nbytes: int,
     *,
-    imatrix: Importance | None = None,
+    imatrix: ImatrixData | None = None,
     imatrix_later: Collection[str] | None = None,
     metadata: Mapping[str, str | int] | None = None,
 ) -> tuple[str, int]:
@@ -55,10 +55,10 @@ def nearest_type(
         except InputError:  # a type that needs a matrix, or rows that do not fit it
             return None
 
-    found = bisect(TYPES, size, nbytes)
-    if found is None:
+    nearest = bisect(TYPES, size, nbytes)
+    if nearest is None:
         raise InputError(f"{sizer.source.path} can be quantised to no smaller type; compare without --compare")
-    return found
+    return nearest
 
 
 def bisect(kinds: Sequence[str], size: Callable[[str], int | None], nbytes: int) -> tuple[str, int] | None:

@@ -11,7 +11,7 @@ from typing import Self
 
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, open_gguf
-from ggufreap.engine.quantizer import Importance, Quantizer, QuantizerCall
+from ggufreap.engine.quantizer import ImatrixData, Quantizer, QuantizerCall
 from ggufreap.errors import EngineError
 from ggufreap.files import private_folder
 from ggufreap.planning import PruningPlan, ratio_label
@@ -91,7 +91,7 @@ class Sizer:
         request: QuantRequest,
         out: Path = Path("model.gguf"),
         *,
-        imatrix: Importance | None = None,
+        imatrix: ImatrixData | None = None,
         imatrix_later: Collection[str] | None = None,
     ) -> Quantized:
         """What `quantize_file` would make at `out` of the model with `n_keep` experts per block, or of the whole one.

@@ -66,9 +66,9 @@ def bench_trial(
     def memory(path: Path) -> int | None:
         return footprint(path, settings, n_prompt or 1)
 
-    def tell(found: Done[tuple[Speed, ...]], control: Done[tuple[Speed, ...]] | None) -> SpeedReport:
-        peaks = (memory(done.model.path) if done else None for done in (found, control))
+    def tell(done: Done[tuple[Speed, ...]], control: Done[tuple[Speed, ...]] | None) -> SpeedReport:
+        peaks = (memory(each.model.path) if each else None for each in (done, control))
         beside = (control.name, control.result) if control else (None, ())
-        return SpeedReport(found.name, found.result, *beside, *peaks)
+        return SpeedReport(done.name, done.result, *beside, *peaks)
 
     return Trial(settings, work, tell)

@@ -54,7 +54,7 @@ def best_method(
         threads(settings.cpu_threads) as run,
         doing("judging methods on", model.path, kept=path),
     ):
-        found = judge(
+        losses = judge(
             engine,
             held_back,
             keeps,
@@ -63,7 +63,7 @@ def best_method(
             run=run,
             progress=progress,
         )
-    return sets.decide(found)
+    return sets.decide(losses)
 
 
 def ledger_beside(stats: Path) -> Path:

@@ -86,7 +86,7 @@ def calibrate_blockwise(
         texts = Texts.read(chunks, Shard.parse(provenance.shard))
         engine = Piecewise(session, nodes, Weights(source, path))
         ends = engine.ends(max((chunk.tokens for chunk in texts.chunks), key=len))
-        sizes = _sizes(source)
+        sizes = weights_nbytes(source)
         run = resume(out, nodes, chunks, texts, provenance, importance)
         ends = [end for end in ends if end > run.through]
         pieces = into_pieces(
@@ -150,7 +150,7 @@ def into_pieces(first: int, ends: Sequence[int], sizes: dict[int, int], n_blocks
     return pieces
 
 
-def _sizes(source: GgufFile) -> dict[int, int]:
+def weights_nbytes(source: GgufFile) -> dict[int, int]:
     """Block -> bytes of its weights."""
     sizes: dict[int, int] = {}
     for record in source.tensors:

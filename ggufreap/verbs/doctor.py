@@ -101,8 +101,8 @@ def doctor(
     except GgufReapError as error:
         return Checkup((*findings, Finding("trial", "not", str(error))), name_of(model), inspection)
     if not opened.layout.proven and all(law.ok for law in laws) and not trust.trust(opened):
-        found = f"cannot write to {cache_folder()}, so it is not remembered that the laws held"
-        findings.append(Finding("memory of this", "note", found, "apply will refuse this model; use prune instead"))
+        fact = f"cannot write to {cache_folder()}, so it is not remembered that the laws held"
+        findings.append(Finding("memory of this", "note", fact, "apply will refuse this model; use prune instead"))
     return Checkup(tuple(findings), name_of(model), inspection, laws)
 
 
@@ -117,17 +117,17 @@ def _versions() -> Iterator[Finding]:
 
 def _llama_cpp() -> Iterator[Finding]:
     try:
-        found = build()
+        built = build()
     except EngineError as error:
         yield Finding("llama.cpp", "not", str(error))
         return
-    yield Finding("llama.cpp", "ok", f"{found.version}; {found.system}")
-    for device in found.devices:
+    yield Finding("llama.cpp", "ok", f"{built.version}; {built.system}")
+    for device in built.devices:
         memory_of_it = f"{size(device.free)} of {size(device.total)} free"
         yield Finding("device", "ok", f"{device.name}, {device.kind}: {device.description}, {memory_of_it}")
-    if not found.offload:
+    if not built.offload:
         yield Finding("GPU", "note", "this build computes on the CPU alone", f"{FOR_GPU} llama-cpp-python")
-    elif not any(device.is_gpu for device in found.devices):
+    elif not any(device.is_gpu for device in built.devices):
         yield Finding("GPU", "note", "this build can use one and finds none", "look at the driver; or work on the CPU")
     yield _computing()
 
@@ -136,25 +136,25 @@ def _computing() -> Finding:
     from ggufreap.engine.machine import machine
 
     try:
-        found = machine()
+        this = machine()
     except EngineError as error:
         return Finding("computing", "not", str(error))
-    if not found.reason:
-        return Finding("computing", "ok", f"llama.cpp computes right on {found.cpu}")
-    lacking = "llama.cpp's repacked weights" if not found.extra_buffers else ", ".join(found.devices)
-    return Finding("computing", "note", f"{found.cpu} without {lacking}, since it {found.reason}")
+    if not this.reason:
+        return Finding("computing", "ok", f"llama.cpp computes right on {this.cpu}")
+    lacking = "llama.cpp's repacked weights" if not this.extra_buffers else ", ".join(this.devices)
+    return Finding("computing", "note", f"{this.cpu} without {lacking}, since it {this.reason}")
 
 
 def _memory() -> Iterator[Finding]:
-    found = memory()
-    if found is None:
+    ram = memory()
+    if ram is None:
         yield Finding("memory", "note", "this system does not tell")
         return
-    free = "" if found.free is None else f", {size(found.free)} free"
-    limit = ", by the limit of this container or service" if found.limited else ""
-    little = found.free is not None and found.free < LITTLE
+    free = "" if ram.free is None else f", {size(ram.free)} free"
+    limit = ", by the limit of this container or service" if ram.limited else ""
+    little = ram.free is not None and ram.free < LITTLE
     advice = "end other programs: a model that does not fit is read from disk over and over" if little else ""
-    yield Finding("memory", "note" if little else "ok", f"{size(found.total)}{limit}{free}", advice)
+    yield Finding("memory", "note" if little else "ok", f"{size(ram.total)}{limit}{free}", advice)
 
 
 def _disk() -> Iterator[Finding]:
@@ -176,9 +176,9 @@ def _of_model(model: Model) -> Iterator[Finding]:
     if model.layout.proven:
         yield Finding("architecture", "ok", f"{model.layout.architecture.name} is in the tables")
     else:
-        found = f"{model.layout.architecture.name} is in no table, but all its tensors and keys are: unproven"
+        fact = f"{model.layout.architecture.name} is in no table, but all its tensors and keys are: unproven"
         advice = "the laws below decide; what they cannot show is whether the scores mean what they should"
-        yield Finding("architecture", "note", found, advice)
+        yield Finding("architecture", "note", fact, advice)
     available = memory()
     if available is None:
         return

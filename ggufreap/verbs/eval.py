@@ -109,17 +109,17 @@ def _alone(source: GgufFile, exam: Exam, base: str | Path | None, progress: Prog
         engine = stack.enter_context(open_engine(source, exam.settings))
         domains = exam.tokenised(engine, source)
         run = stack.enter_context(threads(exam.settings.cpu_threads))
-        found = {}
+        perplexities = {}
         for name, corpus in domains.items():
             also: Callable[[Logits], object] = ignore
             if base is not None:
                 check_free(Path(base), is_base_of(Path(base), corpus.chunks, engine.n_vocab))
                 also = stack.enter_context(writing_base(Path(base), corpus.chunks, engine.n_vocab)).add
-            found[name] = perplexity(engine, corpus, progress, f"perplexity, {name}", run, also)
-    figures = {name: each.figures for name, each in found.items()}
-    outcomes = tuple(gate.check(figures, {"ppl": geometric_mean(found)}) for gate in exam.gates)
+            perplexities[name] = perplexity(engine, corpus, progress, f"perplexity, {name}", run, also)
+    figures = {name: each.figures for name, each in perplexities.items()}
+    outcomes = tuple(gate.check(figures, {"ppl": geometric_mean(perplexities)}) for gate in exam.gates)
     n_chunks = sum(len(corpus.chunks) for corpus in domains.values())
-    return Evaluation(str(source.path), "", exam.settings.n_ctx, n_chunks, found, None, outcomes)
+    return Evaluation(str(source.path), "", exam.settings.n_ctx, n_chunks, perplexities, None, outcomes)
 
 
 def _from_base(
@@ -133,10 +133,10 @@ def _from_base(
         gate.require([name], METRICS)
     comparison = _against_base(source, base, name, held_out.chunks, settings, progress)
     n_chunks = min(len(base.chunks), held_out.chunks or len(base.chunks))
-    found = Evaluation(
+    evaluation = Evaluation(
         str(source.path), str(path), base.chunks.shape[1], n_chunks, _perplexities(comparison), comparison
     )
-    return replace(found, gates=check_gates(gates, comparison))
+    return replace(evaluation, gates=check_gates(gates, comparison))
 
 
 def _against_base(

@@ -23,11 +23,11 @@ def exact_file(
     script: RewriteScript,
     lowered: Callable[[Path], RewriteScript],
     verified: Callable[[Path], Verification] | None,
-    keep: bool,
+    stays: bool,
     progress: Progress,
 ) -> Iterator[tuple[Path, Verification | None]]:
-    """Write what `script` says in a private folder beside its place, prove it, and then give it its name, or `keep` it
-    only for the block.
+    """Write what `script` says in a private folder beside its place, prove it, and then give it its name where it
+    `stays`; else it is there for the block alone.
 
     Gives its first file, where it lies then, and the proof. `lowered`: the same script for another path; `verified`
     proves the file at a path, None leaves it unproven. What is not as the plan promised gets no name, nor does what
@@ -38,7 +38,7 @@ def exact_file(
         execute(hidden, progress)
         path = hidden.files[0].path
         proof = verified(path) if verified else None
-        if keep and (proof is None or proof.ok):
+        if stays and (proof is None or proof.ok):
             release(hidden, script)
             path = script.files[0].path
         yield path, proof

@@ -53,7 +53,7 @@ def foresee(job: Job) -> Foreseen:
     jobs.check_names(script)
     with Sizer(model.file, scripts) as sizer:
         quantized = jobs.foresee(sizer, plan, job.given, job.data.names if job.data else None)
-    stays = not job.wanted.variants or job.wanted.keep or job.quantisation.keep_intermediate or result == job.out
+    stays = not job.wanted.variants or job.wanted.keep_exact or job.quantisation.keep_intermediate or result == job.out
     foreseen = Foreseen(script, plan, jobs, quantized, stays)
     if not job.output.dry_run:
         make_folder(result.parent)
@@ -75,7 +75,7 @@ def _any_plan(job: Job) -> PruningPlan:
         saliency.random_scores(len(layout.trunk), layout.n_expert, target.seed),
         method=target.method,
         ratio=target.ratio,
-        keep=target.keep,
+        n_keep=target.keep,
         mtp=target.mtp,
         corpus=job.data.identity if job.data else "",
         datasets=[replace(record, sha256="0" * 64) for record in records],

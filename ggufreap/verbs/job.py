@@ -144,9 +144,9 @@ def with_ratio_found(job: Job) -> tuple[Job, Observed | None]:
     observed = job.observe()
     limit = parse_gate(limit_of(job.target))
     alone = replace(job.exam, gates=(limit,))
-    found = search(job.model, job.target, alone, observed.stored if observed else None, job.progress)
-    assert found.recommended  # else it raises
-    _LOG.info("%s", found.reason)
-    target = replace(job.target, ratio=None, keep=found.recommended.plan.n_keep)
+    preview = search(job.model, job.target, alone, observed.stored if observed else None, job.progress)
+    assert preview.recommended  # else it raises
+    _LOG.info("%s", preview.reason)
+    target = replace(job.target, ratio=None, keep=preview.recommended.plan.n_keep)
     # It was found on the model as it is; what is delivered has to keep to it too.
     return replace(job, target=target, exam=replace(job.exam, gates=(*job.exam.gates, limit))), observed

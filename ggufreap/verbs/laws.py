@@ -97,8 +97,8 @@ def _identity(model: Model, folder: Path) -> Check:
     for record in source.tensors:
         tensor, after_record = written.get(record.name), skeleton.by_name.get(record.name)
         whole = Piece(source.headers[record.shard].path, record.offset, record.nbytes)
-        found = after_record and (after_record.shape, after_record.type)
-        if tensor is None or tensor.pieces != (whole,) or found != (record.shape, record.type):
+        described = after_record and (after_record.shape, after_record.type)
+        if tensor is None or tensor.pieces != (whole,) or described != (record.shape, record.type):
             return Check("identity", False, f"tensor {record.name} changes although all experts stay")
     return Check("identity", True, f"keeping all experts writes the same {len(written)} tensors, byte for byte")
 

@@ -22,10 +22,10 @@ def merge(stats: Sequence[str | Path], out: str | Path, *, force: bool = False) 
     target = Path(out)
     matrix = matrix_beside(target)
     claim(target, matrix, inputs=paths)
-    found = merged(paths)
-    save(target, *found)
-    if found.sums is not None:
-        export_matrix(Stored.open(target), matrix, found.sums.output)
+    whole = merged(paths)
+    save(target, *whole)
+    if whole.sums is not None:
+        export_matrix(Stored.open(target), matrix, whole.sums.output)
     elif left := [str(matrix_beside(path)) for path in paths if matrix_beside(path).exists()]:
         _LOG.warning(
             "not merged: %s; statistics without importance sums do not tell whether a matrix beside them is theirs. "
@@ -34,7 +34,7 @@ def merge(stats: Sequence[str | Path], out: str | Path, *, force: bool = False) 
             " ".join(left),
             matrix,
         )
-    return found.statistics
+    return whole.statistics
 
 
 def matrix_beside(stats: Path) -> Path:

@@ -17,7 +17,7 @@ from ggufreap.planning import NOTES, PruningPlan, count_to_keep, make_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.selection.choosing import choose
 from ggufreap.selection.methods import calibrates, check_weighing, method_names, method_of
-from ggufreap.selection.portfolio import Candidate
+from ggufreap.selection.portfolio import Contender
 from ggufreap.verbs import trust
 from ggufreap.verbs.best import best_method
 
@@ -46,21 +46,21 @@ def plan(
     if stats is not None and not calibrates(method):
         what = "an importance matrix" if method == saliency.IMATRIX else f"method {method}, which needs none,"
         raise InputError(f"both statistics and {what} were given to choose by; give one of them")
-    found: Mapping[str, Any]
+    basis: Mapping[str, Any]
     if not calibrates(method):
-        found = {"scores": _scores_without(model, target, method, progress)}
+        basis = {"scores": _scores_without(model, target, method, progress)}
     elif stats is None:
         raise InputError(f"method {method} needs statistics; make them with calibrate, or use {saliency.WEIGHT_NORM}")
     else:
-        found = _by_statistics(model, target, Stored.of(stats), n_keep, settings, progress)
+        basis = _by_statistics(model, target, Stored.of(stats), n_keep, settings, progress)
     return make_plan(
         model.layout,
         model.identity,
         method=method,
         ratio=target.ratio,
-        keep=target.keep,
+        n_keep=target.keep,
         mtp=target.mtp,
-        **found,
+        **basis,
     )
 
 
@@ -86,7 +86,7 @@ def _by_statistics(
         verdict, choice = judged
         by, remarks = verdict.chosen, (verdict.line,)
     else:
-        by = Candidate(target.method, target.blend or default_blend(statistics.domains))
+        by = Contender(target.method, target.blend or default_blend(statistics.domains))
         choice = choose(statistics, by.method, by.blend, n_keep, model.layout.n_group)
     row = method_of(by.method)
     # Ranks tell any experts apart, so what they rank has to.

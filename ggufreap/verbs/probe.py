@@ -70,8 +70,8 @@ def probe_trial(
             engine, texts, samplings, keep=keep, templated=template is not None, progress=progress, which=which
         )
 
-    def tell(found: Done[probing.Written], control: Done[probing.Written] | None) -> Probes:
-        judged = probing.judge(asked, found.result, control.result if control else None)
-        return Probes(found.name, control.name if control else None, n_predict, judged)
+    def tell(done: Done[probing.Written], control: Done[probing.Written] | None) -> Probes:
+        judged = probing.judge(asked, done.result, control.result if control else None)
+        return Probes(done.name, control.name if control else None, n_predict, judged)
 
     return Trial(settings, work, tell)

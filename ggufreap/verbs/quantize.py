@@ -10,7 +10,7 @@ from ggufreap import imatrix as matrices
 from ggufreap import naming
 from ggufreap.architecture.layout import bind
 from ggufreap.container import GgufFile
-from ggufreap.engine.quantizer import Importance
+from ggufreap.engine.quantizer import ImatrixData
 from ggufreap.errors import InputError, OutputError, UnsupportedModel
 from ggufreap.files import check_space, claim, make_folder, written_by
 from ggufreap.imatrix import Filled, Imatrix
@@ -42,7 +42,7 @@ class Guide:
     none.
     """
 
-    values: Importance | None = None
+    values: ImatrixData | None = None
     metadata: Mapping[str, str | int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     later: Collection[str] | None = None

@@ -173,12 +173,12 @@ def _on_text(
     curve = [
         Candidate.of(model, plan, comparison, exam) for plan, comparison in zip(plans, compared.masked, strict=True)
     ]
-    found = [
+    measured = [
         replace(each, comparison=comparison, gates=exam.outcomes(comparison))
         for each, comparison in zip(judged, compared.files, strict=False)
     ]
-    equal = EqualSize(rival.type, rival.nbytes, compared.files[-1], found[0]) if rival else None
-    return tuple(found), curve, equal
+    equal = EqualSize(rival.type, rival.nbytes, compared.files[-1], measured[0]) if rival else None
+    return tuple(measured), curve, equal
 
 
 @contextmanager
@@ -203,17 +203,17 @@ def _beside_text(
         return tuple(judged)
     files = [Model.open(each.path) for each in judged]
     free = replace(settings, n_ctx=0, n_parallel=4)  # probes and tasks take what fits
-    found = list(judged)
+    measured = list(judged)
     if measures.probes:
         probes = probe_trial(files[0], settings=free, progress=progress).of(files, model)
-        found = [replace(each, probes=own) for each, own in zip(found, probes, strict=True)]
+        measured = [replace(each, probes=own) for each, own in zip(measured, probes, strict=True)]
     for name, path in measures.questions:
         answers = tasks_trial(name.replace("_", "-"), Path(path), None, free, progress).of(files, model)
-        found = [replace(each, tasks=(*each.tasks, own)) for each, own in zip(found, answers, strict=True)]
+        measured = [replace(each, tasks=(*each.tasks, own)) for each, own in zip(measured, answers, strict=True)]
     if measures.speed:
         speeds = bench_trial(settings=settings, progress=progress).of(files, model)
-        found = [replace(each, speed=own) for each, own in zip(found, speeds, strict=True)]
-    return tuple(found)
+        measured = [replace(each, speed=own) for each, own in zip(measured, speeds, strict=True)]
+    return tuple(measured)
 
 
 def _proof(verification: Verification | None) -> facts.Verification | None:

@@ -63,8 +63,8 @@ def tasks_trial(
     def work(engine: LlamaSession, keep: Keep | None, which: str) -> list[Scored]:
         return score(engine, questions, keep=keep, progress=progress, stage=f"{name}, {which}")
 
-    def tell(found: Done[list[Scored]], control: Done[list[Scored]] | None) -> TaskReport:
+    def tell(done: Done[list[Scored]], control: Done[list[Scored]] | None) -> TaskReport:
         beside = (control.name, control.result) if control else (None, ())
-        return compare(f"{name}: {path.name}", found.name, found.result, *beside)
+        return compare(f"{name}: {path.name}", done.name, done.result, *beside)
 
     return Trial(settings, work, tell)

@@ -31,7 +31,7 @@ class Wanted:
     """The variants to be made of the pruned file, and whether the byte-exact file stays as well."""
 
     variants: tuple[Variant, ...]
-    keep: bool
+    keep_exact: bool
 
 
 def resolved(quant: Sequence[str | Variant], source: GgufFile) -> Wanted:
@@ -41,7 +41,7 @@ def resolved(quant: Sequence[str | Variant], source: GgufFile) -> Wanted:
     name that is none of these, and for two variants of one name.
     """
     variants: list[Variant] = []
-    keep = KEEP in quant
+    keep_exact = KEEP in quant
     for item in quant:
         if item == AUTO and (low := low_types(source)):
             _LOG.info(
@@ -50,7 +50,7 @@ def resolved(quant: Sequence[str | Variant], source: GgufFile) -> Wanted:
                 source.path.name,
                 ", ".join(low),
             )
-            keep = True
+            keep_exact = True
         elif item == AUTO:
             variants += map(Variant, AUTO_TYPES)
         elif item != KEEP:
@@ -60,7 +60,7 @@ def resolved(quant: Sequence[str | Variant], source: GgufFile) -> Wanted:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{names.count(name)} variants are named {name}; every variant is a file, name them")
-    return Wanted(different, keep)
+    return Wanted(different, keep_exact)
 
 
 def low_types(source: GgufFile) -> list[str]:

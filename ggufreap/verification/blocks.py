@@ -74,7 +74,7 @@ def tolerance(types: Iterable[int]) -> float:
 
 
 def compare_blocks(
-    layout: MoeLayout, expected: Recorded, found: Recorded, tolerances: Mapping[int, float]
+    layout: MoeLayout, expected: Recorded, actual: Recorded, tolerances: Mapping[int, float]
 ) -> BlockComparison:
     """Compare two records (see BlockTap) of one chunk; `layout` is that of the pruned file, `tolerances` by block.
 
@@ -88,12 +88,12 @@ def compare_blocks(
         tied: Flags | None = None
         errors: dict[str, Floats] = {}
         if block in routed:
-            errors, tied = _routing(layout, block, expected, found)
+            errors, tied = _routing(layout, block, expected, actual)
             n_near_ties += int(tied.sum())
-            n_reached += len(np.unique(found[f"experts-{block}"]))
+            n_reached += len(np.unique(actual[f"experts-{block}"]))
         for node in layout.nodes.stream:
             if (key := f"{node}-{block}") in expected:
-                errors[node] = relative(found[key], expected[key])
+                errors[node] = relative(actual[key], expected[key])
         for what, error in errors.items():
             # Whoever got another expert, rightly so, computes something else from there on.
             error = error if tied is None or what in ("logits", "scores") else np.where(tied, 0.0, error)
@@ -118,22 +118,22 @@ def _check_streams(layout: MoeLayout, record: Recorded) -> None:
             )
 
 
-def relative(found: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> Floats:
-    """‖found - expected‖ / ‖expected‖ of every token `[n_tokens]`; rows near zero count as a thousandth of the mean."""
+def relative(actual: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> Floats:
+    """‖actual - expected‖ / ‖expected‖ of every token `[n_tokens]`; rows near zero count as 0.001 of the mean."""
     rows = len(expected)
-    before, after = expected.reshape(rows, -1).astype(np.float64), found.reshape(rows, -1).astype(np.float64)
+    before, after = expected.reshape(rows, -1).astype(np.float64), actual.reshape(rows, -1).astype(np.float64)
     norms = np.linalg.norm(before, axis=1)
     return np.asarray(np.linalg.norm(after - before, axis=1) / np.maximum(norms, 1e-3 * norms.mean() + 1e-30))
 
 
-def _routing(layout: MoeLayout, block: int, expected: Recorded, found: Recorded) -> tuple[dict[str, Floats], Flags]:
+def _routing(layout: MoeLayout, block: int, expected: Recorded, actual: Recorded) -> tuple[dict[str, Floats], Flags]:
     """The errors of one router and its experts per token, and which tokens are near-ties."""
     errors, moved = {}, {}
     for what in ("logits", "scores"):
         if (key := f"{what}-{block}") in expected:
-            moved[what] = np.abs(found[key].astype(np.float64) - expected[key]).max(axis=1)
+            moved[what] = np.abs(actual[key].astype(np.float64) - expected[key]).max(axis=1)
             errors[what] = moved[what] / np.maximum(np.ptp(expected[key], axis=1), 1e-30)
-    chosen, other = (_spread(record, block, layout.n_expert) for record in (expected, found))
+    chosen, other = (_spread(record, block, layout.n_expert) for record in (expected, actual))
     differing = (chosen > 0) != (other > 0)
     chosen_by = "logits" if layout.nodes.weighted_input else "scores"
     scores = expected[f"{chosen_by}-{block}"].astype(np.float64)
@@ -144,7 +144,7 @@ def _routing(layout: MoeLayout, block: int, expected: Recorded, found: Recorded)
     tied = differing.any(axis=1) & ((off <= reach) | (_group_margin(layout, scores) <= reach))
     errors["experts"] = np.where(differing.any(axis=1) & ~tied, np.inf, 0.0)
     errors["weights"] = relative(other, chosen)
-    errors["output"] = relative(found[f"output-{block}"], expected[f"output-{block}"])
+    errors["output"] = relative(actual[f"output-{block}"], expected[f"output-{block}"])
     return errors, tied
 
 

@@ -43,9 +43,9 @@ def check_header(plan: PruningPlan, out: Path, law: NarrowLaw | None = None) -> 
         width = expert_width(pruned, layout) if law else 0
     except (FormatError, UnsupportedModel, InfeasiblePlan) as error:
         return Check("header", False, str(error)), None
-    found = (layout.n_expert, {block.index for block in layout.blocks})
-    detail = f"{found[0]} experts in each of {len(found[1])} MoE blocks"
-    if found != (plan.n_keep, set(plan.keep)):
+    actual = (layout.n_expert, {block.index for block in layout.blocks})
+    detail = f"{actual[0]} experts in each of {len(actual[1])} MoE blocks"
+    if actual != (plan.n_keep, set(plan.keep)):
         return Check("header", False, f"{detail}, plan: {plan.n_keep} in {len(plan.keep)}"), pruned
     if law:
         detail += f", {width} neurons in each of them"
@@ -74,8 +74,8 @@ def check_metadata(
     if law:
         expected |= {WIDTH_BEFORE: law.narrowing.source_width, NARROWING: law.narrowing.sha256}
     for key, value in expected.items():
-        if (found := pruned.get(key)) != value:
-            return Check("metadata", False, f"{key} is {found!r}, and should be {value!r}")
+        if (actual := pruned.get(key)) != value:
+            return Check("metadata", False, f"{key} is {actual!r}, and should be {value!r}")
     return Check("metadata", True, f"{len(keys)} entries equal the source's")
 
 

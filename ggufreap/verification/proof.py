@@ -149,11 +149,11 @@ def _fewer(folder: Path, law: NarrowLaw) -> Path | None:
 def _blocks(layout: MoeLayout, masked: Ran, alone: Ran, allowed: Mapping[int, float], head_allowed: float) -> Check:
     assert masked.record  # both were asked for
     assert alone.record
-    with np.load(masked.record) as expected, np.load(alone.record) as found:
-        if set(expected.files) != set(found.files):
-            wrong = sorted(set(expected.files) ^ set(found.files))
+    with np.load(masked.record) as expected, np.load(alone.record) as actual:
+        if set(expected.files) != set(actual.files):
+            wrong = sorted(set(expected.files) ^ set(actual.files))
             return Check("blocks", False, f"only one of both graphs has {wrong[0]}")
-        result = compare_blocks(layout, expected, found, allowed)
+        result = compare_blocks(layout, expected, actual, allowed)
     if result.differences:
         blocks = dict.fromkeys(difference.block for difference in result.differences)
         more = f"; {len(blocks)} blocks in all: {', '.join(map(str, blocks))}" if len(blocks) > 1 else ""
@@ -202,5 +202,5 @@ def _logits(
     return Check("logits", True, detail)
 
 
-def _typical(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-    return float(np.quantile(relative(found, expected), QUANTILE))
+def _typical(actual: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    return float(np.quantile(relative(actual, expected), QUANTILE))

@@ -72,8 +72,8 @@ def score(
 ) -> list[Scored]:
     """Score every choice, experts outside `keep` masked. Raises InputError where a question does not fit `-c`."""
     branches = [_branches(engine, question) for question in questions]
-    found = likelihoods(engine, branches, keep=keep, progress=progress, stage=stage)
-    return [Scored(tuple(choices), question.answers) for choices, question in zip(found, questions, strict=True)]
+    by_question = likelihoods(engine, branches, keep=keep, progress=progress, stage=stage)
+    return [Scored(tuple(choices), question.answers) for choices, question in zip(by_question, questions, strict=True)]
 
 
 def _branches(engine: AnsweringEngine, question: Question) -> Branches:
@@ -90,12 +90,12 @@ def _branches(engine: AnsweringEngine, question: Question) -> Branches:
 
 
 def compare(
-    task: str, model: str, found: Sequence[Scored], reference: str | None, base: Sequence[Scored]
+    task: str, model: str, answers: Sequence[Scored], reference: str | None, base: Sequence[Scored]
 ) -> TaskReport:
-    """The report of `found`; with the answers `base` of a reference to the same questions, where there is one."""
+    """The report of `answers`; with those of a reference to the same questions, `base`, where there is one."""
 
     def accuracy(right: str) -> Accuracy:
-        ours, theirs = ([getattr(scored, right) for scored in side] for side in (found, base))
+        ours, theirs = ([getattr(scored, right) for scored in side] for side in (answers, base))
         share = Share(sum(ours), len(ours))
         if reference is None:
             return Accuracy(share)

@@ -18,7 +18,7 @@ _CHUNK = 1 << 22
 _HOMES = ("general.repo_url", "general.source.repo_url", "general.source.url")
 
 
-def describe_model(source: GgufFile, layout: MoeLayout, plan: PruningPlan, pruned: GgufFile) -> facts.Model:
+def model_facts(source: GgufFile, layout: MoeLayout, plan: PruningPlan, pruned: GgufFile) -> facts.Model:
     """The model before and after, from both headers; `pruned` is the byte-exact file."""
     before, after = _parameters(source, layout, layout.n_expert), _parameters(pruned, layout, plan.n_keep)
 
@@ -80,7 +80,7 @@ def _base_models(source: GgufFile) -> tuple[facts.BaseModel, ...]:
     )
 
 
-def describe_plan(plan: PruningPlan, scores: Mapping[int, Floats]) -> facts.Plan:
+def plan_facts(plan: PruningPlan, scores: Mapping[int, Floats]) -> facts.Plan:
     """The plan with the scores it was made from: block -> `[n_expert]`, without MTP blocks; none where unknown."""
     return facts.Plan(
         method=plan.method,
@@ -100,13 +100,13 @@ def describe_plan(plan: PruningPlan, scores: Mapping[int, Floats]) -> facts.Plan
     )
 
 
-def describe_routing(statistics: ExpertStatistics) -> facts.Routed:
+def routing_facts(statistics: ExpertStatistics) -> facts.Routed:
     """Routed tokens per expert over all blocks."""
     count = statistics.values["count"]
     return facts.Routed(int(count.min()), float(np.median(count)), int(count.max()), int((count == 0).sum()))
 
 
-def describe_file(path: Path, kind: str = "") -> facts.File:
+def file_facts(path: Path, kind: str = "") -> facts.File:
     """Name, size and SHA-256 of a file, read a few megabytes at a time; raises InputError."""
     digest = hashlib.sha256()
     try:

@@ -4,23 +4,21 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ggufreap import coverage as coverages
-from ggufreap.evaluation import Comparison, geometric_mean
-from ggufreap.evaluation import Meters as Measured
+from ggufreap.evaluation import Comparison, Meters, geometric_mean
 from ggufreap.evaluation.perplexity import Perplexity
-from ggufreap.evaluation.probes import DRIFT
-from ggufreap.evaluation.probes import Probes as Probed
+from ggufreap.evaluation.probes import DRIFT, Probes
 from ggufreap.evaluation.proportions import Share
-from ggufreap.evaluation.speed import Speed as Timed
+from ggufreap.evaluation.speed import Speed
 from ggufreap.evaluation.tasks import TaskReport
 from ggufreap.observation import DomainStatistics, Provenance
 from ggufreap.reporting import facts
-from ggufreap.reporting.describe import describe_routing
+from ggufreap.reporting.known_facts import routing_facts
 from ggufreap.showing import file_name
 
 _TEST = re.compile(r"(pp|tg)\d+(?: x(\d+))?")
 
 
-def describe_calibration(
+def calibration_facts(
     statistics: DomainStatistics, provenance: Provenance, coverage: coverages.Coverage, built_in: bool
 ) -> facts.Calibration:
     """What the model read before the choice, and how far chance had a hand in it."""
@@ -44,22 +42,22 @@ def describe_calibration(
         built_in=built_in,
         count_mode=f"{provenance.count} tokens",
         split_half=coverage.stability.removed if coverage.stability else None,
-        routed=describe_routing(statistics.total),
+        routed=routing_facts(statistics.total),
     )
 
 
-def describe_coverage(coverage: coverages.Coverage) -> tuple[facts.Coverage, ...]:
+def coverage_facts(coverage: coverages.Coverage) -> tuple[facts.Coverage, ...]:
     """What stays of each domain."""
     return tuple(facts.Coverage(row.domain, row.retained, row.lowest, row.lowest_block) for row in coverage.domains)
 
 
-def describe_comparison(comparison: Comparison) -> tuple[facts.Meters, tuple[facts.Meters, ...]]:
+def comparison_facts(comparison: Comparison) -> tuple[facts.Meters, tuple[facts.Meters, ...]]:
     """The mean over the domains, and each of them."""
-    each = tuple(describe_meters(domain, meters) for domain, meters in comparison.domains.items())
-    return describe_meters("all domains", comparison.mean), each
+    each = tuple(meters_facts(domain, meters) for domain, meters in comparison.domains.items())
+    return meters_facts("all domains", comparison.mean), each
 
 
-def describe_meters(domain: str, meters: Measured) -> facts.Meters:
+def meters_facts(domain: str, meters: Meters) -> facts.Meters:
     """One domain, or the mean over all."""
     return facts.Meters(
         domain,
@@ -71,36 +69,36 @@ def describe_meters(domain: str, meters: Measured) -> facts.Meters:
         top1=facts.Estimate(meters.top1),
         overlap=facts.Estimate(meters.esap),
         ppl_before=facts.Estimate(meters.ppl_reference),
-        ppl_after=describe_perplexity(meters.perplexity),
+        ppl_after=perplexity_facts(meters.perplexity),
         ppl_ratio=facts.Estimate(meters.ppl_ratio, meters.ppl_ratio_stderr),
     )
 
 
-def describe_perplexity(perplexity: Perplexity) -> facts.Estimate:
+def perplexity_facts(perplexity: Perplexity) -> facts.Estimate:
     """With the standard error that llama-perplexity prints."""
     return facts.Estimate(perplexity.value, perplexity.stderr)
 
 
-def describe_candidate(ratio: str, method: str, n_keep: int, nbytes: int, comparison: Comparison) -> facts.Candidate:
+def candidate_facts(ratio: str, method: str, n_keep: int, nbytes: int, comparison: Comparison) -> facts.Candidate:
     """One point of the curve."""
-    overall, domains = describe_comparison(comparison)
+    overall, domains = comparison_facts(comparison)
     return facts.Candidate(float(ratio), method, n_keep, domains, nbytes, overall)
 
 
-def describe_task(report: TaskReport) -> facts.Task:
+def task_facts(report: TaskReport) -> facts.Task:
     """The accuracy that published figures are: normalised by length."""
-    found = report.normalised
-    low, high = found.share.interval
-    before = found.reference.value if found.reference else 0.0
-    return facts.Task(report.task, found.share.n, before, found.share.value, low, high, found.p_value)
+    accuracy = report.normalised
+    low, high = accuracy.share.interval
+    before = accuracy.reference.value if accuracy.reference else 0.0
+    return facts.Task(report.task, accuracy.share.n, before, accuracy.share.value, low, high, accuracy.p_value)
 
 
-def describe_probes(probes: Probed) -> tuple[facts.Probes, facts.Probes | None]:
+def probes_facts(probes: Probes) -> tuple[facts.Probes, facts.Probes | None]:
     """Of the model and of its control, over all temperatures; drift is against the control."""
 
     def share(sign: str, of: str) -> float:
-        found: list[Share] = [getattr(probes, of)(sign, temperature) for temperature in probes.temperatures]
-        return sum(each.count for each in found) / max(1, sum(each.n for each in found))
+        shares: list[Share] = [getattr(probes, of)(sign, temperature) for temperature in probes.temperatures]
+        return sum(each.count for each in shares) / max(1, sum(each.n for each in shares))
 
     n = len(probes.probes)
     own = facts.Probes(n, share("loop", "share"), share("endless", "share"), share(DRIFT, "share"))
@@ -109,23 +107,23 @@ def describe_probes(probes: Probed) -> tuple[facts.Probes, facts.Probes | None]:
     return own, facts.Probes(n, share("loop", "control_share"), share("endless", "control_share"))
 
 
-def describe_speeds(speeds: Iterable[Timed]) -> tuple[facts.Speed, ...]:
+def speeds_facts(speeds: Iterable[Speed]) -> tuple[facts.Speed, ...]:
     """Per number of texts at once; reading is measured with one."""
-    found: dict[int, dict[str, facts.Estimate]] = {}
+    by_batch: dict[int, dict[str, facts.Estimate]] = {}
     for speed in speeds:
         if match := _TEST.fullmatch(speed.test):
-            found.setdefault(int(match[2] or 1), {})[match[1]] = facts.Estimate(speed.mean, speed.deviation)
-    return tuple(facts.Speed(batch, each.get("pp"), each.get("tg")) for batch, each in sorted(found.items()))
+            by_batch.setdefault(int(match[2] or 1), {})[match[1]] = facts.Estimate(speed.mean, speed.deviation)
+    return tuple(facts.Speed(batch, each.get("pp"), each.get("tg")) for batch, each in sorted(by_batch.items()))
 
 
-def describe_subject(
+def subject_facts(
     nbytes: int,
     kind: str,
     perplexity: Mapping[str, Perplexity] | None = None,
-    speeds: Sequence[Timed] = (),
+    speeds: Sequence[Speed] = (),
     probes: facts.Probes | None = None,
     memory: int | None = None,
 ) -> facts.Subject:
     """What was measured of one model by itself; perplexity is the geometric mean over the domains."""
     mean = facts.Estimate(geometric_mean(perplexity)) if perplexity else None
-    return facts.Subject(nbytes, kind, mean, memory, describe_speeds(speeds), probes)
+    return facts.Subject(nbytes, kind, mean, memory, speeds_facts(speeds), probes)
