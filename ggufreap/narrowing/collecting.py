@@ -92,8 +92,10 @@ def narrow(
     for block in place.task.keep:
         if block not in place.solved:
             place.write(Curvature.empty(block, place.task.keep[block], place.task.source_width), file)
-    _tell(place)
-    return place.solution()
+    solution = place.solution()
+    for remark in solution.narrowing.remarks:
+        _LOG.warning("%s", remark)
+    return solution
 
 
 def collect(
@@ -120,18 +122,3 @@ def collect(
             raise MismatchError(f"{source.name} holds more than {piece} read; delete {place.folder}, and start again")
     engine.end(piece)
     return curvatures
-
-
-def _tell(place: Workplace) -> None:
-    """Name the experts that were narrowed without compensation."""
-    keep = place.task.keep
-    for block, solved in place.solved.items():
-        few = [f"{keep[block][row]} ({solved.counts[row]})" for row in solved.alone.nonzero()[0]]
-        if few:
-            _LOG.warning(
-                "block %d: too few tokens (fewer than %d neurons) for expert %s: chosen by energy x norm, and the "
-                "neurons that stay make up for nothing; calibrate on more text",
-                block,
-                place.task.source_width,
-                ", ".join(few),
-            )

@@ -24,6 +24,8 @@ from ggufreap.narrowing.solving import Solved, down_name, solve
 from ggufreap.narrowing.surgeon import DAMPING, Floats
 
 SCHEMA = "ggufreap.narrowing-work/1"
+METHOD = "optimal brain surgeon"
+NAMED = 16  # experts of a block in one line
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,26 @@ class Workplace:
         """All of it, once every block is solved."""
         downs = {block: np.load(self._downs(block), mmap_mode="r", allow_pickle=False) for block in self.task.keep}
         neurons = {block: self.solved[block].neurons for block in self.task.keep}
-        return Solution(Narrowing(self.task.source_width, self.task.width, neurons, downs), self.solved)
+        remarks = tuple(filter(None, (self._few(block) for block in self.task.keep)))
+        narrowing = Narrowing(self.task.source_width, self.task.width, neurons, downs, METHOD, remarks)
+        return Solution(narrowing, self.solved)
+
+    def _few(self, block: int) -> str:
+        """The experts of a block that were narrowed without compensation, in words; empty where there are none."""
+        solved = self.solved[block]
+        rows = solved.alone.nonzero()[0]
+        if not rows.size:
+            return ""
+        if not solved.counts.any():
+            return (
+                f"block {block}: no text reaches it; neurons were chosen by norm, and those that stay make up for none"
+            )
+        few = ", ".join(f"{self.task.keep[block][row]} ({solved.counts[row]})" for row in rows[:NAMED])
+        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        return (
+            f"block {block}: too few tokens (fewer than {self.task.source_width} neurons) for expert {few}{more}: "
+            "chosen by energy x norm, and the neurons that stay make up for nothing; calibrate on more text"
+        )
 
     def _read(self, block: int) -> Solved | None:
         path = self._path(block)
