@@ -80,7 +80,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 def asked_of(verb: str, kind: type, arguments: Sequence[str]) -> Any:
     needed = {"prune": ("m.gguf", "--keep", "8"), "run": ("tiny", "m.gguf")}[verb]
-    if kind is Target and {"--ratio", "--keep"} & set(arguments):
+    if kind is Target and {"--ratio", "--keep", "--shrink"} & set(arguments):
         needed = needed[:1]
     return value(parser_of(verb).parse_args([*needed, *arguments]), kind)
 
@@ -168,6 +168,8 @@ def test_a_recipe_runs_as_its_table_says_and_flags_win(tmp_path: Path, monkeypat
 ASKED = (
     (("--ratio", "0.3"), Target, "ratio", "0.3", "[target]\nratio = 0.3\n"),
     (("--keep", "9"), Target, "keep", 9, "[target]\nkeep = 9\n"),
+    (("--shrink", "0.25"), Target, "shrink", "0.25", "[target]\nshrink = 0.25\n"),
+    (("--width-ratio", "0.1"), Target, "width_ratio", "0.1", "[target]\nkeep = 8\nwidth_ratio = 0.1\n"),
     (("--max-kld", "0.3"), Target, "max_kld", 0.3, None),
     (("--method", "frequency"), Target, "method", "frequency", "[target]\nkeep = 8\nmethod = 'frequency'\n"),
     (("--budget", "5"), Target, "budget", 5, "[target]\nkeep = 8\nmethod = 'best'\nbudget = 5\n"),

@@ -2,7 +2,16 @@
 
 from ggufreap.files.folders import check_folder, check_space, check_temporary_space, make_folder, private_folder, sync
 from ggufreap.files.locks import Busy, Lock
-from ggufreap.files.outputs import check_free, claim, created, discard, forced, writing, written_by
+from ggufreap.files.outputs import (
+    check_free,
+    claim,
+    created,
+    discard,
+    forced,
+    leave_no_folder,
+    writing,
+    written_by,
+)
 from ggufreap.files.publishing import create, publish, replacing, same_bytes
 
 __all__ = [
@@ -17,6 +26,7 @@ __all__ = [
     "created",
     "discard",
     "forced",
+    "leave_no_folder",
     "make_folder",
     "private_folder",
     "publish",
