@@ -29,9 +29,8 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Model:
-    """The model that was pruned and what the byte-exact result is; `n_used` experts per token, `n_group` 1 for none.
-
-    `n_ff_*`: neurons per expert, where they are fewer; `compensated`: weights of the others were changed for that.
+    """The model that was pruned and what the byte-exact result is; `n_used` experts per token, `n_group` 1 for none,
+    `n_ff_*` neurons per expert where they are fewer, `compensated` by changed weights of the others.
     """
 
     name: str
@@ -293,10 +292,9 @@ class Report:
         for block in self.plan.blocks:
             check_block(block.block, block.keep, len(block.scores), before, after)
         names = [variant.name for variant in self.variants]
+        told = ", ".join(names)
         if len(set(names)) != len(names):
-            raise InputError(f"variants are named {', '.join(names)}; every name once")
+            raise InputError(f"variants are named {told}; every name once")
         for rival in self.equal_size:
             if rival.variant not in names:
-                raise InputError(
-                    f"the equal-size comparison is of {rival.variant}, the variants are {', '.join(names)}"
-                )
+                raise InputError(f"the equal-size comparison is of {rival.variant}, the variants are {told}")
