@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ggufreap.options.engine import EngineSettings
     from ggufreap.options.judgement import HeldOut, Judgement
     from ggufreap.options.output import Output
-    from ggufreap.options.quantisation import Quantisation
+    from ggufreap.options.quantisation import Quantisation, Quantiser
     from ggufreap.options.target import Target
     from ggufreap.verbs.apply import apply
     from ggufreap.verbs.bench import bench
@@ -45,6 +45,7 @@ __all__ = [
     "Judgement",
     "Output",
     "Quantisation",
+    "Quantiser",
     "Reading",
     "Request",
     "Target",
@@ -78,6 +79,7 @@ _OPTIONS = {
     "Judgement": "judgement",
     "Output": "output",
     "Quantisation": "quantisation",
+    "Quantiser": "quantisation",
     "Reading": "data",
     "Request": "data",
     "Target": "target",

@@ -10,7 +10,7 @@ from ggufreap.options.data import Reading, Request
 from ggufreap.options.flag import flags_of
 from ggufreap.options.judgement import HeldOut, Judgement
 from ggufreap.options.output import Output
-from ggufreap.options.quantisation import Quantisation
+from ggufreap.options.quantisation import Quantisation, Quantiser
 from ggufreap.options.target import Target
 
 
@@ -44,6 +44,7 @@ SEARCH = flags(Target(), target.SEARCH, title="target")
 WEIGHING = flags(Target(), target.WEIGHING, target.MTP, target.SEED, title="target")
 OUTPUT_HEAD = flags(Quantisation(), quantisation.IMPORTANCE)
 VARIANTS = flags(Quantisation(), quantisation.VARIANTS, title="quantisation")
+QUANTISER = flags(Quantiser(), quantisation.QUANTISER, quantisation.TYPES, title="llama-quantize")
 SPLIT = flags(Output(), output.SPLIT, output.DRY_RUN, title="output", one_of=("split_max_size", "keep_split"))
 DRY_RUN = flags(Output(), output.DRY_RUN)
 PLACE = flags(Output(), output.PLACE)

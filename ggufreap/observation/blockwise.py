@@ -7,7 +7,6 @@ piece of the model counts whole or not at all.
 
 import hashlib
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -26,9 +25,9 @@ from ggufreap.errors import InputError, MismatchError
 from ggufreap.interrupts import held
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.held_back import HeldBack
-from ggufreap.observation.hidden import hidden_path, reading, spill_path, writing
+from ggufreap.observation.hidden import clear, hidden_path, reading, spill_path, writing
 from ggufreap.observation.provenance import Provenance, Shard
-from ggufreap.observation.reuse import checkpoint_path, unfinished
+from ggufreap.observation.reuse import checkpoint_path, other_chunks, unfinished
 from ggufreap.observation.statistics import Importance, observables
 from ggufreap.observation.store import save
 from ggufreap.progress import Progress, silent
@@ -119,6 +118,7 @@ def observe_blockwise(
     activations, OutputError when the disk is full.
     """
     folder = hidden_path(out)
+    clear(folder, but=run.through)
     n_blocks = pieces[-1].last + 1
     with progress("calibrate", texts.n_tokens * n_blocks, "tokens x blocks", texts.n_tokens * pieces[0].first) as bar:
         for piece in pieces:
@@ -152,7 +152,7 @@ def observe_blockwise(
         provenance = replace(provenance, sources=chunks.records())
         save(out, run.statistics, provenance, run.sums, held_back=HeldBack.of(texts.chunks), own=True)
         checkpoint_path(out).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        clear(folder)
     return run.statistics
 
 
@@ -200,7 +200,7 @@ def resume(
     if stored is None or stored.through is None:
         return nothing
     if stored.digest != texts.digest:
-        raise MismatchError(f"{stored.path} was made of other text; delete the file, or give that text")
+        raise other_chunks(stored.path)
     if not spill_path(hidden_path(out), stored.through).exists():
         _LOG.warning("%s: its hidden states are gone from %s, so it begins anew", stored.path, hidden_path(out))
         return nothing

@@ -12,13 +12,20 @@ from ggufreap.files import create, private_folder, sync
 
 
 def hidden_path(out: Path) -> Path:
-    """The folder, which is there during a calibration of `out`, where hidden states wait."""
+    """The folder where hidden states wait during a calibration of `out`; whoever calibrates has it by kept_folder."""
     return out.with_name(out.name + ".hidden")
 
 
 def spill_path(folder: Path, block: int) -> Path:
     """Where the hidden states behind a block wait."""
     return folder / f"{block}.hidden"
+
+
+def clear(folder: Path, but: int = -1) -> None:
+    """Remove the hidden states behind all blocks but one."""
+    for path in folder.glob("*.hidden"):
+        if path != spill_path(folder, but):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

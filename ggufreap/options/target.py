@@ -6,7 +6,8 @@ from pathlib import Path
 from ggufreap.limits import SMALL
 from ggufreap.options.flag import MOST, Flag, check, flagged, number, one_of, whole
 
-REAP, BEST, MIRROR, DROP = "reap", "best", "mirror", "drop"
+REAP, RANK_AVERAGE, BEST, MIRROR, DROP = "reap", "rank_average", "best", "mirror", "drop"
+DEFAULT_METHOD = RANK_AVERAGE  # of all that choose without judging, the one that never lost much
 MTP_MODES = (MIRROR, DROP)
 AUTO_RATIO = "auto"
 MINUTES = 30  # for judging methods
@@ -71,11 +72,11 @@ class Target:
         Flag(("--max-kld",), SEARCH, "with --ratio auto: mean KLD of the worst domain ({})", number, "X", recipe=None),
     )
     method: str = flagged(
-        REAP,
+        DEFAULT_METHOD,
         Flag(
             ("--method",),
             CHOICE,
-            "reap (default), rank_average, gram, ...; best judges several on held-back text (see README)",
+            "{} (default), reap, gram, ...; best judges several on held-back text (see README)",
             str,
             "NAME",
             str,

@@ -49,6 +49,7 @@ class _Source(Struct, forbid_unknown_fields=True):
     samples: _Amount = 0
     tokens: _Amount = 0
     sha256: _Line = ""
+    held_out: _Line = ""
 
 
 class _Plan(Struct, forbid_unknown_fields=True):

@@ -97,6 +97,7 @@ class Source:
     n_samples: int | None = None
     n_tokens: int | None = None
     sha256: str = ""
+    held_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,9 @@ class Routed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the model read before the choice.
+    """What the model read before the choice; `count_mode`: whether samples or tokens of a source are counted.
 
-    `count_mode`: whether source counts are samples or tokens. `built_in`: text that came with the program, for trying
-    out only. `split_half`: the share of kept experts on which plans from two halves of the text agree.
+    `built_in`: text that came with the program, to try out. `split_half`: the share of experts that both halves keep.
     """
 
     n_ctx: int

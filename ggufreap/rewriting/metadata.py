@@ -208,8 +208,8 @@ def _datasets(file: GgufFile, plan: PruningPlan) -> dict[str, MetadataEntry]:
         organization, _, name = record.name.rpartition("/") if record.is_hub else ("", "", file_name(record.name))
         standard = (("name", name), ("organization", organization), ("version", record.revision))
         entries += [encode(f"general.dataset.{first + index}.{key}", text, STRING) for key, text in standard if text]
-        own = (("domain", record.domain), ("subset", record.subset), ("split", record.split), ("sha256", record.sha256))
-        entries += [encode(f"ggufreap.dataset.{index}.{key}", text, STRING) for key, text in own if text]
+        own = {key: getattr(record, key) for key in ("domain", "subset", "split", "sha256", "held_out")}
+        entries += [encode(f"ggufreap.dataset.{index}.{key}", text, STRING) for key, text in own.items() if text]
         entries.append(encode(f"ggufreap.dataset.{index}.samples", record.samples, U64))
         entries.append(encode(f"ggufreap.dataset.{index}.tokens", record.tokens, U64))
     return {entry.key: entry for entry in entries}
