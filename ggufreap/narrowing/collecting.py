@@ -80,22 +80,29 @@ def narrow(
     Blocks that no text reaches (MTP) are solved without: by the norms of down's columns. Raises NumericFailure on NaN
     or infinite activations, OutputError when the disk is full.
     """
-    n_blocks = pieces[-1].last + 1 if pieces else 0
-    start = pieces[0].first if pieces else 0
-    before = start - 1
-    with progress("narrow", texts.n_tokens * n_blocks, "tokens x blocks", texts.n_tokens * start) as bar:
-        for piece in pieces:
-            for curvature in collect(engine, piece, nodes, texts, place, before, bar).values():
-                place.write(curvature, file)
-            spill_path(place.folder, before).unlink(missing_ok=True)
-            before = piece.last
-    for block in place.task.keep:
-        if block not in place.solved:
-            place.write(Curvature.empty(block, place.task.keep[block], place.task.source_width), file)
+    before = pieces[0].first - 1 if pieces else -1
+    for piece in pieces:
+        with progress(f"observe {piece}", texts.n_tokens * len(piece.blocks), "tokens x blocks") as bar:
+            curvatures = collect(engine, piece, nodes, texts, place, before, bar)
+        _solve(curvatures, str(piece), file, place, progress)
+        spill_path(place.folder, before).unlink(missing_ok=True)
+        before = piece.last
+    keep, width = place.task.keep, place.task.source_width
+    unseen = {block: Curvature.empty(block, keep[block], width) for block in keep if block not in place.solved}
+    _solve(unseen, "what no text reaches", file, place, progress)
     solution = place.solution()
     for remark in solution.narrowing.remarks:
         _LOG.warning("%s", remark)
     return solution
+
+
+def _solve(curvatures: dict[int, Curvature], what: str, file: GgufFile, place: Workplace, progress: Progress) -> None:
+    """Solve blocks, and give back the memory of each as soon as it is."""
+    if not curvatures:
+        return
+    with progress(f"solve {what}", sum(len(each.experts) for each in curvatures.values()), "experts") as bar:
+        for block in list(curvatures):
+            place.write(curvatures.pop(block), file, bar)
 
 
 def collect(

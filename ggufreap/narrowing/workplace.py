@@ -16,12 +16,14 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ggufreap.container import GgufFile
+from ggufreap.engine.observables import Float32s
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import forced, replacing
 from ggufreap.narrowing.curvature import Curvature
 from ggufreap.narrowing.narrowing import Narrowing
 from ggufreap.narrowing.solving import Solved, down_name, solve
 from ggufreap.narrowing.surgeon import DAMPING, Floats
+from ggufreap.progress import Bar
 
 SCHEMA = "ggufreap.narrowing-work/1"
 METHOD = "optimal brain surgeon"
@@ -81,15 +83,18 @@ class Workplace:
         self.folder, self.task = folder, task
         self.solved = {block: solved for block in task.keep if (solved := self._read(block)) is not None}
 
-    def write(self, curvature: Curvature, file: GgufFile) -> None:
-        """Solve a block and keep what was found, on disk; raises OutputError."""
+    def write(self, curvature: Curvature, file: GgufFile, bar: Bar) -> None:
+        """Solve a block and keep what was found, on disk; `bar` counts experts. Raises OutputError."""
+
+        def put(columns: Float32s) -> None:
+            downs.write(np.ascontiguousarray(columns, "<f4").data)
+            bar.update(1)
+
         n_embd = file.by_name[down_name(curvature.block)].shape[1]
         shape = len(curvature.experts), n_embd, self.task.width
         with replacing(self._downs(curvature.block), own=True) as downs:
             np.lib.format.write_array_header_1_0(downs, {"descr": "<f4", "fortran_order": False, "shape": shape})
-            solved = solve(
-                curvature, file, self.task.width, lambda columns: downs.write(np.ascontiguousarray(columns, "<f4").data)
-            )
+            solved = solve(curvature, file, self.task.width, put)
         with replacing(self._path(curvature.block), own=True) as out:  # the last: it tells that the downs are whole
             np.savez(out, task=np.array(self.task.sha256), **vars(solved))
         self.solved[curvature.block] = solved

@@ -72,8 +72,9 @@ def main() -> None:
             found = collect(Prefixes(engine, layout.n_trunk), piece, layout.nodes, texts, place, -1, bar)
         summing, summed = (time.process_time() - started) / tokens.size, peak()
         started = time.process_time()
-        for curvature in found.values():
-            place.write(curvature, model.file)
+        with silent("", None, "") as bar:
+            for curvature in found.values():
+                place.write(curvature, model.file, bar)
         solving, solved = (time.process_time() - started) / len(found), peak()
     n_blocks, sums = len(found), curvature_nbytes(layout.n_expert, source_width, n_ctx, layout.n_used)
     share = options.of_blocks / n_blocks
