@@ -229,7 +229,7 @@ VERB_OF = {kind: "quantize" if kind is Quantiser else "prune" for kind in KINDS}
 def test_what_is_asked_for_is_one_in_all_three(
     arguments: Sequence[str], kind: Any, field: str, value: Any, written: str | None, tmp_path: Path
 ) -> None:
-    usual = {"keep": 8} if kind is Target and field not in ("ratio", "keep") else {}
+    usual = {"keep": 8} if kind is Target and field not in ("ratio", "keep", "shrink") else {}
     expected = kind(**usual, **{field: value})
     assert expected != kind(**usual)
     assert asked_of(VERB_OF[kind], kind, arguments) == expected
@@ -262,7 +262,7 @@ def test_what_a_recipe_can_say_has_a_flag_and_the_same_default() -> None:
             if (kind, flag.key) in said and (name, kind) != ("ctx_size", Judgement):  # not as -c: it has none
                 assert getattr(made, flag.key) == getattr(kind(**needed), name), (kind, name)
     keys = {
-        "target": {"ratio", "keep", "method", "budget", "blend", "mtp"},
+        "target": {"ratio", "keep", "shrink", "width_ratio", "method", "budget", "blend", "mtp"},
         "evaluation": {key for k, key in said if k is Judgement},
     }
     for table, expected in keys.items():
