@@ -58,7 +58,7 @@ def narrow(
     run. Raises UnsupportedModel where experts of this model cannot be narrower.
     """
     model = Model.open(model)
-    chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan)) if plan is not None else _all(model)
+    chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan)) if plan is not None else everything(model)
     check_plan(chosen, model.identity, model.layout)
     _, width = settled(model, Target(width_ratio=width_ratio))
     check_down(model, allow_requantize, intermediate=False)
@@ -100,10 +100,10 @@ def narrow(
     return Narrowed(script, chosen, plan_path, narrowing, narrowing_path)
 
 
-def _all(model: Model) -> PruningPlan:
+def everything(model: Model) -> PruningPlan:
     """The plan by which every expert stays."""
-    layout, everything = model.layout, tuple(range(model.layout.n_expert))
-    keep = {block.index: everything for block in layout.blocks}
+    layout, ids = model.layout, tuple(range(model.layout.n_expert))
+    keep = {block.index: ids for block in layout.blocks}
     return PruningPlan(
         model.identity, EVERYTHING, "0.00", layout.n_expert, layout.n_expert, "mirror", keep, n_group=layout.n_group
     )
