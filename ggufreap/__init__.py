@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ggufreap.verbs.eval import eval
     from ggufreap.verbs.inspect import inspect
     from ggufreap.verbs.merge import merge
+    from ggufreap.verbs.narrow import narrow
     from ggufreap.verbs.plan import plan
     from ggufreap.verbs.preview import preview
     from ggufreap.verbs.probe import probe
@@ -57,6 +58,7 @@ __all__ = [
     "eval",
     "inspect",
     "merge",
+    "narrow",
     "plan",
     "preview",
     "probe",

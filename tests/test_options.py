@@ -85,7 +85,7 @@ def asked_of(verb: str, kind: type, arguments: Sequence[str]) -> Any:
         "run": ("tiny", "m.gguf"),
         "quantize": ("m.gguf", "-o", "q.gguf", "--type", "Q8_0"),
     }[verb]
-    if kind is Target and {"--ratio", "--keep"} & set(arguments):
+    if kind is Target and {"--ratio", "--keep", "--shrink"} & set(arguments):
         needed = needed[:1]
     return value(parser_of(verb).parse_args([*needed, *arguments]), kind)
 
@@ -173,6 +173,8 @@ def test_a_recipe_runs_as_its_table_says_and_flags_win(tmp_path: Path, monkeypat
 ASKED = (
     (("--ratio", "0.3"), Target, "ratio", "0.3", "[target]\nratio = 0.3\n"),
     (("--keep", "9"), Target, "keep", 9, "[target]\nkeep = 9\n"),
+    (("--shrink", "0.25"), Target, "shrink", "0.25", "[target]\nshrink = 0.25\n"),
+    (("--width-ratio", "0.1"), Target, "width_ratio", "0.1", "[target]\nkeep = 8\nwidth_ratio = 0.1\n"),
     (("--max-kld", "0.3"), Target, "max_kld", 0.3, None),
     (("--method", "frequency"), Target, "method", "frequency", "[target]\nkeep = 8\nmethod = 'frequency'\n"),
     (("--budget", "5"), Target, "budget", 5, "[target]\nkeep = 8\nmethod = 'best'\nbudget = 5\n"),
@@ -227,7 +229,7 @@ VERB_OF = {kind: "quantize" if kind is Quantiser else "prune" for kind in KINDS}
 def test_what_is_asked_for_is_one_in_all_three(
     arguments: Sequence[str], kind: Any, field: str, value: Any, written: str | None, tmp_path: Path
 ) -> None:
-    usual = {"keep": 8} if kind is Target and field not in ("ratio", "keep") else {}
+    usual = {"keep": 8} if kind is Target and field not in ("ratio", "keep", "shrink") else {}
     expected = kind(**usual, **{field: value})
     assert expected != kind(**usual)
     assert asked_of(VERB_OF[kind], kind, arguments) == expected
@@ -260,7 +262,7 @@ def test_what_a_recipe_can_say_has_a_flag_and_the_same_default() -> None:
             if (kind, flag.key) in said and (name, kind) != ("ctx_size", Judgement):  # not as -c: it has none
                 assert getattr(made, flag.key) == getattr(kind(**needed), name), (kind, name)
     keys = {
-        "target": {"ratio", "keep", "method", "budget", "blend", "mtp"},
+        "target": {"ratio", "keep", "shrink", "width_ratio", "method", "budget", "blend", "mtp"},
         "evaluation": {key for k, key in said if k is Judgement},
     }
     for table, expected in keys.items():

@@ -16,7 +16,7 @@ def identity(file: GgufFile) -> ModelIdentity:
 
 def random_plan(file: GgufFile, layout: MoeLayout, keep: int, seed: int = 0, mtp: str = "mirror") -> PruningPlan:
     scores = np.random.default_rng(seed).random((len(layout.trunk), layout.n_expert))
-    return make_plan(layout, identity(file), scores, method="random", keep=keep, mtp=mtp)
+    return make_plan(layout, identity(file), scores, method="random", n_keep=keep, mtp=mtp)
 
 
 def random_narrowing(file: GgufFile, layout: MoeLayout, plan: PruningPlan, width: int, seed: int = 0) -> Narrowing:

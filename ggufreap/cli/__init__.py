@@ -26,6 +26,7 @@ WITH_ENGINE = frozenset(
         "calibrate",
         "demo",
         "eval",
+        "narrow",
         "preview",
         "probe",
         "prune",

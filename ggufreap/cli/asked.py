@@ -33,6 +33,13 @@ TARGET = flags(
     one_of=("ratio", "keep"),
     required=True,
 )
+CUT = flags(
+    Target(),
+    *(target.SIZE, target.SHARE, target.NEURONS, target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
+    title="target",
+    one_of=("ratio", "keep", "shrink"),
+    required=True,
+)
 SEARCH = flags(Target(), target.SEARCH, title="target")
 WEIGHING = flags(Target(), target.WEIGHING, target.MTP, target.SEED, title="target")
 OUTPUT_HEAD = flags(Quantisation(), quantisation.IMPORTANCE)

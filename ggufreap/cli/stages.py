@@ -51,6 +51,24 @@ def _run_apply(options: argparse.Namespace) -> Result:
     return console.DryRun(script) if output.dry_run else script, 0
 
 
+def _run_narrow(options: argparse.Namespace) -> Result:
+    from ggufreap import console, verbs
+
+    output = replace(value(options, Output), out=options.output)
+    narrowed = verbs.narrow(
+        options.model,
+        request(options),
+        plan=options.plan,
+        width_ratio=options.width_ratio,
+        output=output,
+        imatrix=options.imatrix,
+        allow_requantize=options.allow_requantize,
+        settings=settings(options),
+        progress=progress(),
+    )
+    return console.DryRun(narrowed.script) if output.dry_run else narrowed, 0
+
+
 def _run_quantize(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
@@ -70,7 +88,14 @@ def _run_imatrix(options: argparse.Namespace) -> Result:
 def _run_verify(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
-    proof = verbs.verify(options.model, options.out, options.plan, settings=settings(options), progress=progress())
+    proof = verbs.verify(
+        options.model,
+        options.out,
+        options.plan,
+        narrowing=options.narrowing,
+        settings=settings(options),
+        progress=progress(),
+    )
     return proof, 0 if proof.ok else 3
 
 
@@ -92,6 +117,23 @@ VERBS: Verbs = {
             SPLIT,
         ),
     ),
+    "narrow": (
+        _run_narrow,
+        "write a file of narrower experts: neurons removed, and the others made up for them",
+        (
+            model,
+            argument("--width-ratio", required=True, metavar="W", help="fraction of the neurons to remove, as 0.25"),
+            argument("--plan", metavar="P.json", help="what plan saved: experts that go as well (all stay)"),
+            argument("--imatrix", metavar="FILE", help="importance matrix of the model: guides how down is encoded"),
+            argument("--allow-requantize", action="store_true", help="also where down has less than 8 bits"),
+            out("GGUF file; the neurons are named beside it"),
+            FORCE,
+            *SOURCE,
+            DRAWING,
+            engine_of_data,
+            SPLIT,
+        ),
+    ),
     "verify": (
         _run_verify,
         "prove that a pruned file is the model without the dropped experts",
@@ -99,6 +141,7 @@ VERBS: Verbs = {
             model,
             argument("out", metavar="PRUNED", help="the pruned GGUF file"),
             argument("--plan", required=True, metavar="P.json", help="the plan it was made with"),
+            argument("--narrowing", metavar="N.json", help="the narrowing it was made with, where it has one"),
             engine_that_is_exact,
         ),
     ),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ggufreap.cli.asked import (
+    CUT,
     DRY_RUN,
     FORCE,
     JUDGEMENT,
@@ -15,7 +16,6 @@ from ggufreap.cli.asked import (
     SEARCH,
     SOURCE,
     SPLIT,
-    TARGET,
     VARIANTS,
     request,
 )
@@ -101,7 +101,7 @@ VERBS: Verbs = {
             model,
             PLACE,
             FORCE,
-            TARGET,
+            CUT,
             SEARCH,
             *SOURCE,
             OUTPUT_HEAD,

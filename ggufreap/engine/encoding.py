@@ -1,6 +1,7 @@
 """Rows of weights in a ggml type and back, without a model: ggml's own quantiser, the one that llama-quantize calls."""
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ from gguf import quants
 from ggufreap.container import nbytes_of, type_name
 from ggufreap.engine.native import declare, loaded_with_llama
 from ggufreap.errors import NumericFailure, UnsupportedModel
+from ggufreap.options.engine import EngineSettings
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -44,8 +46,16 @@ def encode_rows(values: Floats, kind: int, importance: Floats | None = None) -> 
         raise UnsupportedModel(f"{type_name(kind)} cannot be written without an importance matrix; give one")
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     out = np.empty((rows, nbytes_of((width,), kind)), np.uint8)
-    pointer = None if weights is None else weights.ctypes.data
-    written = _library().ggml_quantize_chunk(kind, values.ctypes.data, out.ctypes.data, 0, rows, width, pointer)
+    quantise, pointer = _library().ggml_quantize_chunk, None if weights is None else weights.ctypes.data
+
+    def part(start: int, stop: int) -> int:
+        first, count = start * width, stop - start
+        return int(quantise(kind, values.ctypes.data, out.ctypes.data, first, count, width, pointer))
+
+    # Rows do not depend on each other, and the call gives up Python's lock.
+    bounds = np.linspace(0, rows, min(rows, EngineSettings().cpu_threads) + 1).astype(int).tolist()
+    with ThreadPoolExecutor(len(bounds)) as pool:
+        written = sum(pool.map(part, bounds, bounds[1:]))
     if written != out.nbytes:
         raise UnsupportedModel(
             f"ggml writes {written} bytes for rows of {width} in {type_name(kind)}, not {out.nbytes}"

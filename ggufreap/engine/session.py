@@ -186,12 +186,11 @@ class LlamaSession:
         """Whether `token` ends what a model writes, as llama.cpp's programs see it."""
         return self._vocabulary.is_end(token)
 
-    def sequences(self, keep: Keep | None = None) -> Sequences:
-        """An empty memory for `n_parallel` texts that grow, experts outside `keep` masked; ends the previous one."""
+    def sequences(self, keep: Keep | None = None, fewer: Fewer | None = None) -> Sequences:
+        """An empty memory for `n_parallel` texts that grow, masked as for `logits`; ends the previous one."""
         if self._nodes.headless or not self._nodes.causal:
             raise EngineError("this model reads text but writes none: it has no output head, or looks ahead")
-        tap = MaskTap(self._nodes, keep, self._reader) if keep else None
-        return Sequences(self, self.memory(), tap)
+        return Sequences(self, self.memory(), self._virtual(keep, fewer))
 
     def memory(self) -> Any:
         """llama.cpp's memory, emptied."""

@@ -11,7 +11,16 @@ from ggufreap.files.folders import (
     sync,
 )
 from ggufreap.files.locks import Busy, Lock
-from ggufreap.files.outputs import check_free, claim, created, discard, forced, writing, written_by
+from ggufreap.files.outputs import (
+    check_free,
+    claim,
+    created,
+    discard,
+    forced,
+    leave_no_folder,
+    writing,
+    written_by,
+)
 from ggufreap.files.publishing import create, publish, replacing, same_bytes
 
 __all__ = [
@@ -27,6 +36,7 @@ __all__ = [
     "discard",
     "forced",
     "kept_folder",
+    "leave_no_folder",
     "make_folder",
     "private_folder",
     "publish",

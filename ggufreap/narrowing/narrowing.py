@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -32,6 +32,12 @@ class Narrowing:
     downs: Mapping[int, Weights] = field(default_factory=dict)
     method: str = ""
     remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def of_first(cls, source_width: int, width: int, blocks: Iterable[int], n_keep: int, method: str = "") -> Self:
+        """The first neurons stay: of any choice, it gives a file of the same size."""
+        ids = np.tile(np.arange(width, dtype=np.int32), (n_keep, 1))
+        return cls(source_width, width, dict.fromkeys(blocks, ids), method=method)
 
     @property
     def n_removed(self) -> int:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
@@ -49,8 +49,9 @@ class _Stored(Struct, forbid_unknown_fields=True):
     width: _Width
     method: _Line
     layers: Annotated[dict[_Block, list[_Ranges]], Meta(min_length=1)]
+    task: Literal[""] | _Hash = ""
     downs: bool = False
-    remarks: list[_Line] = []
+    remarks: list[str] = []
 
 
 def downs_path(path: Path) -> Path:
@@ -59,11 +60,11 @@ def downs_path(path: Path) -> Path:
 
 
 def save_narrowing(
-    path: Path, narrowing: Narrowing, plan: PruningPlan, own: bool = False, progress: Progress = silent
+    path: Path, narrowing: Narrowing, plan: PruningPlan, *, task: str = "", progress: Progress = silent
 ) -> None:
     """Write the narrowing of what `plan` leaves as JSON, and its columns of down beside it; raises OutputError.
 
-    `own` as for files.replacing.
+    `task`: the SHA-256 of what it is the solution of.
     """
     if narrowing.downs:
         _save_downs(downs_path(path), narrowing, progress)
@@ -75,6 +76,7 @@ def save_narrowing(
         "source_width": narrowing.source_width,
         "width": narrowing.width,
         "method": narrowing.method,
+        "task": task,
         "downs": bool(narrowing.downs),
         "remarks": list(narrowing.remarks),
     }
@@ -83,7 +85,7 @@ def save_narrowing(
         f'"{block}": [\n      ' + ",\n      ".join(f'"{as_ranges(row.tolist())}"' for row in ids) + "\n    ]"
         for block, ids in sorted(narrowing.neurons.items())
     )
-    with replacing(path, own) as file:
+    with replacing(path) as file:
         file.write(f'{{\n{lines}  "layers": {{\n    {layers}\n  }}\n}}\n'.encode())
 
 
@@ -109,6 +111,15 @@ def load_narrowing(path: Path, plan: PruningPlan) -> Narrowing:
     except InputError as error:
         raise InputError(f"{path} contradicts itself: {error}; {ADVICE}") from error
     return found
+
+
+def solves(path: Path, task: str, plan: PruningPlan) -> bool:
+    """Whether the narrowing at `path` is the solution of the `task`, for the experts that `plan` keeps."""
+    try:
+        data = load_json(path, _Stored, WHAT, ADVICE, SCHEMA, MOST)
+    except InputError:
+        return False
+    return (data.task, data.plan) == (task, plan.sha256)
 
 
 def as_ranges(ids: Sequence[int]) -> str:

@@ -124,6 +124,12 @@ class Workplace:
             "chosen by energy x norm, and the neurons that stay make up for nothing; calibrate on more text"
         )
 
+    def remove(self) -> None:
+        """Take the solved blocks away."""
+        for block in self.solved:
+            self._path(block).unlink(missing_ok=True)
+            self._downs(block).unlink(missing_ok=True)
+
     def _read(self, block: int) -> Solved | None:
         path = self._path(block)
         if not path.exists():

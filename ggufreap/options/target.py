@@ -13,6 +13,7 @@ AUTO_RATIO = "auto"
 MINUTES = 30  # for judging methods
 
 SIZE, SEARCH, CHOICE, WEIGHING, MTP, SEED = "size", "search", "choice", "weighing", "mtp", "seed"
+NEURONS, SHARE = "neurons", "share"
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,11 @@ class Target:
     chunks that calibration held back, judged for `budget` minutes at most (0: on all of them). `from_imatrix`, a GGUF
     importance matrix of the model, takes the place of any calibration, and is a weaker choice. `blend` says how the
     domains of the text are weighed (ggufreap.blending; None: `uniform` where there are several). `mtp`: MTP blocks keep
-    what the last block keeps, or are left out. `seed` draws for the method `random`. What a number can be, only the
-    model tells: `count_to_keep` refuses.
+    what the last block keeps, or are left out. `width_ratio`: the fraction of the neurons to remove from every expert
+    that stays, as the decimal that was written; columns of down are computed anew to make up for them. `shrink`, in
+    place of `ratio`, `keep` and `width_ratio`: the fraction of the routed experts' weights to remove, divided between
+    experts and neurons (ggufreap.narrowing.splitting). `seed` draws for the method `random`. What a number can be, only
+    the model tells: `count_to_keep` refuses.
     """
 
     ratio: str | float | None = flagged(
@@ -41,6 +45,28 @@ class Target:
         ),
     )
     keep: int | None = flagged(None, Flag(("--keep",), SIZE, "experts to keep in every block", whole(-MOST), "N", int))
+    shrink: str | float | None = flagged(
+        None,
+        Flag(
+            ("--shrink",),
+            SHARE,
+            "fraction of the experts' weights to remove, divided between experts and neurons, such as 0.25",
+            str,
+            "S",
+            int | float,
+        ),
+    )
+    width_ratio: str | float | None = flagged(
+        None,
+        Flag(
+            ("--width-ratio",),
+            NEURONS,
+            "fraction of the neurons to remove from every expert as well, such as 0.15; the others make up for them",
+            str,
+            "W",
+            int | float,
+        ),
+    )
     max_kld: float = flagged(
         SMALL,
         Flag(("--max-kld",), SEARCH, "with --ratio auto: mean KLD of the worst domain ({})", number, "X", recipe=None),

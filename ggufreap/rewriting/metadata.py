@@ -28,6 +28,7 @@ PLAN = f"{PREFIX}plan.sha256"
 SOURCE = f"{PREFIX}source.fingerprint"
 WIDTH_BEFORE = f"{PREFIX}source.expert_feed_forward_length"
 NARROWING = f"{PREFIX}narrowing.sha256"
+COMPENSATED = f"{PREFIX}narrowing.compensated"
 # What the source says of its own past: the base model of its base model, and how it was pruned before.
 _OF_THE_SOURCE = ("general.base_model.", PREFIX)
 _TOLD_LATER = re.compile(
@@ -92,7 +93,7 @@ def _widths(file: GgufFile, layout: MoeLayout, narrowed: Narrowed) -> dict[str, 
         entries.append(_edited(entry, value) if entry else encode(f"{name}.{suffix}", value, U32))
     texts = (("width_ratio", narrowing.ratio), ("narrowing.method", narrowing.method))
     entries += [encode(f"{PREFIX}{key}", text, STRING) for key, text in texts if text]
-    entries.append(encode(f"{PREFIX}narrowing.compensated", bool(narrowing.downs), GGUFValueType.BOOL))
+    entries.append(encode(COMPENSATED, bool(narrowing.downs), GGUFValueType.BOOL))
     entries.append(encode(NARROWING, narrowing.sha256, STRING))
     entries.append(encode(WIDTH_BEFORE, narrowing.source_width, U32))
     return {entry.key: entry for entry in entries}

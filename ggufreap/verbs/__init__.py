@@ -9,6 +9,7 @@ from ggufreap.verbs.eval import Evaluation, eval
 from ggufreap.verbs.imatrix import ImatrixReport, imatrix
 from ggufreap.verbs.inspect import inspect
 from ggufreap.verbs.merge import merge
+from ggufreap.verbs.narrow import Narrowed, narrow
 from ggufreap.verbs.plan import plan
 from ggufreap.verbs.preview import Preview, preview
 from ggufreap.verbs.probe import probe
@@ -25,6 +26,7 @@ __all__ = [
     "Checkup",
     "Evaluation",
     "ImatrixReport",
+    "Narrowed",
     "Preview",
     "Pruned",
     "Variants",
@@ -39,6 +41,7 @@ __all__ = [
     "imatrix",
     "inspect",
     "merge",
+    "narrow",
     "plan",
     "preview",
     "probe",

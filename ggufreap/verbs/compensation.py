@@ -50,21 +50,9 @@ def compensated(
     there. `memory`: bytes for what is summed up at a time, 0: half of what is free. Raises InputError where that is too
     little for one block.
     """
-    settings = settings or CALIBRATING
-    settings = replace(settings, n_ctx=data.chunk_length(settings.n_ctx))
-    layout = model.layout
-    keep = {block.index: tuple(plan.keep[block.index]) for block in layout.blocks if block.index in plan.keep}
-    source_width = model.file.by_name[down_name(next(iter(keep)))].shape[-1]
-    task = Task(
-        model.identity.fingerprint,
-        keep,
-        source_width,
-        width,
-        data.identity,
-        data.request.reading.count,
-        settings.n_ctx,
-        settings.graph_tokens,
-    )
+    settings = _settings(data, settings)
+    layout, task = model.layout, task_of(model, plan, width, data, settings)
+    keep = task.keep
     make_folder(folder)
     with writing():
         place = Workplace(folder, task)
@@ -83,6 +71,28 @@ def compensated(
             for note in chunks.notes():
                 _LOG.info("%s", note)
             return solution
+
+
+def task_of(model: Model, plan: PruningPlan, width: int, data: Opened, settings: EngineSettings | None) -> Task:
+    """All that decides on the solution that `compensated` finds for the same arguments."""
+    settings = _settings(data, settings)
+    keep = {block.index: tuple(plan.keep[block.index]) for block in model.layout.blocks if block.index in plan.keep}
+    source_width = model.file.by_name[down_name(next(iter(keep)))].shape[-1]
+    return Task(
+        model.identity.fingerprint,
+        keep,
+        source_width,
+        width,
+        data.identity,
+        data.request.reading.count,
+        settings.n_ctx,
+        settings.graph_tokens,
+    )
+
+
+def _settings(data: Opened, settings: EngineSettings | None) -> EngineSettings:
+    settings = settings or CALIBRATING
+    return replace(settings, n_ctx=data.chunk_length(settings.n_ctx))
 
 
 @contextmanager
