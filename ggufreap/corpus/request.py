@@ -23,6 +23,7 @@ from ggufreap.corpus.turns import IN_TURN
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import InputError
 from ggufreap.options.data import ALL, ASSISTANT, STANDARD_INPUT, Request
+from ggufreap.options.flag import refuse_unused
 
 TEXT_CTX, ROWS_CTX = 512, 2048  # llama-imatrix's chunk; what REAP's own code packs samples to
 
@@ -55,6 +56,13 @@ class Opened:
     def names(self) -> str:
         """What the data are called in one line."""
         return ", ".join(record.name for record in self.records) + self.note
+
+    @property
+    def draws(self) -> bool:
+        """Whether the seed decides on anything: which samples, rows or files are read."""
+        limited = self.request.reading.n_chunks is not None
+        counted = (isinstance(each.source, Source) and each.source.spec.samples is not None for each in self.sources)
+        return any(counted) or (limited and any(len(each.source.files()) > 1 for each in self.sources))
 
     def chunk_length(self, asked: int) -> int:
         """Tokens per chunk: as `asked`; for 0, 512 of text and 2048 of rows. Ids may be cut already."""
@@ -126,6 +134,8 @@ def open_request(request: Request) -> Opened:
     named += [NamedSource(name, _Given(text), SourceRecord(name, name)) for name, text in texts.items()]
     if not named:
         raise InputError("no data was given; give text with -f FILE, or a data set with --dataset NAME:N")
+    if not any(each.source.has_rows for each in named):
+        refuse_unused(request, {"text_field": "rows, and no file of rows was given"})
     n_domains, n_chunks = len({each.domain for each in named}), request.reading.n_chunks
     if n_chunks is not None and n_chunks < n_domains:
         raise InputError(
@@ -140,6 +150,8 @@ def _open_tokens(request: Request, path: Path) -> Opened:
         raise InputError("both text and token ids were given; give one of them")
     if request.reading.count != ALL:
         raise InputError("token ids tell no speaker; leave out --count assistant, or give conversations")
+    refuse_unused(request, dict.fromkeys(("text_field", "chat_template"), "text, and token ids were given"))
+    refuse_unused(request.reading, dict.fromkeys(("packing", "parse_special"), "text, and token ids were given"))
     ids = read_tokens(path)
     digest = _sha256(f"{ids.dtype}{ids.shape}".encode() + np.ascontiguousarray(ids).tobytes())
     named = NamedSource("tokens", _Given(""), SourceRecord(str(path), "tokens"))

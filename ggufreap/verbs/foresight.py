@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ggufreap import naming, saliency
 from ggufreap.files import make_folder
+from ggufreap.options.flag import refuse_unused
 from ggufreap.planning import PruningPlan, make_plan
 from ggufreap.quantization import Quantized
 from ggufreap.rewriting import RewriteScript
@@ -54,6 +55,9 @@ def foresee(job: Job) -> Foreseen:
     with Sizer(model.file, scripts) as sizer:
         quantized = jobs.foresee(sizer, plan, job.given, job.data.names if job.data else None)
     stays = not job.wanted.variants or job.wanted.keep_exact or job.quantisation.keep_intermediate or result == job.out
+    if not stays:
+        exact = "the byte-exact file, which is only an intermediate here"
+        refuse_unused(job.output, dict.fromkeys(("split_max_size", "keep_split"), exact))
     foreseen = Foreseen(script, plan, jobs, quantized, stays)
     if not job.output.dry_run:
         make_folder(result.parent)
