@@ -19,6 +19,7 @@ from ggufreap.observation import (
     DomainStatistics,
     Importance,
     Provenance,
+    Shard,
     Stored,
     checkpoint_path,
     finished,
@@ -101,6 +102,8 @@ def observed_of(
     claim(out, checkpoint_path(out), *beside, inputs=(*model.file.paths, *data.paths))
     settings = settings or CALIBRATING
     settings = replace(settings, n_ctx=data.chunk_length(settings.n_ctx))
+    data.check_length(settings.n_ctx)
+    Shard.parse(shard)
     provenance = Provenance(
         model.identity.fingerprint,
         data.identity,
