@@ -20,13 +20,13 @@ from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.corpus import Chunk, Chunks
 from ggufreap.engine.graph import Piece
 from ggufreap.engine.importance import ImportanceSums
-from ggufreap.errors import InputError, MismatchError
+from ggufreap.errors import MismatchError
 from ggufreap.interrupts import held
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.hidden import clear, hidden_path, reading, spill_path, writing
 from ggufreap.observation.provenance import Provenance, Shard
-from ggufreap.observation.reuse import checkpoint_path, other_chunks, unfinished
+from ggufreap.observation.reuse import checkpoint_path, no_chunks, other_chunks, unfinished
 from ggufreap.observation.statistics import Importance, observables
 from ggufreap.observation.store import save
 from ggufreap.progress import Progress, silent
@@ -49,7 +49,7 @@ class Texts:
         """Those chunks that belong to `shard`; raises InputError where there are none."""
         mine = tuple(chunk for position, chunk in enumerate(chunks) if shard.holds(position))
         if not mine:
-            raise InputError("there is no chunk to calibrate on; give more text, or fewer shards")
+            raise no_chunks()
         digest = hashlib.sha256()
         for chunk in mine:
             digest.update(np.ascontiguousarray(chunk.tokens, "<i4").tobytes())

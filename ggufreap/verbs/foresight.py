@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ggufreap import naming, saliency
 from ggufreap.files import make_folder
+from ggufreap.options.flag import refuse_unused
 from ggufreap.planning import PruningPlan, make_plan
 from ggufreap.quantization import Quantized
 from ggufreap.rewriting import Narrow, RewriteScript
@@ -71,6 +72,9 @@ def foresee(job: Job) -> Foreseen:
     jobs.check_names(script)
     with Sizer(model.file, scripts) as sizer:
         quantized = jobs.foresee(sizer, plan, job.given, job.data.names if job.data else None, narrowing)
+    if not stays:
+        exact = "the byte-exact file, which is only an intermediate here"
+        refuse_unused(job.output, dict.fromkeys(("split_max_size", "keep_split"), exact))
     foreseen = Foreseen(script, plan, jobs, quantized, stays)
     if not job.output.dry_run:
         make_folder(result.parent)

@@ -159,7 +159,7 @@ def _judged(job: Job, foreseen: Foreseen, observed: Observed | None, pruned: Pru
         job.judgement,
         exam=job.exam,
         stats=observed.stored if observed else None,
-        imatrix=job.guide_path,
+        imatrix=job.guide_path if job.judgement.compare else None,
         reproduction=facts.Reproduction(command) if command else None,
         verification=pruned.verification,
         settings=job.exam.settings if job.exam else job.settings,
