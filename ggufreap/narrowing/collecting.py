@@ -20,7 +20,7 @@ from ggufreap.narrowing.curvature import NEEDS, Curvature
 from ggufreap.narrowing.workplace import Solution, Workplace
 from ggufreap.observation import Texts
 from ggufreap.observation.experts import only_counted
-from ggufreap.observation.hidden import reading, spill_path, writing
+from ggufreap.observation.hidden import clear, reading, spill_path, writing
 from ggufreap.progress import Bar, Progress, silent
 
 _LOG = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ def narrow(
     or infinite activations, OutputError when the disk is full.
     """
     before = pieces[0].first - 1 if pieces else -1
+    clear(place.folder, but=before)
     for piece in pieces:
         with progress(f"observe {piece}", texts.n_tokens * len(piece.blocks), "tokens x blocks") as bar:
             curvatures = collect(engine, piece, nodes, texts, place, before, bar)

@@ -119,6 +119,8 @@ def _pieces(
     task, nodes = place.task, model.layout.nodes
     first = through(place, nodes, engine.spills) + 1
     needed = sums_nbytes(model, place, settings.n_ctx)
+    if not needed:
+        return []
     most = check_memory(needed, memory, model)
     blockwise = isinstance(engine, Piecewise)
     sizes = Counter(needed) + Counter(weights_nbytes(model.file) if blockwise else {})
