@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ggufreap.architecture.nodes import RoutingNodes
@@ -46,13 +47,16 @@ class Pieces(Protocol):
         """The weights of `piece` are needed no more."""
 
 
-def through(place: Workplace, nodes: RoutingNodes, spills: bool) -> int:
-    """The last block behind which an unfinished run can go on; -1 at the beginning."""
+def through(place: Workplace, nodes: RoutingNodes, folders: Sequence[Path]) -> int:
+    """The last block behind which an unfinished run can go on; -1 at the beginning.
+
+    `folders` are those in which hidden states have to wait for that.
+    """
     last = -1
     for block in nodes.blocks:
         if block.index not in place.solved:
             break
-        if not spills or spill_path(place.folder, block.index).exists():
+        if all(spill_path(folder, block.index).exists() for folder in folders):
             last = block.index
     return last
 
@@ -88,6 +92,11 @@ def narrow(
         _solve(curvatures, str(piece), file, place, progress)
         spill_path(place.folder, before).unlink(missing_ok=True)
         before = piece.last
+    return finished(file, place, progress)
+
+
+def finished(file: GgufFile, place: Workplace, progress: Progress) -> Solution:
+    """The solution, once all blocks that text reaches are solved; says which experts nothing makes up for."""
     keep, width = place.task.keep, place.task.source_width
     unseen = {block: Curvature.empty(block, keep[block], width) for block in keep if block not in place.solved}
     _solve(unseen, "what no text reaches", file, place, progress)
