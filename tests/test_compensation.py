@@ -453,7 +453,8 @@ def test_later_blocks_make_up_for_earlier_ones(model: Path, plan: PruningPlan, t
 
 
 SEQUENTIALLY = DYING.replace("import WHOLE, run", "import WHOLE, run_sequentially").replace(
-    "run(Path(model), planning.load_plan(Path(plan)), Path(ids), Path(folder), replace(WHOLE, blockwise=int(blockwise)))",
+    "run(Path(model), planning.load_plan(Path(plan)), Path(ids), Path(folder), "
+    "replace(WHOLE, blockwise=int(blockwise)))",
     "run_sequentially(Path(model), planning.load_plan(Path(plan)), Path(ids), Path(folder))",
 )
 

@@ -1,6 +1,6 @@
 """Everything that one pass records, as one tap; and what it changes on the way."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from ggufreap.architecture.nodes import FINAL_NORM, LAST_STREAM, RoutingNodes
@@ -68,8 +68,8 @@ class Observing(Together):
         for name, tap in self._more.items():
             if len(tap.values) != len(batches):
                 raise EngineError(
-                    f"{len(batches)} blocks were routed and {len(tap.values)} had {name}; this llama.cpp builds them in "
-                    "another way than ggufreap knows"
+                    f"{len(batches)} blocks were routed and {len(tap.values)} had {name} of the usual kind; this "
+                    "architecture builds them in another way than ggufreap knows"
                 )
             batches = _with(batches, name, tap.values)
         return batches

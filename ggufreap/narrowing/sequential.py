@@ -114,12 +114,14 @@ class _Block:
         self._run(NARROWED, Wanted(observables=_NEEDS, keep=keep), self._sum_to(curvature, first))
         found: list[Float32s] = []
         solved = solve(curvature, self.file, self.place.task.width, found.append)
-        narrowed = Narrowed(keep[block], solved.neurons, np.array(found))
+        downs = np.array(found)
+        found.clear()
+        narrowed = Narrowed(keep[block], solved.neurons, downs)
         self._mend(curvature, solved, narrowed, streams, first)
         self._run(NARROWED, Wanted(keep=keep, narrowed={block: narrowed}), stays=True)
         del streams
         path.unlink()
-        self.place.keep(block, n_embd, lambda put: _put(narrowed, solved, put))
+        self.place.keep(block, n_embd, lambda put: _put(downs, solved, put))
 
     def _run(
         self,
@@ -173,8 +175,9 @@ class _Block:
         first: Sequence[RoutedBatch],
     ) -> None:
         """Move the columns of all experts, in place."""
-        block, counting = curvature.block, shares(self.texts)
-        gradient = np.zeros_like(narrowed.downs)
+        block, counting, downs = curvature.block, shares(self.texts), narrowed.downs
+        assert downs is not None
+        gradient = np.zeros_like(downs)
 
         def add(start: int, chunk: Chunk, batches: Sequence[RoutedBatch]) -> None:
             if start == 0:
@@ -192,7 +195,7 @@ class _Block:
                 scale = expert_scale(self.file, record, narrowed.experts[row])
                 hessian = scale**2 * curvature.sums[row][np.ix_(neurons, neurons)].astype(np.float64)
                 change = np.linalg.solve(hessian + ridge * np.eye(width), scale * gradient[row].T).T
-                narrowed.downs[row] += (STEP * change).astype(np.float32)
+                downs[row] += (STEP * change).astype(np.float32)
 
     def _check_joins(
         self, block: int, narrowed: Narrowed, whole: Sequence[RoutedBatch], fewer: Sequence[RoutedBatch]
@@ -212,8 +215,8 @@ class _Block:
             found, expected = found + float(((change - due) ** 2).sum()), expected + float((due**2).sum())
         if found > JOINS**2 * expected:
             raise UnsupportedModel(
-                f"block {block}: what the experts compute is changed before it joins the residual stream (by a norm or a "
-                "factor), so what is missing there is not what they should compute; leave out --sequential"
+                f"block {block}: what the experts compute is changed before it joins the residual stream, by a norm or "
+                "a factor, so what is missing there is not what they should compute; leave out --sequential"
             )
 
 
@@ -243,7 +246,7 @@ def _fold(
             gradient[row] += missing[tokens].T @ (activations * weights[tokens, slots][:, None])
 
 
-def _put(narrowed: Narrowed, solved: Solved, put: Callable[[Float32s], object]) -> Solved:
-    for columns in narrowed.downs:
+def _put(downs: Float32s, solved: Solved, put: Callable[[Float32s], object]) -> Solved:
+    for columns in downs:
         put(columns)
     return solved

@@ -137,6 +137,8 @@ def _pieces(
     ends = engine.ends(max((chunk.tokens for chunk in texts.chunks), key=len))
     pieces = into_pieces(first, [end for end in ends if end >= first], sizes, settings.blockwise, most)
     spill = spill_nbytes(engine, texts, pieces) if isinstance(engine, Piecewise) else 0
+    if task.sequential:  # two chains, and the original's stream behind one block
+        spill = 2 * spill + 4 * texts.n_tokens * max(model.file.by_name[down_name(block)].shape[1] for block in needed)
     downs = sum(
         4 * len(task.keep[block]) * task.width * model.file.by_name[down_name(block)].shape[1] for block in needed
     )
