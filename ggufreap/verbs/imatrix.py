@@ -39,7 +39,7 @@ def imatrix(
     """Describe the importance matrix in `files`, GGUF or .dat, several of them added up, and save it at `out`.
 
     `model`: check that it fits. `plan`: fill experts without data and slice to the experts that stay, of `model`, the
-    unpruned one, and with `narrowing` to the neurons that stay of them; what `prune` does. `out` ending in .dat gets the
+    unpruned one, and with `narrowing` to the neurons that stay; what `prune` does. `out` ending in .dat gets the
     legacy format; another file there is replaced with `force` alone.
     """
     if out is not None:
