@@ -34,6 +34,7 @@ from ggufreap.model import Model
 from ggufreap.narrowing.collecting import narrow
 from ggufreap.narrowing.solving import down_name
 from ggufreap.narrowing.splitting import split
+from ggufreap.narrowing.widths import BLOCK
 from ggufreap.narrowing.workplace import Solution, Task, Workplace
 from ggufreap.observation import DomainStatistics, Texts, observables
 from ggufreap.options.data import Request
@@ -187,13 +188,10 @@ def half(values: np.ndarray) -> np.ndarray:
 
 
 def splits(n_expert: int, width: int, share: float, step: int) -> list[tuple[int, int]]:
-    """(experts, neurons) with at most `share` of all, from experts alone to neurons alone, in steps of a sixteenth."""
-    found = []
-    for n_keep in range(int(n_expert * share), n_expert + 1, max(1, n_expert // 16)):
-        neurons = min(width, int(share * n_expert * width / n_keep) // step * step)
-        if n_keep == int(n_expert * share) or neurons < width:
-            found.append((n_keep, neurons))
-    return found
+    """(experts, neurons) with at most `share` of all, from experts alone to neurons alone, a width in `step` each."""
+    most = share * n_expert * width
+    narrowest = max(step, int(share * width) // step * step)
+    return [(min(n_expert, int(most / each)), each) for each in range(width, narrowest - 1, -step)]
 
 
 def main() -> None:
@@ -202,7 +200,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bytes", nargs="+", type=float, default=[0.75, 0.5], help="of the routed experts")
     parser.add_argument("--method", nargs="+", default=["rank_average"], help="which experts stay beside fewer neurons")
-    parser.add_argument("--step", type=int, default=8, help="widths are multiples of it")
+    parser.add_argument("--step", type=int, default=BLOCK, help=f"widths are multiples of it ({BLOCK})")
     parser.add_argument("--calibration-chunks", type=int, default=48, help="per domain")
     parser.add_argument("--chunks", type=int, default=16, help="held-out chunks per domain")
     parser.add_argument("-c", "--ctx-size", type=int, default=256)
@@ -220,11 +218,7 @@ def main() -> None:
             candidates = [Candidate("reap", "tokens", *pairs[0])]
             candidates += [Candidate(method, "uniform", *pair) for method in options.method for pair in pairs]
             rule = split(layout.n_expert, bench.source_width, 1 - share, block=options.step)
-            candidates += [
-                Candidate(method, "uniform", rule.n_keep, rule.width, sequential)
-                for method in options.method
-                for sequential in (False, True)
-            ]
+            candidates += [Candidate(method, "uniform", rule.n_keep, rule.width, True) for method in options.method]
             bench.table(share, candidates)
     print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:,.0f} MB")
 
