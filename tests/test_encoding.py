@@ -6,7 +6,7 @@ import tiny_llama
 from gguf import GGMLQuantizationType as Kind
 
 from ggufreap.container import is_quantized
-from ggufreap.engine.encoding import decode_rows, encode_rows, needs_importance
+from ggufreap.engine.encoding import check_readable, decode_rows, encode_rows, needs_importance
 from ggufreap.errors import NumericFailure, UnsupportedModel
 
 ROWS = np.random.default_rng(0).standard_normal((7, 512)).astype(np.float32)
@@ -48,6 +48,12 @@ def test_importance_guides(kind: Kind) -> None:
     for found in (guided, even):
         assert found.shape == ROWS.shape
     assert (importance * (guided - ROWS) ** 2).sum() < 0.9 * (importance * (even - ROWS) ** 2).sum()
+
+
+def test_a_type_that_gguf_cannot_read() -> None:
+    check_readable(Kind.Q4_K)
+    with pytest.raises(UnsupportedModel, match="cannot read weights in Q2_0"):
+        check_readable(42)
 
 
 @pytest.mark.native

@@ -16,6 +16,7 @@ from ggufreap.errors import InfeasiblePlan, InputError, MismatchError, OutputErr
 from ggufreap.narrowing import downs_path, load_narrowing
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.output import Output
+from ggufreap.options.quantisation import Quantiser
 from ggufreap.planning import load_plan
 
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1)
@@ -167,3 +168,20 @@ def test_an_architecture_that_cannot(folder: Path, tmp_path: Path) -> None:
     model = tiny_native.build("llama4", tmp_path / "l.gguf")
     with pytest.raises(UnsupportedModel, match="its shared expert is exactly as wide"):
         verbs.narrow(model, folder / "calib.txt", width_ratio="0.4", output=tmp_path / "o.gguf", settings=SETTINGS)
+
+
+def test_a_matrix_is_sliced_by_plan_and_narrowing(folder: Path) -> None:
+    model, out = folder / "Tiny-F16.gguf", folder / "out.gguf"
+    verbs.calibrate(
+        model, folder / "S.npz", folder / "calib.txt", imatrix_out=folder / "S.imatrix.gguf", settings=SETTINGS
+    )
+    plan = asked.plan(model, stats=folder / "S.npz", keep=6)
+    made = verbs.narrow(model, folder / "calib.txt", width_ratio="0.4", plan=plan, output=out, settings=SETTINGS)
+    assert made.plan_path.exists(), "a plan that was no file becomes one"
+    part = folder / "part.imatrix.gguf"
+    verbs.imatrix([folder / "S.imatrix.gguf"], out=part, model=model, plan=plan, narrowing=made.narrowing_path)
+    assert verbs.imatrix([part], model=out).coverage
+    made_of = verbs.quantize(out, folder / "Q.gguf", "Q4_0", Quantiser(imatrix=part))
+    assert made_of.types["blk.0.ffn_down_exps.weight"] == "Q4_0"
+    with pytest.raises(InputError, match="name it with --plan"):
+        verbs.imatrix([folder / "S.imatrix.gguf"], model=model, narrowing=made.narrowing_path)

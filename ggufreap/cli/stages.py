@@ -81,7 +81,7 @@ def _run_quantize(options: argparse.Namespace) -> Result:
 def _run_imatrix(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
-    named = {name: getattr(options, name) for name in ("model", "plan")}
+    named = {name: getattr(options, name) for name in ("model", "plan", "narrowing")}
     return verbs.imatrix(options.files, out=options.output, **named, force=value(options, Output).force), 0
 
 
@@ -159,6 +159,7 @@ VERBS: Verbs = {
             FORCE,
             argument("--model", metavar="MODEL", help="check that it fits this model"),
             argument("--plan", metavar="P.json", help="slice it to the experts that stay of MODEL, the unpruned one"),
+            argument("--narrowing", metavar="N.json", help="and to the neurons that stay of those"),
         ),
     ),
 }

@@ -5,6 +5,7 @@ from typing import Any
 
 from ggufreap.console.account import draw_account, plain_account
 from ggufreap.console.draw import Drawers, Plain, say, styled, table
+from ggufreap.console.narrowing import draw_narrowing_notes
 from ggufreap.console.stages import (
     draw_coverage,
     draw_note,
@@ -27,6 +28,8 @@ def _pruned(pruned: Pruned) -> None:
     before, after = pruned.script.source_nbytes, pruned.script.nbytes
     say(styled(f"{pruned.summary}:", "bold"), f"{size(before)} -> {size(after)} ({after / before:.0%})")
     draw_note(pruned.plan)
+    if pruned.narrowing:
+        draw_narrowing_notes(pruned.narrowing, pruned.script)
     for file in pruned.script.files:
         why = "removed once it was quantised" if pruned.quantized else "not kept: it is not what the plan promised"
         gone = "" if file.path.exists() else f"  ({why})"
@@ -63,6 +66,7 @@ def _plain_pruned(pruned: Pruned) -> dict[str, Any]:
         "note": pruned.plan.note,
         "plan": pruned.plan_path,
         "narrowing": pruned.narrowing_path,
+        "narrowing_notes": [*pruned.narrowing.remarks, *pruned.script.notes] if pruned.narrowing else [],
         "statistics": pruned.statistics_path,
         "coverage": plain_coverage(pruned.coverage) if pruned.coverage else None,
         "verification": plain_verification(pruned.verification) if pruned.verification else None,

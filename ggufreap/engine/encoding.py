@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 from gguf import quants
 
-from ggufreap.container import nbytes_of, type_name
+from ggufreap.container import block_size, nbytes_of, type_name
 from ggufreap.engine.native import declare, loaded_with_llama
 from ggufreap.errors import NumericFailure, UnsupportedModel
 from ggufreap.options.engine import EngineSettings
@@ -72,6 +72,11 @@ def decode_rows(data: Bytes, kind: int, width: int) -> Floats:
             f"the gguf package cannot read weights in {type_name(kind)}; upgrade it, or use another type of the model"
         ) from error
     return np.asarray(values, np.float32).reshape(-1, width)
+
+
+def check_readable(kind: int) -> None:
+    """Raise UnsupportedModel for a type that `decode_rows` does not read."""
+    decode_rows(np.zeros(nbytes_of((block_size(kind),), kind), np.uint8), kind, block_size(kind))
 
 
 @cache

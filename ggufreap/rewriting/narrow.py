@@ -29,7 +29,7 @@ from ggufreap.container import (
     nbytes_of,
     type_name,
 )
-from ggufreap.engine.encoding import decode_rows, encode_rows, needs_importance
+from ggufreap.engine.encoding import check_readable, decode_rows, encode_rows, needs_importance
 from ggufreap.errors import UnsupportedModel
 from ggufreap.narrowing import Ids, Narrowing, check_narrowing
 from ggufreap.planning import PruningPlan
@@ -39,7 +39,7 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 # What llama-quantize takes for a type whose blocks the rows do not fill (src/llama-quant.cpp, tensor_type_fallback).
-_FALLBACK: Mapping[Kind, Kind] = MappingProxyType(
+_FALLBACK: Mapping[int, int] = MappingProxyType(
     dict.fromkeys(
         (Kind.IQ1_S, Kind.IQ1_M, Kind.IQ2_XXS, Kind.IQ2_XS, Kind.IQ2_S, Kind.IQ3_XXS, Kind.IQ3_S, Kind.IQ4_XS),
         Kind.IQ4_NL,
@@ -69,7 +69,7 @@ def down_type(kind: int, width: int, intermediate: bool = False) -> int:
     if intermediate:
         return int(Kind.F16)
     if width % block_size(kind):
-        kind = _FALLBACK.get(Kind(kind), Kind(kind))
+        kind = _FALLBACK.get(kind, kind)
     return int(Kind.F16 if width % block_size(kind) else kind)
 
 
@@ -137,6 +137,7 @@ class Narrower:
 
     def _columns(self, record: TensorRecord) -> OutputTensor:
         width = self._narrowing.width
+        check_readable(record.type)
         kind = down_type(record.type, width, self._asked.intermediate)
         importance = self._asked.importance.get(record.name)
         if importance is None and is_quantized(kind) and needs_importance(kind):

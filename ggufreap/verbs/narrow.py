@@ -93,8 +93,6 @@ def narrow(
     execute(script, progress)
     if not isinstance(plan, str | Path):
         save_plan(plan_path, chosen)
-    for note in (*narrowing.remarks, *script.notes):
-        _LOG.info("%s", note)
     check = f"ggufreap verify {model.path} {script.files[0].path} --plan {plan_path} --narrowing {narrowing_path}"
     _LOG.warning("%s is unproven: %s", script.files[0].path, check)
     return Narrowed(script, chosen, plan_path, narrowing, narrowing_path)

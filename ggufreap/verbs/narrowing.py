@@ -113,7 +113,10 @@ def narrowing_of(
     claim(path, downs_path(path), inputs=model.file.paths)
     if solves(path, task.sha256, plan):
         _LOG.info("using the narrowing in %s", path)
-        return load_narrowing(path, plan)
+        known = load_narrowing(path, plan)
+        for remark in known.remarks:
+            _LOG.warning("%s", remark)
+        return known
     for each in (path, downs_path(path)):
         check_free(each)
     folder = path.with_suffix("")

@@ -1,6 +1,5 @@
 """The whole job over the stages: prune."""
 
-import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,8 +30,6 @@ from ggufreap.verbs.plan import plan
 from ggufreap.verbs.report import Account, report
 from ggufreap.verbs.verify import verify
 from ggufreap.verification import Verification
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,8 +123,6 @@ def _planned(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
         narrowing = narrowing_of(job.model, chosen, job.width, path, job.data, job.settings, job.progress)
         pruned = replace(pruned, narrowing=narrowing, narrowing_path=path)
     script = script_of(job.model, chosen, foreseen.jobs.result, job.output, _narrow(job, foreseen, pruned))
-    for note in script.notes:
-        _LOG.info("%s", note)
     return replace(pruned, script=script)
 
 

@@ -130,9 +130,10 @@ def _told(pruned: GgufFile, law: NarrowLaw) -> str:
     equal = sum(record.nbytes for record in pruned.tensors) - sum(record.nbytes for record in anew)
     off = max(law.rounding.values(), default=0.0)
     how = f"up to {off:.1e} off it by rounding" if off else "to the bit"
+    zeros = ", zeros behind shared experts aside" if law.resized.shared else ""
     return (
-        f"{len(pruned.tensors) - len(anew)} tensors, {equal:,} bytes equal the source's, zeros behind shared experts "
-        f"aside; {len(anew)} matrices of down are the narrowing's, {how}"
+        f"{len(pruned.tensors) - len(anew)} tensors, {equal:,} bytes equal the source's{zeros}; {len(anew)} "
+        f"matrices of down are the narrowing's, {how}"
     )
 
 
