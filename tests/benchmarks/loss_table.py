@@ -1,0 +1,97 @@
+"""Measures what types and missing experts cost the trained model, and prints the table that the search for a size uses.
+
+    python tests/benchmarks/loss_table.py MODEL.gguf FOLDER > ggufreap/fitting/losses.toml
+
+FOLDER holds `<domain>.calib.txt` and `<domain>.eval.txt`. Every figure is the mean KLD over the domains of the model
+with one class of tensors in one type, everything else as it was, against the model itself; quantised with the
+importance matrix of the calibration texts. A file lies in a temporary folder only until it was measured.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ggufreap import HeldOut, calibrate, preview, quantize
+from ggufreap.container import open_gguf
+from ggufreap.judging import Exam, compare_files
+from ggufreap.options.data import Request
+from ggufreap.options.engine import EngineSettings
+from ggufreap.sizing import TYPES
+from ggufreap.sizing.classes import REST, ROUTED
+
+EXPERT_TYPES = (
+    *("Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_K", "IQ4_NL", "IQ4_XS", "Q4_0", "IQ3_S", "Q3_K", "IQ3_XXS"),
+    *("Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
+)
+RATIOS = ("0.0625", "0.125", "0.1875", "0.25", "0.3125", "0.375", "0.5", "0.625", "0.75")
+WHOLE, PRUNING = "whole", "pruning"
+CALIBRATION_LETTERS = 50_000  # of every domain
+CHUNKS, CTX = 16, 256
+
+
+def domains(folder: Path) -> list[str]:
+    """The names of the domains whose texts lie there."""
+    return sorted(path.name.removesuffix(".eval.txt") for path in folder.glob("*.eval.txt"))
+
+
+def calibration(folder: Path) -> Request:
+    """The text to calibrate on, a domain each."""
+    texts = {name: (folder / f"{name}.calib.txt").read_text(encoding="utf-8") for name in domains(folder)}
+    return Request(text={name: text[:CALIBRATION_LETTERS] for name, text in texts.items()})
+
+
+def held_out(folder: Path) -> HeldOut:
+    """The text to judge by."""
+    return HeldOut(tuple(f"{name}={folder / name}.eval.txt" for name in domains(folder)), CHUNKS, CTX)
+
+
+def requests() -> Iterator[tuple[str, str, str, list[tuple[str, str]]]]:
+    """(table, type, what the quantiser is asked for, and of which tensors)."""
+    routed = [(pattern, "F16") for pattern in ROUTED.values()]
+    for kind in EXPERT_TYPES:
+        for name, pattern in ROUTED.items():
+            yield name, kind, "Q8_0", [(pattern, kind), (".", "F16")]
+    for kind in TYPES:
+        yield REST, kind, kind, routed
+    for kind in TYPES:
+        yield WHOLE, kind, kind, []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("-t", "--threads", type=int, default=1)
+    options = parser.parse_args()
+    settings = EngineSettings(CTX, CTX, options.threads)
+    source, exam = open_gguf(options.model), Exam.of(held_out(options.folder), settings)
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        stats, matrix = Path(folder, "S.npz"), Path(folder, "S.imatrix.gguf")
+        calibrate(options.model, stats, calibration(options.folder), imatrix_out=matrix, settings=settings)
+        told = preview(options.model, held_out(options.folder), stats=stats, ratios=RATIOS, settings=settings)
+        found[PRUNING] = {each.plan.ratio: each.comparison.mean.kld for each in told.candidates}
+        for table, kind, asked, types in requests():
+            path = Path(folder, "q.gguf")
+            quantize(
+                *(source, path, asked),
+                imatrix=matrix,
+                tensor_types=types,
+                threads=options.threads,
+                token_embedding_type="F16" if (".", "F16") in types else None,
+            )
+            (comparison,) = compare_files(source, [open_gguf(path)], exam).files
+            found.setdefault(table, {})[kind] = comparison.mean.kld
+            path.unlink()
+            print(table, kind, f"{comparison.mean.kld:.5f}", file=sys.stderr, flush=True)
+    print(f"# Mean KLD in nats on held-out text of {options.model.name}; made by tests/benchmarks/loss_table.py.")
+    for table, row in found.items():
+        print(f"\n[{table}]")
+        for kind, kld in row.items():
+            print(f'"{kind}" = {kld:.5f}')
+
+
+if __name__ == "__main__":
+    main()
