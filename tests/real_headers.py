@@ -106,9 +106,7 @@ def _feed_forward(model: Dense, n_ff: int, other: Kind, suffix: str = "") -> Ten
 
 
 def _mixtral(model: Dense, _index: int, experts: Kind, other: Kind) -> Tensors:
-    return (
-        _attention(model, 128, other) | {"ffn_norm.weight": _norm(model.n_embd)} | _experts(model, 14_336, experts)
-    )
+    return _attention(model, 128, other) | {"ffn_norm.weight": _norm(model.n_embd)} | _experts(model, 14_336, experts)
 
 
 def _gpt_oss(model: Dense, _index: int, experts: Kind, other: Kind) -> Tensors:

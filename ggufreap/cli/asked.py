@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from ggufreap.cli.flags import AddFlags
 from ggufreap.cli.generated import flags, titled, value
-from ggufreap.options import data, judgement, output, quantisation, target
+from ggufreap.options import data, fit, judgement, output, quantisation, target
 from ggufreap.options.data import Reading, Request
+from ggufreap.options.fit import Fit
 from ggufreap.options.flag import flags_of
 from ggufreap.options.judgement import HeldOut, Judgement
 from ggufreap.options.output import Output
@@ -33,6 +34,18 @@ TARGET = flags(
     one_of=("ratio", "keep"),
     required=True,
 )
+# The same where a size may decide instead.
+TARGET_OR_FIT = flags(
+    Target(),
+    *(target.SIZE, target.FIT_SIZE, target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
+    title="target",
+    one_of=("ratio", "keep", "fit"),
+    required=True,
+)
+METHOD = flags(Target(), target.CHOICE)
+FIT_SIZE = flags(Target(), target.FIT_SIZE, title="memory")
+MEMORY = flags(Fit(), fit.MEMORY, fit.ROUNDING, title="memory")
+EFFORT = flags(Fit(), fit.EFFORT, title="memory")
 SEARCH = flags(Target(), target.SEARCH, title="target")
 WEIGHING = flags(Target(), target.WEIGHING, target.MTP, target.SEED, title="target")
 OUTPUT_HEAD = flags(Quantisation(), quantisation.IMPORTANCE)

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from ggufreap.cli.asked import (
     DRY_RUN,
+    EFFORT,
     FORCE,
     JUDGEMENT,
+    MEMORY,
     OUTPUT_HEAD,
     PLACE,
     PROOF,
@@ -15,7 +17,7 @@ from ggufreap.cli.asked import (
     SEARCH,
     SOURCE,
     SPLIT,
-    TARGET,
+    TARGET_OR_FIT,
     VARIANTS,
     request,
 )
@@ -24,7 +26,10 @@ from ggufreap.cli.engine import engine_of_data, engine_of_fixed_batch, engine_of
 from ggufreap.cli.evaluate import FAILED
 from ggufreap.cli.flags import argument, model
 from ggufreap.cli.generated import given, value
+from ggufreap.errors import InputError
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.fit import Fit
+from ggufreap.options.flag import flags_of
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
 from ggufreap.options.quantisation import Quantisation
@@ -37,6 +42,9 @@ if TYPE_CHECKING:
 def _run_prune(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
+    if value(options, Target).fit is not None:
+        return _run_fit(options)
+    _check_unused(options)
     pruned = verbs.prune(
         options.model,
         request(options),
@@ -49,6 +57,32 @@ def _run_prune(options: argparse.Namespace) -> Result:
         progress=progress(),
     )
     return _shown(pruned, value(options, Output))
+
+
+def _run_fit(options: argparse.Namespace) -> Result:
+    from ggufreap import verbs
+
+    fitted = verbs.fit(
+        options.model,
+        request(options),
+        target=value(options, Target),
+        fit=value(options, Fit),
+        quantisation=value(options, Quantisation),
+        judgement=value(options, Judgement),
+        output=value(options, Output),
+        command=command(),
+        settings=settings(options),
+        progress=progress(),
+    )
+    failed = FAILED if fitted.account and not fitted.account.ok else 0
+    return fitted, failed if fitted.best.proven else 3
+
+
+def _check_unused(options: argparse.Namespace) -> None:
+    """Raise InputError for flags that only mean something where a size decides."""
+    flags = flags_of(Fit)
+    if unused := [flags[name].names[0] for name in given(options, Fit)]:
+        raise InputError(f"{', '.join(unused)}: no effect without --fit SIZE; leave out, or give a size")
 
 
 def _run_recipe(options: argparse.Namespace) -> Result:
@@ -101,8 +135,10 @@ VERBS: Verbs = {
             model,
             PLACE,
             FORCE,
-            TARGET,
+            TARGET_OR_FIT,
             SEARCH,
+            MEMORY,
+            EFFORT,
             *SOURCE,
             OUTPUT_HEAD,
             engine_of_data,

@@ -45,6 +45,11 @@ def is_quantized(kind: int) -> bool:
     return _TYPES[kind][1] > 1
 
 
+def block_size(kind: int) -> int:
+    """The weights of a row that a ggml type packs at a time."""
+    return _TYPES[kind][1]
+
+
 @dataclass(frozen=True)
 class TensorRecord:
     """Where a tensor lies. `shape` is in numpy order: the reverse of ggml's `ne`, experts on axis 0."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufreap.limits import SMALL
+from ggufreap.options.fit import AUTO_SIZE, memory_size
 from ggufreap.options.flag import MOST, Flag, check, flagged, number, one_of, whole
 
 REAP, BEST, MIRROR, DROP = "reap", "best", "mirror", "drop"
@@ -11,7 +12,8 @@ MTP_MODES = (MIRROR, DROP)
 AUTO_RATIO = "auto"
 MINUTES = 30  # for judging methods
 
-SIZE, SEARCH, CHOICE, WEIGHING, MTP, SEED = "size", "search", "choice", "weighing", "mtp", "seed"
+SIZE, FIT_SIZE, SEARCH, CHOICE = "size", "fit size", "search", "choice"
+WEIGHING, MTP, SEED = "weighing", "mtp", "seed"
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Target:
     """How many experts go of every block, a `ratio` or all but `keep`, and which.
 
     `ratio` is the fraction to remove, taken as the decimal that was written, or `auto` where held-out text judges: as
-    many as leave the worst domain at a mean KLD of `max_kld` nats or less.
+    many as leave the worst domain at a mean KLD of `max_kld` nats or less. `fit`, for `prune` alone, takes their place:
+    a memory in bytes (or `auto`, what is free) that the file has to fit in, as ggufreap.options.fit.Fit says.
     `method` is a criterion of ggufreap.saliency, a joint method of ggufreap.selection, or `best`: what loses least on
     chunks that calibration held back, judged for `budget` minutes at most (0: on all of them). `from_imatrix`, a GGUF
     importance matrix of the model, takes the place of any calibration, and is a weaker choice. `blend` says how the
@@ -40,6 +43,18 @@ class Target:
         ),
     )
     keep: int | None = flagged(None, Flag(("--keep",), SIZE, "experts to keep in every block", whole(-MOST), "N", int))
+    fit: int | str | None = flagged(
+        None,
+        Flag(
+            ("--fit",),
+            FIT_SIZE,
+            "as few as leave a file that fits a memory of this size, such as 16GB, in the types that lose least; "
+            "auto: what is free",
+            memory_size(AUTO_SIZE),
+            "SIZE",
+            recipe=None,
+        ),
+    )
     max_kld: float = flagged(
         SMALL,
         Flag(("--max-kld",), SEARCH, "with --ratio auto: mean KLD of the worst domain ({})", number, "X", recipe=None),

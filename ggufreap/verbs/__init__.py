@@ -6,6 +6,8 @@ from ggufreap.verbs.calibrate import calibrate
 from ggufreap.verbs.coverage import coverage
 from ggufreap.verbs.doctor import Checkup, doctor
 from ggufreap.verbs.eval import Evaluation, eval
+from ggufreap.verbs.fit import Fitted, fit
+from ggufreap.verbs.frontier import Frontier, frontier
 from ggufreap.verbs.imatrix import ImatrixReport, imatrix
 from ggufreap.verbs.inspect import inspect
 from ggufreap.verbs.merge import merge
@@ -24,6 +26,8 @@ __all__ = [
     "Account",
     "Checkup",
     "Evaluation",
+    "Fitted",
+    "Frontier",
     "ImatrixReport",
     "Preview",
     "Pruned",
@@ -35,6 +39,8 @@ __all__ = [
     "coverage",
     "doctor",
     "eval",
+    "fit",
+    "frontier",
     "gap_note",
     "imatrix",
     "inspect",

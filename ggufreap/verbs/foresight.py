@@ -44,7 +44,7 @@ def foresee(job: Job) -> Foreseen:
     would for want of importance or of leave to quantise twice.
     """
     model = job.model
-    plan = _any_plan(job)
+    plan = any_plan(job)
     result = naming.target(model.path, job.out, plan.label)
     scripts = scripts_of(model, plan, result, job.output)
     script = scripts(plan.n_keep)
@@ -67,7 +67,8 @@ def foresee(job: Job) -> Foreseen:
     return foreseen
 
 
-def _any_plan(job: Job) -> PruningPlan:
+def any_plan(job: Job) -> PruningPlan:
+    """A plan of the count that is wanted, by no method: all but the choice itself is as it will be."""
     target, layout, records = job.target, job.model.layout, job.data.records if job.data else ()
     return make_plan(
         layout,

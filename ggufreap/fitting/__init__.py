@@ -1,0 +1,26 @@
+"""The best file for a memory: candidates, their exact sizes and estimated losses, and the search among them."""
+
+from ggufreap.fitting.budget import Budget, budget_of
+from ggufreap.fitting.losses import Curve, table
+from ggufreap.fitting.mixes import Mix, possible_mixes
+from ggufreap.fitting.pool import Asking, Candidate, Pool, build
+from ggufreap.fitting.search import MADE, Step, contenders, frontier, lowest, spread
+
+__all__ = [
+    "MADE",
+    "Asking",
+    "Budget",
+    "Candidate",
+    "Curve",
+    "Mix",
+    "Pool",
+    "Step",
+    "budget_of",
+    "build",
+    "contenders",
+    "frontier",
+    "lowest",
+    "possible_mixes",
+    "spread",
+    "table",
+]
