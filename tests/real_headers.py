@@ -5,7 +5,7 @@ Shapes and keys are those of the converters (conversion/ in llama.cpp) for the p
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -234,12 +234,12 @@ QWEN = {"Qwen3.5-35B-A3B": ("qwen35moe", Kind.Q8_0), "Qwen3-30B-A3B": ("qwen3moe
 MODELS = (*QWEN, *DENSE)
 
 
-def write(name: str, folder: Path) -> Path:
-    """The header of a model of MODELS in `folder`, followed by a hole."""
+def write(name: str, folder: Path, **sizes: int) -> Path:
+    """The header of a model of MODELS in `folder`, followed by a hole; `sizes` are fields of its shape that differ."""
     path = folder / f"{name}.gguf"
     if name in QWEN:
         architecture, kind = QWEN[name]
-        shape = real_shape.SHAPES[architecture]
+        shape = replace(real_shape.SHAPES[architecture], **sizes)
         drawn = real_shape.tensors(shape, kind)
         return sparse(
             path,
@@ -247,6 +247,7 @@ def write(name: str, folder: Path) -> Path:
             {key: (tensor.shape, tensor.kind) for key, tensor in drawn.items()},
         )
     model, experts, other = DENSE[name]
+    model = replace(model, **sizes)
     return sparse(path, model.metadata, model.tensors(experts, other))
 
 

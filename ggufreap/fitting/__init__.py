@@ -4,7 +4,7 @@ from ggufreap.fitting.budget import Budget, budget_of
 from ggufreap.fitting.losses import Curve, table
 from ggufreap.fitting.mixes import Mix, possible_mixes
 from ggufreap.fitting.pool import Asking, Candidate, Pool, build
-from ggufreap.fitting.search import MADE, Step, contenders, frontier, lowest, spread
+from ggufreap.fitting.search import MADE, Step, contenders, frontier, is_pruned, lowest, spread
 
 __all__ = [
     "MADE",
@@ -19,6 +19,7 @@ __all__ = [
     "build",
     "contenders",
     "frontier",
+    "is_pruned",
     "lowest",
     "possible_mixes",
     "spread",

@@ -76,7 +76,7 @@ def main() -> None:
         for table, kind, asked, types in requests():
             path = Path(folder, "q.gguf")
             quantize(
-                *(source, path, asked),
+                *(options.model, path, asked),
                 imatrix=matrix,
                 tensor_types=types,
                 threads=options.threads,
