@@ -73,19 +73,19 @@ def test_the_best_of_what_was_measured_stays_and_fits(folder: Path) -> None:
     found = fitted(folder, TIGHT)
     assert found.curve.measured
     assert len(found.made) == 3
-    assert {each.candidate.pruned for each in found.made} == {True, False}
+    assert {each.prospect.pruned for each in found.made} == {True, False}
     losses = [each.comparison.mean.kld for each in found.made if each.comparison]
     assert losses == sorted(losses)
     assert len(losses) == 3
     best = found.best
-    assert best.path.stat().st_size == best.candidate.nbytes <= found.budget.room
+    assert best.path.stat().st_size == best.prospect.nbytes <= found.budget.room
     assert found.budget.total == TIGHT
     assert left(folder) == {best.path.name}
     plans = list((folder / "out").glob("*.plan.json"))
-    assert len(plans) == best.candidate.pruned
+    assert len(plans) == best.prospect.pruned
     # The same again finds its statistics, and what is there is its own.
     again = fitted(folder, TIGHT)
-    assert [each.candidate for each in again.made] == [each.candidate for each in found.made]
+    assert [each.prospect for each in again.made] == [each.prospect for each in found.made]
     assert left(folder) == {best.path.name}
 
 
@@ -106,13 +106,13 @@ def verbs_errors() -> type[Exception]:
 
 def test_a_loser_that_was_there_before_stays(folder: Path) -> None:
     made = fitted(folder, TIGHT).made
-    unpruned = next(each for each in made if not each.candidate.pruned)
+    unpruned = next(each for each in made if not each.prospect.pruned)
     if unpruned is made[0]:
         pytest.skip("the unpruned file won")
     verbs.quantize(
-        *(folder / "Tiny-F16.gguf", unpruned.path, str(unpruned.candidate.mix.type)),
+        *(folder / "Tiny-F16.gguf", unpruned.path, str(unpruned.prospect.mix.type)),
         imatrix=folder / "out" / "Tiny-F16.imatrix.gguf",
-        tensor_types=unpruned.candidate.mix.variant(open_layout(folder)).tensor_types,
+        tensor_types=unpruned.prospect.mix.variant(open_layout(folder)).tensor_types,
     )
     fitted(folder, TIGHT)
     assert unpruned.path.name in left(folder)
@@ -129,26 +129,26 @@ def test_fast_makes_the_lowest_estimate_and_measures_no_file(folder: Path) -> No
     (best,) = found.made
     assert best.comparison is None
     assert not found.curve.measured
-    assert best.loss == best.candidate.loss
+    assert best.loss == best.prospect.loss
     assert left(folder) == {best.path.name}
 
 
 def test_a_model_that_fits_is_left_as_it_is(folder: Path) -> None:
     found = fitted(folder, ENOUGH)
     assert found.best.path == folder / "Tiny-F16.gguf"
-    assert found.best.candidate.loss == 0
+    assert found.best.prospect.loss == 0
     assert not (folder / "out").exists()
 
 
 def test_of_few_bits_only_experts_go(folder: Path) -> None:
     found = fitted(folder, 5_200_000, "Low-Q4_K.gguf")
-    assert all(set(each.candidate.mix.routed) <= {"Q4_K"} for each in found.made)
-    assert found.best.path.stat().st_size == found.best.candidate.nbytes <= found.budget.room
+    assert all(set(each.prospect.mix.routed) <= {"Q4_K"} for each in found.made)
+    assert found.best.path.stat().st_size == found.best.prospect.nbytes <= found.budget.room
 
 
-def test_byte_exact_candidates_keep_their_bytes(folder: Path) -> None:
+def test_byte_exact_prospects_keep_their_bytes(folder: Path) -> None:
     found = fitted(folder, 4_200_000, "Low-Q4_K.gguf", text=False, fast=True, mtp="mirror", method="weight_norm")
-    assert found.best.candidate.nbytes == found.best.path.stat().st_size
+    assert found.best.prospect.nbytes == found.best.path.stat().st_size
 
 
 def test_impossible_budgets_are_one_line_before_any_work(folder: Path) -> None:
@@ -176,7 +176,7 @@ def test_what_means_nothing_with_a_size_is_refused(folder: Path, asked: dict[str
 
 def test_reports_and_gates_tell_of_the_one_that_stays(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = fitted(folder, TIGHT, report_out=folder / "report", fail_if=["worst_domain.kld>1e-9"])
-    if found.best.candidate.pruned:
+    if found.best.prospect.pruned:
         assert found.account
         assert not found.account.ok
         assert [each.path for each in found.account.files] == [found.best.path]

@@ -20,7 +20,7 @@ from ggufreap.engine.buffers import Buffers, buffers
 from ggufreap.engine.devices import Device
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, InfeasiblePlan, InputError
-from ggufreap.fitting import Budget, Candidate, Curve, Mix, Pool, Step
+from ggufreap.fitting import Budget, Curve, Mix, Pool, Prospect, Step
 from ggufreap.fitting.budget import counted
 from ggufreap.fitting.losses import table
 from ggufreap.fitting.mixes import UNSEEN
@@ -34,8 +34,8 @@ from ggufreap.options.target import Target
 from ggufreap.quantization.request import TENSOR_TYPES
 from ggufreap.sizing import CLASSES, Sizer
 from ggufreap.verbs.apply import scripts_of
-from ggufreap.verbs.candidates import Making
 from ggufreap.verbs.frontier import verdict, whole_plan
+from ggufreap.verbs.prospects import Making
 
 GIB = 1 << 30
 CONTEXTS = (2_048, 8_192, 32_768, 131_072)
@@ -231,7 +231,7 @@ def making_of(model: Model) -> Making:
 
 @pytest.fixture(scope="module", params=real_headers.MODELS)
 def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Model, Pool]]:
-    """A real model's header, and all its candidates."""
+    """A real model's header, and all its prospects."""
     path = real_headers.write(request.param, tmp_path_factory.mktemp("real"))
     model = opened(path)
     making = making_of(model)
@@ -243,7 +243,7 @@ def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def brute_force(pool: Pool, room: int) -> float | None:
-    """The lowest estimate by looking at every candidate in turn."""
+    """The lowest estimate by looking at every prospect in turn."""
     losses = [
         pool.pruning[place] + mix.loss
         for (place, _), (column, mix) in product(enumerate(pool.counts), enumerate(pool.mixes))
@@ -260,7 +260,7 @@ def test_the_search_finds_the_best_of_what_fits_at_twenty_budgets(searched: tupl
     assert taken[131_072].kv_cache > 10 * taken[8_192].kv_cache
     combinations = list(product((int(share * model.file.nbytes) for share in SHARES), CONTEXTS))
     assert len(combinations) == 20
-    chosen: set[Candidate] = set()
+    chosen: set[Prospect] = set()
     start = time.process_time()
     for place, (total, n_ctx) in enumerate(combinations):
         budget = Budget(total, "as asked", n_ctx, taken[n_ctx], 0, GIB)
@@ -290,7 +290,7 @@ LOSSES = {"A": 0.0, "B": 0.03, "C": 0.1}
 
 
 def toy(counts: tuple[int, ...] = (16, 15, 14, 12, 8)) -> Pool:
-    """Candidates of round sizes: a hundred bytes for each expert and two, one or half a byte for each of these."""
+    """Prospects of round sizes: a hundred bytes for each expert and two, one or half a byte for each of these."""
     mixes = tuple(Mix(kind, (), loss) for kind, loss in LOSSES.items())
     nbytes = np.array([[[100 * count * share for share in (4, 2, 1)]] for count in counts])
     curve = Curve({0.25: 0.04, 0.5: 0.16}, measured=True)

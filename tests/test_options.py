@@ -25,6 +25,7 @@ from ggufreap.options.engine import (
     SEQUENCES,
     EngineSettings,
 )
+from ggufreap.options.fit import Fit
 from ggufreap.options.flag import Flag, flagged, flags_of
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
@@ -37,6 +38,7 @@ LOADING = (
     "calibrate",
     "verify",
     "preview",
+    "frontier",
     "eval",
     "report",
     "probe",
@@ -80,7 +82,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 def asked_of(verb: str, kind: type, arguments: Sequence[str]) -> Any:
     needed = {"prune": ("m.gguf", "--keep", "8"), "run": ("tiny", "m.gguf")}[verb]
-    if kind is Target and {"--ratio", "--keep"} & set(arguments):
+    if kind is Target and {"--ratio", "--keep", "--fit"} & set(arguments):
         needed = needed[:1]
     return value(parser_of(verb).parse_args([*needed, *arguments]), kind)
 
@@ -168,6 +170,7 @@ def test_a_recipe_runs_as_its_table_says_and_flags_win(tmp_path: Path, monkeypat
 ASKED = (
     (("--ratio", "0.3"), Target, "ratio", "0.3", "[target]\nratio = 0.3\n"),
     (("--keep", "9"), Target, "keep", 9, "[target]\nkeep = 9\n"),
+    (("--fit", "16GB"), Target, "fit", 16 * 10**9, None),
     (("--max-kld", "0.3"), Target, "max_kld", 0.3, None),
     (("--method", "frequency"), Target, "method", "frequency", "[target]\nkeep = 8\nmethod = 'frequency'\n"),
     (("--budget", "5"), Target, "budget", 5, "[target]\nkeep = 8\nmethod = 'best'\nbudget = 5\n"),
@@ -187,6 +190,11 @@ ASKED = (
     (("--compare",), Judgement, "compare", True, "[evaluation]\nfiles = ['a']\ncompare = true\n"),
     (("--fail-if", "kld>1"), Judgement, "fail_if", ("kld>1",), "[evaluation]\nfiles = ['a']\nfail_if = ['kld>1']\n"),
     (("--report", "R"), Judgement, "report", "R", None),
+    (("--fit-ctx", "100"), Fit, "ctx", 100, None),
+    (("--fit-margin", "2GiB"), Fit, "margin", 2 << 30, None),
+    (("--mmproj", "V"), Fit, "mmproj", "V", None),
+    (("--fast",), Fit, "fast", True, None),
+    (("--round", "friendly"), Fit, "round", "friendly", None),
     (("-o", "O"), Output, "out", "O", None),
     (("--split-max-size", "2G"), Output, "split_max_size", "2G", None),
     (("--keep-split",), Output, "keep_split", True, None),
@@ -206,14 +214,14 @@ ASKED = (
 )
 TABLES = {Target: ("target", {"keep": 8}), Judgement: ("evaluation", {}), Request: ("calibration", {})}
 TABLES[Reading] = TABLES[Request]
-KINDS = (Target, Quantisation, Judgement, Output, Request, Reading)
+KINDS = (Target, Fit, Quantisation, Judgement, Output, Request, Reading)
 
 
 @pytest.mark.parametrize(("arguments", "kind", "field", "value", "written"), ASKED)
 def test_what_is_asked_for_is_one_in_all_three(
     arguments: Sequence[str], kind: Any, field: str, value: Any, written: str | None, tmp_path: Path
 ) -> None:
-    usual = {"keep": 8} if kind is Target and field not in ("ratio", "keep") else {}
+    usual = {"keep": 8} if kind is Target and field not in ("ratio", "keep", "fit") else {}
     expected = kind(**usual, **{field: value})
     assert expected != kind(**usual)
     assert asked_of("prune", kind, arguments) == expected

@@ -1,4 +1,4 @@
-"""What a candidate is estimated to lose: the sum of what was measured of its parts, each alone.
+"""What a prospect is estimated to lose: the sum of what was measured of its parts, each alone.
 
 The parts are not independent, so the sum is an estimate and is called one. Types are tabulated from one trained model
 (losses.toml says which), so of another one their order is to be expected, not their figures.
@@ -32,9 +32,9 @@ class Table:
 @cache
 def table() -> Table:
     """What losses.toml holds."""
-    found = tomllib.loads(TABLE.read_text(encoding="utf-8"))
-    pruning = {float(fraction): kld for fraction, kld in found["pruning"].items()}
-    return Table({name: found[name] for name in CLASSES}, found["whole"], pruning)
+    read = tomllib.loads(TABLE.read_text(encoding="utf-8"))
+    pruning = {float(fraction): kld for fraction, kld in read["pruning"].items()}
+    return Table({name: read[name] for name in CLASSES}, read["whole"], pruning)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ggufreap.container.header import block_size, is_quantized
 from ggufreap.fitting.losses import Table
 from ggufreap.quantization.request import TENSOR_TYPES
 from ggufreap.recipe import Variant
-from ggufreap.sizing import CLASSES, REST, ROUTED, TYPES, class_of
+from ggufreap.sizing import CLASSES, REST, ROUTED, class_of
 
 Key = tuple[str, str, bool]
 AS_IT_IS = "as it is"
@@ -82,18 +82,14 @@ def possible_mixes(
     """
     own = {name: [each for each in source.tensors if class_of(each.name) == name] for name in CLASSES}
     routed = [list(_choices(own[name], losses.classes[name], allow_requantize, fit=True)) for name in ROUTED]
-    rest = list(_choices(own[REST], _mixes(losses.classes[REST]), allow_requantize, fit=False))
-    found = [Mix(None)]
+    rest = list(_choices(own[REST], losses.classes[REST], allow_requantize, fit=False))
+    mixes = [Mix(None)]
     for *experts, (mix, loss) in product(*routed, rest):
-        found.append(Mix(mix, tuple(kind for kind, _ in experts), loss + sum(each for _, each in experts)))
+        mixes.append(Mix(mix, tuple(kind for kind, _ in experts), loss + sum(each for _, each in experts)))
     if all(_may(own[name], allow_requantize) for name in CLASSES):
         everything = [each for records in own.values() for each in records]
-        found += [Mix(kind, (), losses.whole[kind]) for kind in TYPES if _smaller(everything, kind)]
-    return found if weighted else [mix for mix in found if not mix.needs_importance]
-
-
-def _mixes(losses: Mapping[str, float]) -> dict[str, float]:
-    return {kind: losses[kind] for kind in TYPES}
+        mixes += [Mix(kind, (), losses.whole[kind]) for kind in losses.whole if _smaller(everything, kind)]
+    return mixes if weighted else [mix for mix in mixes if not mix.needs_importance]
 
 
 def _choices(

@@ -1,4 +1,4 @@
-"""All candidates for one model: experts kept x width of the experts x types, with exact sizes and estimated losses."""
+"""All prospects for one model: experts kept x width of the experts x types, with exact sizes and estimated losses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Asking = Callable[[int | None, Mix], QuantRequest]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Prospect:
     """A file that could be made: `n_keep` of `n_expert` experts per block, `width` of each (None: all), in the types of
     `mix`; its exact size, and the parts of its estimated mean KLD in nats."""
 
@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pool:
-    """Candidates as arrays over `counts` `[K]` (experts kept, the whole model first), `widths` `[W]` and `mixes` `[C]`.
+    """Prospects as arrays over `counts` `[K]` (experts kept, the whole model first), `widths` `[W]` and `mixes` `[C]`.
 
     `nbytes`: `[K, W, C]`; `pruning`: `[K]`, `narrowing`: `[W]`, mean KLD in nats.
     """
@@ -74,10 +74,10 @@ class Pool:
         """Flat indices of all, the lowest estimate first, among equals the smallest file."""
         return np.lexsort((self.nbytes.ravel(), self.losses.ravel()))
 
-    def candidate(self, place: int) -> Candidate:
+    def prospect(self, place: int) -> Prospect:
         """The one at a flat index of the arrays."""
         count, width, mix = np.unravel_index(place, self.nbytes.shape)
-        return Candidate(
+        return Prospect(
             self.counts[0],
             self.counts[count],
             self.widths[width],
@@ -96,14 +96,14 @@ def is_friendly(n_expert: int) -> bool:
 
 def feasible_counts(layout: MoeLayout) -> list[int]:
     """How many experts can stay, all of them first."""
-    found = []
+    counts = []
     for n_keep in range(layout.n_expert, 1, -1):
         try:
             layout.check_keep(n_keep)
         except InfeasiblePlan:
             continue
-        found.append(n_keep)
-    return found
+        counts.append(n_keep)
+    return counts
 
 
 def build(
@@ -120,7 +120,7 @@ def build(
 
     llama.cpp is asked once for each type; that answers for all pairs of types and all counts (see sizing/classes.py),
     since a pruned model has the types of the one it came from, as long as it has its tensors. `ask` tells how a
-    candidate would be made; `weighted`: with an importance matrix; `friendly`: of the smaller counts only those that
+    prospect would be made; `weighted`: with an importance matrix; `friendly`: of the smaller counts only those that
     CUDA's fused router knows.
     """
     whole, *fewer = feasible_counts(layout)
@@ -146,28 +146,28 @@ def _nbytes(
 ) -> Bytes:
     """`[K, C]`: the bytes of each mix at `counts`, of the whole model where `pruned` is None."""
     keeps = [None] if pruned is None else counts
-    found = np.empty((len(counts), len(mixes)), np.int64)
-    found[:] = np.array([sizer.source.nbytes if keep is None else sizer.exact(keep) for keep in keeps])[:, None]
+    nbytes = np.empty((len(counts), len(mixes)), np.int64)
+    nbytes[:] = np.array([sizer.source.nbytes if keep is None else sizer.exact(keep) for keep in keeps])[:, None]
     quantised = [place for place, mix in enumerate(mixes) if mix.type is not None]
     if quantised:
         headers = np.array([sizer.header(keep, ask(keep, mixes[quantised[0]])) for keep in keeps])
         places = {key: place for place, key in enumerate(portions)}
         parts = np.array([[part.nbytes(count) for part in portions.values()] for count in counts])
         which = np.array([[places[key] for key in mixes[place].keys] for place in quantised])
-        found[:, quantised] = headers[:, None] + parts[:, which].sum(axis=-1)
-    return found
+        nbytes[:, quantised] = headers[:, None] + parts[:, which].sum(axis=-1)
+    return nbytes
 
 
 def _portions(
     sizer: Sizer, layout: MoeLayout, n_keep: int | None, mixes: Sequence[Mix], ask: Asking, weighted: bool
 ) -> dict[Key, Portion]:
     """Of every class and type its tensors, by as few questions as answer for all."""
-    found: dict[Key, Portion] = {}
+    portions: dict[Key, Portion] = {}
     for key in dict.fromkeys(key for mix in mixes for key in mix.keys):
-        if key in found:
+        if key in portions:
             continue
         able = [mix for mix in mixes if key in mix.keys]
-        mix = max(able, key=lambda each: sum(one not in found for one in each.keys))  # which tells most that is new
+        mix = max(able, key=lambda each: sum(one not in portions for one in each.keys))  # which tells most that is new
         told = portions_of(sizer, layout, n_keep, ask(n_keep, mix), weighted=weighted)
-        found |= {one: told[one[0]] for one in mix.keys}
-    return found
+        portions |= {one: told[one[0]] for one in mix.keys}
+    return portions

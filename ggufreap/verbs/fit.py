@@ -1,4 +1,4 @@
-"""The best file for a memory: candidates are estimated, the best of them made and measured, and one is kept."""
+"""The best file for a memory: prospects are estimated, the best of them made and measured, and one is kept."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from ggufreap.container import open_gguf
 from ggufreap.errors import EngineError, InputError
 from ggufreap.evaluation import Comparison
 from ggufreap.files import check_space, claim, discard, make_folder, written_by
-from ggufreap.fitting import Budget, Candidate, Curve, Pool
+from ggufreap.fitting import Budget, Curve, Pool, Prospect
 from ggufreap.judging import Exam, compare_files
 from ggufreap.model import AnyModel, Model
 from ggufreap.options.engine import EngineSettings
@@ -23,10 +23,10 @@ from ggufreap.recipe import Variant
 from ggufreap.units import size
 from ggufreap.verbs.apply import scripts_of
 from ggufreap.verbs.calibrate import Observed
-from ggufreap.verbs.candidates import Making, measured_curve
 from ggufreap.verbs.data import Data
 from ggufreap.verbs.foresight import any_plan, foresee
 from ggufreap.verbs.job import Job, settle
+from ggufreap.verbs.prospects import Making, measured_curve
 from ggufreap.verbs.prune import Pruned, judged, made
 from ggufreap.verbs.quantize import Guide, make
 from ggufreap.verbs.report import Account
@@ -37,10 +37,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Made:
-    """A candidate that was made at `path`, what it lost on held-out text where that was measured, and how it was made
+    """A prospect that was made at `path`, what it lost on held-out text where that was measured, and how it was made
     (None: of the whole model)."""
 
-    candidate: Candidate
+    prospect: Prospect
     path: Path
     comparison: Comparison | None = None
     pruned: Pruned | None = None
@@ -48,7 +48,7 @@ class Made:
     @property
     def loss(self) -> float:
         """Mean KLD in nats: as measured, else the estimate."""
-        return self.candidate.loss if self.comparison is None else self.comparison.mean.kld
+        return self.prospect.loss if self.comparison is None else self.comparison.mean.kld
 
     @property
     def proven(self) -> bool:
@@ -66,7 +66,7 @@ class Fitted:
 
     model: str
     budget: Budget
-    n_candidates: int
+    n_prospects: int
     curve: Curve
     made: tuple[Made, ...]
     account: Account | None = None
@@ -93,8 +93,8 @@ def fit(
 ) -> Fitted:
     """The file of `model` that loses least among those that fit the memory `target.fit`; see ggufreap.options.fit.
 
-    Candidates are all numbers of experts in all types, the unpruned model among them. What pruning costs is measured
-    by masking on held-out text, what types cost is tabulated, and the sum is an estimate: so a few candidates are made
+    Prospects are all numbers of experts in all types, the unpruned model among them. What pruning costs is measured
+    by masking on held-out text, what types cost is tabulated, and the sum is an estimate: so a few prospects are made
     and measured, the best stays and the files of the others are removed. With `fit.fast` the lowest estimate alone is
     made. Where the model fits as it is, nothing is. Raises InfeasiblePlan where nothing fits, before any work.
     """
@@ -128,14 +128,19 @@ def fit(
     observed = job.observe()
     pool, curve = _with_curve(job, pool, observed)
     chosen = fitting.contenders(pool, budget.room, 1 if fits.fast else fitting.MADE)
-    for candidate in chosen:
-        _LOG.info("estimated mean KLD %.4f: %s, %s", candidate.loss, candidate.label, size(candidate.nbytes))
-    found = _measured(job, [_made(job, making, candidate, observed) for candidate in chosen], fits.fast)
-    for loser in found[1:]:
-        for path in _files(loser) - _files(found[0]):
+    for prospect in chosen:
+        _LOG.info("estimated mean KLD %.4f: %s, %s", prospect.loss, prospect.label, size(prospect.nbytes))
+    made_files = _measured(job, [_made(job, making, prospect, observed) for prospect in chosen], fits.fast)
+    for loser in made_files[1:]:
+        for path in _files(loser) - _files(made_files[0]):
             discard(path)
     return Fitted(
-        str(model.path), budget, pool.nbytes.size, curve, tuple(found), _account(job, found[0], observed, command)
+        str(model.path),
+        budget,
+        pool.nbytes.size,
+        curve,
+        tuple(made_files),
+        _account(job, made_files[0], observed, command),
     )
 
 
@@ -182,39 +187,39 @@ def _with_curve(job: Job, pool: Pool, observed: Observed | None) -> tuple[Pool, 
     return replace(pool, pruning=curve.at([1 - count / pool.counts[0] for count in pool.counts])), curve
 
 
-def _made(job: Job, making: Making, candidate: Candidate, observed: Observed | None) -> Made:
-    """Make a candidate as `prune` and `quantize` would; raises EngineError where it is not as large as foretold."""
-    if candidate.pruned:
-        mix = candidate.mix
-        wanted = Wanted((), True) if mix.type is None else Wanted((making.variant(candidate.n_keep, mix),), False)
-        own = replace(job, target=replace(job.target, keep=candidate.n_keep), wanted=wanted)
+def _made(job: Job, making: Making, prospect: Prospect, observed: Observed | None) -> Made:
+    """Make a prospect as `prune` and `quantize` would; raises EngineError where it is not as large as foretold."""
+    if prospect.pruned:
+        mix = prospect.mix
+        wanted = Wanted((), True) if mix.type is None else Wanted((making.variant(prospect.n_keep, mix),), False)
+        own = replace(job, target=replace(job.target, keep=prospect.n_keep), wanted=wanted)
         pruned = made(own, foresee(own), observed)
         path = pruned.quantized[0].paths[0] if pruned.quantized else pruned.script.files[0].path
     else:
         pruned, path = (
             None,
-            job.folder / naming.pruned_name(job.model.path, "", making.variant(None, candidate.mix).suffix),
+            job.folder / naming.pruned_name(job.model.path, "", making.variant(None, prospect.mix).suffix),
         )
         matrix = job.given or (observed.matrix if observed else None)
         guide = Guide.of(matrix, making.whole_imatrix, job.model.file) if matrix is not None else Guide()
-        check_space(job.folder, candidate.nbytes)
+        check_space(job.folder, prospect.nbytes)
         claim(path)
-        make(job.model.file, path, making.ask(None, candidate.mix), guide, job.progress)
+        make(job.model.file, path, making.ask(None, prospect.mix), guide, job.progress)
     proven = pruned is None or pruned.verification is None or pruned.verification.ok
-    if proven and path.stat().st_size != candidate.nbytes:
-        raise EngineError(f"{path} has not the {candidate.nbytes:,} bytes that were foretold; report this")
-    return Made(candidate, path, None, pruned)
+    if proven and path.stat().st_size != prospect.nbytes:
+        raise EngineError(f"{path} has not the {prospect.nbytes:,} bytes that were foretold; report this")
+    return Made(prospect, path, None, pruned)
 
 
-def _measured(job: Job, found: list[Made], fast: bool) -> list[Made]:
+def _measured(job: Job, made_files: list[Made], fast: bool) -> list[Made]:
     """With what they lost on held-out text, the best first; what is not proven comes last, and is not measured."""
     exam: Exam | None = None if fast else job.exam
-    proven = [each for each in found if each.proven]
+    proven = [each for each in made_files if each.proven]
     if exam is not None and proven:
         files = [open_gguf(each.path) for each in proven]
         compared = compare_files(job.model.file, files, exam, folder=job.folder, progress=job.progress).files
         proven = [replace(each, comparison=comparison) for each, comparison in zip(proven, compared, strict=True)]
-    return sorted(proven, key=lambda each: each.loss) + [each for each in found if not each.proven]
+    return sorted(proven, key=lambda each: each.loss) + [each for each in made_files if not each.proven]
 
 
 def _files(made: Made) -> set[Path]:
@@ -237,5 +242,5 @@ def _account(job: Job, best: Made, observed: Observed | None, command: str) -> A
             "%s: no effect, they tell of pruned files and the best one is not", ", ".join(asked) or "--compare"
         )
         return None
-    own = replace(job, target=replace(job.target, keep=best.candidate.n_keep))
+    own = replace(job, target=replace(job.target, keep=best.prospect.n_keep))
     return judged(own, best.pruned, observed, command, stays=not best.pruned.quantized).account

@@ -20,8 +20,8 @@ from ggufreap.progress import Progress, silent
 from ggufreap.saliency import random_scores
 from ggufreap.units import size
 from ggufreap.verbs.apply import scripts_of
-from ggufreap.verbs.candidates import Making, measured_curve
 from ggufreap.verbs.plan import chosen_method
+from ggufreap.verbs.prospects import Making, measured_curve
 
 STEPS = 12
 
@@ -36,7 +36,7 @@ class Frontier:
 
     model: str
     nbytes: int
-    n_candidates: int
+    n_prospects: int
     steps: tuple[Step, ...]
     curve: Curve
     budget: Budget | None
@@ -81,13 +81,13 @@ def frontier(
         pool = replace(pool, pruning=curve.at([1 - count / pool.counts[0] for count in pool.counts]))
     else:
         curve = Curve.tabulated()
-    found = fitting.frontier(pool, fitting.spread(pool, steps))
+    shown = fitting.frontier(pool, fitting.spread(pool, steps))
     within = None
     if budget is not None:
         fitting.contenders(pool, budget.room)  # raises where nothing fits
         (within,) = fitting.frontier(pool, [budget.room])
     size_of_it = str(model.path), model.file.nbytes, pool.nbytes.size
-    return Frontier(*size_of_it, tuple(found), curve, budget, within, verdict(found))
+    return Frontier(*size_of_it, tuple(shown), curve, budget, within, verdict(shown))
 
 
 def whole_plan(model: Model, target: Target) -> PruningPlan:
@@ -99,7 +99,7 @@ def whole_plan(model: Model, target: Target) -> PruningPlan:
         model.identity,
         scores,
         method=target.method,
-        keep=layout.n_expert,
+        n_keep=layout.n_expert,
         mtp=target.mtp,
         blend=target.blend or "",
     )

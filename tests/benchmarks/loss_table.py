@@ -4,13 +4,12 @@
 
 FOLDER holds `<domain>.calib.txt` and `<domain>.eval.txt`. Every figure is the mean KLD over the domains of the model
 with one class of tensors in one type, everything else as it was, against the model itself; quantised with the
-importance matrix of the calibration texts. A file lies in a temporary folder only until it was measured.
+importance matrix of the calibration texts. The files of a class lie in a temporary folder until they were measured.
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from ggufreap import HeldOut, calibrate, preview, quantize
@@ -22,13 +21,14 @@ from ggufreap.sizing import TYPES
 from ggufreap.sizing.classes import REST, ROUTED
 
 EXPERT_TYPES = (
-    *("Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_K", "IQ4_NL", "IQ4_XS", "Q4_0", "IQ3_S", "Q3_K", "IQ3_XXS"),
+    *("Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "IQ4_NL", "IQ4_XS", "IQ3_S", "Q3_K", "IQ3_XXS"),
     *("Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
 )
+REST_MIXES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K")
 RATIOS = ("0.0625", "0.125", "0.1875", "0.25", "0.3125", "0.375", "0.5", "0.625", "0.75")
 WHOLE, PRUNING = "whole", "pruning"
 CALIBRATION_LETTERS = 50_000  # of every domain
-CHUNKS, CTX = 16, 256
+CHUNKS, CTX = 4, 256
 
 
 def domains(folder: Path) -> list[str]:
@@ -42,21 +42,19 @@ def calibration(folder: Path) -> Request:
     return Request(text={name: text[:CALIBRATION_LETTERS] for name, text in texts.items()})
 
 
-def held_out(folder: Path) -> HeldOut:
+def held_out(folder: Path, chunks: int = CHUNKS) -> HeldOut:
     """The text to judge by."""
-    return HeldOut(tuple(f"{name}={folder / name}.eval.txt" for name in domains(folder)), CHUNKS, CTX)
+    return HeldOut(tuple(f"{name}={folder / name}.eval.txt" for name in domains(folder)), chunks, CTX)
 
 
-def requests() -> Iterator[tuple[str, str, str, list[tuple[str, str]]]]:
-    """(table, type, what the quantiser is asked for, and of which tensors)."""
+def requests() -> dict[str, dict[str, tuple[str, list[tuple[str, str]]]]]:
+    """Table -> type -> what the quantiser is asked for, and of which tensors."""
     routed = [(pattern, "F16") for pattern in ROUTED.values()]
-    for kind in EXPERT_TYPES:
-        for name, pattern in ROUTED.items():
-            yield name, kind, "Q8_0", [(pattern, kind), (".", "F16")]
-    for kind in TYPES:
-        yield REST, kind, kind, routed
-    for kind in TYPES:
-        yield WHOLE, kind, kind, []
+    classes = {
+        name: {kind: ("Q8_0", [(pattern, kind), (".", "F16")]) for kind in EXPERT_TYPES}
+        for name, pattern in ROUTED.items()
+    }
+    return {**classes, REST: {kind: (kind, routed) for kind in REST_MIXES}, WHOLE: {kind: (kind, []) for kind in TYPES}}
 
 
 def main() -> None:
@@ -73,19 +71,22 @@ def main() -> None:
         calibrate(options.model, stats, calibration(options.folder), imatrix_out=matrix, settings=settings)
         told = preview(options.model, held_out(options.folder), stats=stats, ratios=RATIOS, settings=settings)
         found[PRUNING] = {each.plan.ratio: each.comparison.mean.kld for each in told.candidates}
-        for table, kind, asked, types in requests():
-            path = Path(folder, "q.gguf")
-            quantize(
-                *(options.model, path, asked),
-                imatrix=matrix,
-                tensor_types=types,
-                threads=options.threads,
-                token_embedding_type="F16" if (".", "F16") in types else None,
-            )
-            (comparison,) = compare_files(source, [open_gguf(path)], exam).files
-            found.setdefault(table, {})[kind] = comparison.mean.kld
-            path.unlink()
-            print(table, kind, f"{comparison.mean.kld:.5f}", file=sys.stderr, flush=True)
+        print(PRUNING, found[PRUNING], file=sys.stderr, flush=True)
+        for table, wanted in requests().items():
+            paths = {kind: Path(folder, f"{kind}.gguf") for kind in wanted}
+            for kind, (asked, types) in wanted.items():
+                quantize(
+                    *(options.model, paths[kind], asked),
+                    imatrix=matrix,
+                    tensor_types=types,
+                    threads=options.threads,
+                    token_embedding_type="F16" if (".", "F16") in types else None,
+                )
+            compared = compare_files(source, list(map(open_gguf, paths.values())), exam).files
+            found[table] = {kind: each.mean.kld for kind, each in zip(wanted, compared, strict=True)}
+            print(table, found[table], file=sys.stderr, flush=True)
+            for path in paths.values():
+                path.unlink()
     print(f"# Mean KLD in nats on held-out text of {options.model.name}; made by tests/benchmarks/loss_table.py.")
     for table, row in found.items():
         print(f"\n[{table}]")

@@ -1,4 +1,4 @@
-"""What could be made of a model: all candidates with exact sizes, and what pruning it loses, measured by masking."""
+"""What could be made of a model: all prospects with exact sizes, and what pruning it loses, measured by masking."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ MEASURED = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 
 @dataclass(frozen=True)
 class Making:
-    """How a candidate is made: `example` is a plan of any count, `out` where its files go.
+    """How a prospect is made: `example` is a plan of any count, `out` where its files go.
 
     The importance matrix that guides the quantiser is `given`, or will be collected from `dataset`; where both are
     None there will be none. `whole_imatrix`: the file name of the whole model's.
@@ -69,16 +69,16 @@ class Making:
         return naming.target(self.model.path, self.out, replace(self.example, n_keep=n_keep, ratio=label).label)
 
     def pool(self, scripts: Rewriter, fit: Fit) -> Pool:
-        """All candidates; what pruning loses is the tabulated curve."""
+        """All prospects; what pruning loses is the tabulated curve."""
         losses, source = fitting.table(), self.model.file
         mixes = fitting.possible_mixes(source, losses, weighted=self.weighted, allow_requantize=self.allow_requantize)
         with Sizer(source, scripts) as sizer:
-            found = fitting.build(
+            pool = fitting.build(
                 *(sizer, self.model.layout, mixes, Curve.tabulated(), self.ask),
                 weighted=self.weighted,
                 friendly=fit.round == FRIENDLY,
             )
-        return found
+        return pool
 
 
 def measured_curve(
@@ -97,5 +97,5 @@ def measured_curve(
     with Masking(model, exam, progress) as masking:
         if stats is not None:
             masking.warn_of_source(stats)
-        found = masking.measure(plans)
-    return Curve({1 - each.plan.n_keep / whole: each.comparison.mean.kld for each in found}, measured=True)
+        masked = masking.measure(plans)
+    return Curve({1 - each.plan.n_keep / whole: each.comparison.mean.kld for each in masked}, measured=True)
