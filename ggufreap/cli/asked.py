@@ -4,7 +4,8 @@ import argparse
 from dataclasses import replace
 
 from ggufreap.cli.flags import AddFlags
-from ggufreap.cli.generated import flags, titled, value
+from ggufreap.cli.generated import flags, given, titled, value
+from ggufreap.errors import InputError
 from ggufreap.options import data, fit, judgement, output, quantisation, target
 from ggufreap.options.data import Reading, Request
 from ggufreap.options.fit import Fit
@@ -79,6 +80,13 @@ _INSTEAD = {name: replace(flags_of(HeldOut)[name], names=names, help=help) for n
 _HELD_OUT = (judgement.HELD_OUT, judgement.GATES)
 HELD_OUT = flags(HeldOut(), *_HELD_OUT, title="held-out text", instead=_INSTEAD)
 JUDGED = flags(Judgement(), *_HELD_OUT, judgement.RIVAL, title="held-out text", instead=_INSTEAD)
+
+
+def check_unused_fit(options: argparse.Namespace, *needed: str) -> None:
+    """Raise InputError where flags of these groups of Fit were given that mean nothing without a size."""
+    known = flags_of(Fit)
+    if unused := [known[name].names[0] for name in given(options, Fit) if known[name].group in needed]:
+        raise InputError(f"{', '.join(unused)}: no effect without --fit SIZE; leave out, or give a size")
 
 
 def request(options: argparse.Namespace) -> Request | None:

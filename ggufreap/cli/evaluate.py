@@ -3,11 +3,12 @@
 import argparse
 from dataclasses import replace
 
-from ggufreap.cli.asked import FIT_SIZE, FORCE, HELD_OUT, JUDGED, MEMORY, METHOD, WEIGHING
+from ggufreap.cli.asked import FIT_SIZE, FORCE, HELD_OUT, JUDGED, MEMORY, METHOD, WEIGHING, check_unused_fit
 from ggufreap.cli.common import Result, Verbs, command, progress
 from ggufreap.cli.engine import engine_of_text, settings
 from ggufreap.cli.flags import argument, at_least, model, out
 from ggufreap.cli.generated import value
+from ggufreap.options import fit
 from ggufreap.options.fit import Fit
 from ggufreap.options.judgement import HeldOut, Judgement
 from ggufreap.options.output import Output
@@ -52,6 +53,8 @@ def _run_preview(options: argparse.Namespace) -> Result:
 def _run_frontier(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
+    if value(options, Target).fit is None:
+        check_unused_fit(options, fit.MEMORY)
     found = verbs.frontier(
         options.model,
         value(options, HeldOut),

@@ -19,6 +19,7 @@ from ggufreap.cli.asked import (
     SPLIT,
     TARGET_OR_FIT,
     VARIANTS,
+    check_unused_fit,
     request,
 )
 from ggufreap.cli.common import Result, Verbs, command, progress
@@ -26,10 +27,9 @@ from ggufreap.cli.engine import engine_of_data, engine_of_fixed_batch, engine_of
 from ggufreap.cli.evaluate import FAILED
 from ggufreap.cli.flags import argument, model
 from ggufreap.cli.generated import given, value
-from ggufreap.errors import InputError
+from ggufreap.options import fit
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.fit import Fit
-from ggufreap.options.flag import flags_of
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
 from ggufreap.options.quantisation import Quantisation
@@ -44,7 +44,7 @@ def _run_prune(options: argparse.Namespace) -> Result:
 
     if value(options, Target).fit is not None:
         return _run_fit(options)
-    _check_unused(options)
+    check_unused_fit(options, fit.MEMORY, fit.EFFORT, fit.ROUNDING)
     pruned = verbs.prune(
         options.model,
         request(options),
@@ -76,13 +76,6 @@ def _run_fit(options: argparse.Namespace) -> Result:
     )
     failed = FAILED if fitted.account and not fitted.account.ok else 0
     return fitted, failed if fitted.best.proven else 3
-
-
-def _check_unused(options: argparse.Namespace) -> None:
-    """Raise InputError for flags that only mean something where a size decides."""
-    flags = flags_of(Fit)
-    if unused := [flags[name].names[0] for name in given(options, Fit)]:
-        raise InputError(f"{', '.join(unused)}: no effect without --fit SIZE; leave out, or give a size")
 
 
 def _run_recipe(options: argparse.Namespace) -> Result:

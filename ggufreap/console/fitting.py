@@ -18,7 +18,7 @@ _TABULATED = "all of it from tables of another model, nothing was measured on th
 
 
 def _frontier(frontier: Frontier) -> None:
-    say(styled(shown(frontier.model), "bold"), f" {size(frontier.nbytes)}, {frontier.n_prospects:,} prospects")
+    say(styled(shown(frontier.model), "bold"), f" {size(frontier.nbytes)}, {frontier.n_prospects:,} files could be made")
     rows = [
         (
             size(step.nbytes),
@@ -65,7 +65,7 @@ def _fitted(fitted: Fitted) -> None:
     ]
     table("What was made (mean KLD in nats per token)", ("file", "bytes", "estimated", "measured", ""), rows)
     source = _MEASURED if fitted.curve.measured else _TABULATED
-    say(f"estimates: {source}; of {fitted.n_prospects:,} prospects")
+    say(f"estimates: {source}; {fitted.n_prospects:,} files could be made")
     if not best.prospect.pruned:
         say("not pruning is better: the file that was kept is the whole model in fewer bits")
     if fitted.account:

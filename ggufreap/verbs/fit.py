@@ -130,6 +130,11 @@ def fit(
     chosen = fitting.contenders(pool, budget.room, 1 if fits.fast else fitting.MADE)
     for prospect in chosen:
         _LOG.info("estimated mean KLD %.4f: %s, %s", prospect.loss, prospect.label, size(prospect.nbytes))
+        if fitting.is_friendly(prospect.n_expert) and not fitting.is_friendly(prospect.n_keep):
+            _LOG.info(
+                "CUDA's fused router knows %d experts, not %d, so that it routes in more steps; --round friendly",
+                *(prospect.n_expert, prospect.n_keep),
+            )
     made_files = _measured(job, [_made(job, making, prospect, observed) for prospect in chosen], fits.fast)
     for loser in made_files[1:]:
         for path in _files(loser) - _files(made_files[0]):

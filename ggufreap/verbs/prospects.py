@@ -1,5 +1,6 @@
 """What could be made of a model: all prospects with exact sizes, and what pruning it loses, measured by masking."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from ggufreap.recipe import Variant
 from ggufreap.sizing import Rewriter, Sizer
 from ggufreap.verbs.plan import plan
 
+_LOG = logging.getLogger(__name__)
 # Fractions of the experts of which it is measured what their loss costs; more go up to what the router can work with.
 MEASURED = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 
@@ -71,6 +73,8 @@ class Making:
     def pool(self, scripts: Rewriter, fit: Fit) -> Pool:
         """All prospects; what pruning loses is the tabulated curve."""
         losses, source = fitting.table(), self.model.file
+        if fit.round == FRIENDLY:
+            _LOG.info("only counts of experts that CUDA's fused router knows: powers of two up to 512, 288 and 576")
         mixes = fitting.possible_mixes(source, losses, weighted=self.weighted, allow_requantize=self.allow_requantize)
         with Sizer(source, scripts) as sizer:
             pool = fitting.build(
