@@ -18,7 +18,9 @@ _TABULATED = "all of it from tables of another model, nothing was measured on th
 
 
 def _frontier(frontier: Frontier) -> None:
-    say(styled(shown(frontier.model), "bold"), f" {size(frontier.nbytes)}, {frontier.n_prospects:,} files could be made")
+    say(
+        styled(shown(frontier.model), "bold"), f" {size(frontier.nbytes)}, {frontier.n_prospects:,} files could be made"
+    )
     rows = [
         (
             size(step.nbytes),

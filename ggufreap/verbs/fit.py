@@ -19,7 +19,6 @@ from ggufreap.options.output import Output
 from ggufreap.options.quantisation import AUTO, KEEP, Quantisation
 from ggufreap.options.target import Target
 from ggufreap.progress import Progress, silent
-from ggufreap.recipe import Variant
 from ggufreap.units import size
 from ggufreap.verbs.apply import scripts_of
 from ggufreap.verbs.calibrate import Observed
@@ -98,55 +97,56 @@ def fit(
     and measured, the best stays and the files of the others are removed. With `fit.fast` the lowest estimate alone is
     made. Where the model fits as it is, nothing is. Raises InfeasiblePlan where nothing fits, before any work.
     """
-    model, asked = Model.open(model), (fit or Fit(), quantisation or Quantisation(), judgement or Judgement())
-    output = output or Output()
-    _check(target, *asked, output)
-    fits, quantisation, judgement = asked
-    assert target.fit is not None
-    budget = fitting.budget_of(model.path, target.fit, fits, settings)
+    model, fit, output = Model.open(model), fit or Fit(), output or Output()
+    wishes = quantisation or Quantisation(), judgement or Judgement(), output
+    _check(target, fit, *wishes)
+    assert target.fit is not None  # as was checked
+    budget = fitting.budget_of(model.path, target.fit, fit, settings)
     _LOG.info("%s", budget.told)
-    mixes = fitting.possible_mixes(model.file, fitting.table(), allow_requantize=quantisation.allow_requantize)
-    # The job collects an importance matrix where something will be quantised; what, is known later.
-    example: list[Variant | str] = [mix.variant(model.layout) for mix in mixes if mix.type is not None]
-    everything = replace(target, fit=None, keep=model.layout.n_expert)
-    job = settle(
-        model,
-        data,
-        everything,
-        replace(quantisation, quant=tuple(example[:1] or [KEEP])),
-        judgement,
-        output,
-        settings,
-        progress,
-    )
+    job = _settled(model, data, target, *wishes, settings, progress)
     making = _making(job)
-    pool = making.pool(scripts_of(model, making.example, naming.target(model.path, job.out, ""), job.output), fits)
-    first, *_ = fitting.contenders(pool, budget.room)
+    pool = making.pool(scripts_of(model, making.example, naming.target(model.path, job.out, ""), output), fit)
+    first = fitting.contenders(pool, budget.room)[0]
     if not first.pruned and first.mix.type is None:
         return Fitted(str(model.path), budget, pool.nbytes.size, Curve.tabulated(), (Made(first, model.path),))
     make_folder(job.folder)
     observed = job.observe()
     pool, curve = _with_curve(job, pool, observed)
-    chosen = fitting.contenders(pool, budget.room, 1 if fits.fast else fitting.MADE)
+    chosen = fitting.contenders(pool, budget.room, 1 if fit.fast else fitting.MADE)
     for prospect in chosen:
-        _LOG.info("estimated mean KLD %.4f: %s, %s", prospect.loss, prospect.label, size(prospect.nbytes))
-        if fitting.is_friendly(prospect.n_expert) and not fitting.is_friendly(prospect.n_keep):
-            _LOG.info(
-                "CUDA's fused router knows %d experts, not %d, so that it routes in more steps; --round friendly",
-                *(prospect.n_expert, prospect.n_keep),
-            )
-    made_files = _measured(job, [_made(job, making, prospect, observed) for prospect in chosen], fits.fast)
-    for loser in made_files[1:]:
-        for path in _files(loser) - _files(made_files[0]):
-            discard(path)
-    return Fitted(
-        str(model.path),
-        budget,
-        pool.nbytes.size,
-        curve,
-        tuple(made_files),
-        _account(job, made_files[0], observed, command),
-    )
+        _tell(prospect)
+    best, *others = _measured(job, [_made(job, making, prospect, observed) for prospect in chosen], fit.fast)
+    for path in {path for other in others for path in _files(other)} - _files(best):
+        discard(path)
+    account = _account(job, best, observed, command)
+    return Fitted(str(model.path), budget, pool.nbytes.size, curve, (best, *others), account)
+
+
+def _settled(
+    model: Model,
+    data: Data,
+    target: Target,
+    quantisation: Quantisation,
+    judgement: Judgement,
+    output: Output,
+    settings: EngineSettings | None,
+    progress: Progress,
+) -> Job:
+    """The job of a plan that removes nothing, which collects an importance matrix if anything can be quantised."""
+    mixes = fitting.possible_mixes(model.file, fitting.table(), allow_requantize=quantisation.allow_requantize)
+    example = next((mix.variant(model.layout) for mix in mixes if mix.type is not None), KEEP)
+    everything = replace(target, fit=None, keep=model.layout.n_expert)
+    wanted = replace(quantisation, quant=(example,))
+    return settle(model, data, everything, wanted, judgement, output, settings, progress)
+
+
+def _tell(prospect: Prospect) -> None:
+    _LOG.info("estimated mean KLD %.4f: %s, %s", prospect.loss, prospect.label, size(prospect.nbytes))
+    if fitting.is_friendly(prospect.n_expert) and not fitting.is_friendly(prospect.n_keep):
+        _LOG.info(
+            "CUDA's fused router knows %d experts, not %d, so that it routes in more steps (--round friendly)",
+            *(prospect.n_expert, prospect.n_keep),
+        )
 
 
 def _check(target: Target, fit: Fit, quantisation: Quantisation, judgement: Judgement, output: Output) -> None:
@@ -194,26 +194,31 @@ def _with_curve(job: Job, pool: Pool, observed: Observed | None) -> tuple[Pool, 
 
 def _made(job: Job, making: Making, prospect: Prospect, observed: Observed | None) -> Made:
     """Make a prospect as `prune` and `quantize` would; raises EngineError where it is not as large as foretold."""
-    if prospect.pruned:
-        mix = prospect.mix
-        wanted = Wanted((), True) if mix.type is None else Wanted((making.variant(prospect.n_keep, mix),), False)
-        own = replace(job, target=replace(job.target, keep=prospect.n_keep), wanted=wanted)
-        pruned = made(own, foresee(own), observed)
-        path = pruned.quantized[0].paths[0] if pruned.quantized else pruned.script.files[0].path
-    else:
-        pruned, path = (
-            None,
-            job.folder / naming.pruned_name(job.model.path, "", making.variant(None, prospect.mix).suffix),
-        )
-        matrix = job.given or (observed.matrix if observed else None)
-        guide = Guide.of(matrix, making.whole_imatrix, job.model.file) if matrix is not None else Guide()
-        check_space(job.folder, prospect.nbytes)
-        claim(path)
-        make(job.model.file, path, making.ask(None, prospect.mix), guide, job.progress)
-    proven = pruned is None or pruned.verification is None or pruned.verification.ok
-    if proven and path.stat().st_size != prospect.nbytes:
-        raise EngineError(f"{path} has not the {prospect.nbytes:,} bytes that were foretold; report this")
+    make_one = _made_pruned if prospect.pruned else _made_whole
+    result = make_one(job, making, prospect, observed)
+    if result.proven and result.path.stat().st_size != prospect.nbytes:
+        raise EngineError(f"{result.path} has not the {prospect.nbytes:,} bytes that were foretold; report this")
+    return result
+
+
+def _made_pruned(job: Job, making: Making, prospect: Prospect, observed: Observed | None) -> Made:
+    mix = prospect.mix
+    wanted = Wanted((), True) if mix.type is None else Wanted((making.variant(prospect.n_keep, mix),), False)
+    own = replace(job, target=replace(job.target, keep=prospect.n_keep), wanted=wanted)
+    pruned = made(own, foresee(own), observed)
+    path = pruned.quantized[0].paths[0] if pruned.quantized else pruned.script.files[0].path
     return Made(prospect, path, None, pruned)
+
+
+def _made_whole(job: Job, making: Making, prospect: Prospect, observed: Observed | None) -> Made:
+    suffix = making.variant(None, prospect.mix).suffix
+    path = job.folder / naming.pruned_name(job.model.path, "", suffix)
+    imatrix = job.given or (observed.matrix if observed else None)
+    guide = Guide.of(imatrix, making.whole_imatrix, job.model.file) if imatrix is not None else Guide()
+    check_space(job.folder, prospect.nbytes)
+    claim(path)
+    make(job.model.file, path, making.ask(None, prospect.mix), guide, job.progress)
+    return Made(prospect, path)
 
 
 def _measured(job: Job, made_files: list[Made], fast: bool) -> list[Made]:
