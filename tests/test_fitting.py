@@ -215,6 +215,15 @@ def test_blocks_that_no_calibration_runs_need_no_importance(tmp_path: Path, name
             assert types == ["IQ2_XXS", UNSEEN]
 
 
+def test_nothing_is_named_as_the_file_that_it_is_made_from(tmp_path: Path) -> None:
+    model = Model.open(tiny_gguf.qwen3moe(tmp_path / "Toy-Q8_0.gguf", types=Kind.Q8_0))
+    making = making_of(model)
+    mixes = [mix for mix in fitting.possible_mixes(model.file, table()) if mix.type is not None]
+    suffixes = [making.variant(n_keep, mix).suffix for mix in mixes for n_keep in (None, 8)]
+    assert "Q8_0" not in suffixes
+    assert {"Q8_0_MIX", "Q6_K"} <= set(suffixes)
+
+
 # --- the search -------------------------------------------------------------------------------------------------------
 
 

@@ -48,8 +48,14 @@ class Making:
         return self.given is not None or self.dataset is not None
 
     def variant(self, n_keep: int | None, mix: Mix) -> Variant:
-        """What the quantiser makes of the model with `n_keep` experts per block, or of the whole one."""
-        return mix.variant(self.model.layout, trunk_only=n_keep is not None and self.example.mtp == DROP)
+        """What the quantiser makes of the model with `n_keep` experts per block, or of the whole one.
+
+        It is not named as the file that it is made from.
+        """
+        variant = mix.variant(self.model.layout, trunk_only=n_keep is not None and self.example.mtp == DROP)
+        encoding = naming.ENCODING.search(naming.stem_of(self.model.path))
+        same = encoding is not None and encoding["encoding"].upper() == variant.suffix.upper()
+        return replace(variant, name=f"{variant.suffix}_MIX") if same else variant
 
     def ask(self, n_keep: int | None, mix: Mix) -> QuantRequest:
         """The same in the quantiser's words, with all that the file will say of itself."""
