@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ggufreap.options.fit import Fit
     from ggufreap.options.judgement import HeldOut, Judgement
     from ggufreap.options.output import Output
-    from ggufreap.options.quantisation import Quantisation
+    from ggufreap.options.quantisation import Quantisation, Quantiser
     from ggufreap.options.target import Target
     from ggufreap.verbs.apply import apply
     from ggufreap.verbs.bench import bench
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ggufreap.verbs.frontier import frontier
     from ggufreap.verbs.inspect import inspect
     from ggufreap.verbs.merge import merge
+    from ggufreap.verbs.narrow import narrow
     from ggufreap.verbs.plan import plan
     from ggufreap.verbs.preview import preview
     from ggufreap.verbs.probe import probe
@@ -48,6 +49,7 @@ __all__ = [
     "Judgement",
     "Output",
     "Quantisation",
+    "Quantiser",
     "Reading",
     "Request",
     "Target",
@@ -62,6 +64,7 @@ __all__ = [
     "frontier",
     "inspect",
     "merge",
+    "narrow",
     "plan",
     "preview",
     "probe",
@@ -83,6 +86,7 @@ _OPTIONS = {
     "Judgement": "judgement",
     "Output": "output",
     "Quantisation": "quantisation",
+    "Quantiser": "quantisation",
     "Reading": "data",
     "Request": "data",
     "Target": "target",

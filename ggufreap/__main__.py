@@ -2,13 +2,25 @@
 
 import sys
 
-from ggufreap import activity, cli
-from ggufreap.errors import OutputError
-from ggufreap.supervision import can_supervise, supervise
+from ggufreap.interrupts import as_ctrl_c
 
 
 def main(program: str = "ggufreap") -> int:
     """Run the command line; `program` is what a supervised verb runs in its child."""
+    with as_ctrl_c():
+        try:
+            return _run(program)
+        except KeyboardInterrupt:  # before a verb began, which answers for itself
+            sys.stderr.write("ggufreap: interrupted; nothing was begun\n")
+            return 130
+
+
+def _run(program: str) -> int:
+    # Only now: importing takes time, in which it may be stopped.
+    from ggufreap import activity, cli
+    from ggufreap.errors import OutputError
+    from ggufreap.supervision import can_supervise, supervise
+
     if activity.adopt():
         return cli.main()
     options = cli.parse()

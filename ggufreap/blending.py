@@ -45,6 +45,14 @@ def scored(method: str, how: str) -> str:
     return METHODS[method].formula
 
 
+def remark(method: str, how: str) -> str:
+    """What whoever meets a plan is told of it: that its experts were not scored by what the method is named for."""
+    if how != MAXMIN or method not in METHODS:
+        return ""
+    row = METHODS[method]
+    return f"scored by the largest share in the {STATISTICS[row.mass].meaning} of any domain, not by {row.formula}"
+
+
 def blend(statistics: DomainStatistics, how: str, method: str) -> Floats:
     """The scores `[n_moe_blocks, n_expert]` of `method`, a name of saliency.METHODS, for all domains together.
 

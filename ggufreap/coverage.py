@@ -6,18 +6,20 @@ is chance. Each has half of the text, so the choice from all of it is better tha
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 
-from ggufreap.blending import TOKENS, blend
+from ggufreap.blending import TOKENS
 from ggufreap.errors import MismatchError
 from ggufreap.evidence import kept_unknown
 from ggufreap.limits import STABLE
 from ggufreap.observation import DomainStatistics, ExpertStatistics, Floats
 from ggufreap.planning import select
 from ggufreap.saliency import METHODS
+from ggufreap.selection.choosing import choose
+from ggufreap.selection.methods import method_of
 
 WARN_BELOW = 0.9
 FEW_TOKENS = 50
@@ -125,8 +127,8 @@ def measure(
 ) -> Coverage:
     """What `keep`, block -> ids as in a PruningPlan, leaves of each domain.
 
-    `method` is a name of saliency.METHODS and `how` a blend, as for the plan. Raises MismatchError when a block of the
-    statistics is not in `keep`, or keeps experts that they do not have.
+    `method`, named as for method_of, and the blend `how` are those of the plan. Raises MismatchError when a block of
+    the statistics is not in `keep`, or keeps experts that they do not have.
     """
     missing = [block for block in statistics.blocks if block not in keep]
     if missing:
@@ -143,12 +145,17 @@ def measure(
                 "give what belongs together"
             )
 
+    mass = METHODS[method_of(method).criterion].mass
+
+    def agreement(some: DomainStatistics, how: str) -> Stability | None:
+        if not all(half.n_tokens for halves in some.halves.values() for half in halves):
+            return None
+        return _agreement([choose(some.half(which), method, how, n_keep, n_group).rows for which in (0, 1)], some)
+
     def row(domain: str) -> DomainCoverage:
-        whole, halves = statistics.of(domain), statistics.halves[domain]
-        by_block = covered(whole.values[METHODS[method].mass], chosen, n_group)
-        stability = None
-        if all(half.n_tokens for half in halves):
-            stability = _agreement([METHODS[method].score(half) for half in halves], n_keep, n_group)
+        whole = statistics.of(domain)
+        by_block = covered(whole.values[mass], chosen, n_group)
+        alone = replace(statistics, halves={domain: statistics.halves[domain]})
         lowest = int(by_block.argmin())
         return DomainCoverage(
             domain,
@@ -157,15 +164,12 @@ def measure(
             float(by_block[lowest]),
             statistics.blocks[lowest],
             _routed(whole),
-            stability,
+            agreement(alone, TOKENS),
         )
 
     rows = tuple(row(domain) for domain in statistics.domains)
-    unknown = kept_unknown(blend(statistics, how, method), chosen, n_group)
-    together = None
-    if rows and all(each.stability for each in rows):
-        scores = [blend(statistics.half(which), how, method) for which in (0, 1)]
-        together = _agreement(scores, n_keep, n_group)
+    unknown = kept_unknown(method_of(method).score(statistics, how), chosen, n_group)
+    together = agreement(statistics, how) if rows else None
     return Coverage(statistics.n_tokens, rows, _routed(statistics.total), together, unknown)
 
 
@@ -182,12 +186,12 @@ def covered(mass: Floats, chosen: Rows, n_group: int = 1) -> Floats:
     return cast(Floats, np.divide(held, most, out=np.zeros_like(most), where=most > 0))
 
 
-def _agreement(scores: Sequence[Floats], n_keep: int, n_group: int) -> Stability:
-    """How far the choices from two rows of scores `[n_blocks, n_expert]` are the same."""
-    n_blocks, n_expert = scores[0].shape
+def _agreement(choices: Sequence[Rows], statistics: DomainStatistics) -> Stability:
+    """How far two choices are the same."""
+    n_blocks, n_expert, n_keep = len(statistics.blocks), statistics.n_expert, len(choices[0][0])
     kept = np.zeros((2, n_blocks, n_expert), bool)
-    for which, values in enumerate(scores):
-        np.put_along_axis(kept[which], np.asarray(select(values, n_keep, n_group)), True, axis=1)
+    for which, rows in enumerate(choices):
+        np.put_along_axis(kept[which], np.asarray(rows), True, axis=1)
     n_removed = n_expert - n_keep
     both_kept, both_removed = kept.all(axis=0).sum(), (~kept).all(axis=0).sum()
     removed = float(both_removed / (n_blocks * n_removed)) if n_removed else 1.0

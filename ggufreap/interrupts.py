@@ -12,6 +12,14 @@ _TOGETHER = 1.0  # seconds
 _stopped = -_TOGETHER  # when it last was
 
 
+class Stopped(KeyboardInterrupt):
+    """The user, or the system, wants an end; says what becomes of the work where that is known.
+
+    Not KeyboardInterrupt itself: where that comes while Python runs code that is text, as it does to make a dataclass,
+    it notes it and kills itself at the end, however it was answered (Python/pythonrun.c, run_eval_code_obj).
+    """
+
+
 @contextmanager
 def as_ctrl_c() -> Iterator[None]:
     """Let SIGTERM and SIGHUP stop as Ctrl-C does: nothing half-written stays behind.
@@ -31,7 +39,7 @@ def as_ctrl_c() -> Iterator[None]:
 
 
 def hear() -> None:
-    """Hear what a supervisor has held back until it can be answered: raises KeyboardInterrupt if that was a stop."""
+    """Hear what a supervisor has held back until it can be answered: raises Stopped if that was a stop."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOPS, signal.SIGCHLD})
 
@@ -41,12 +49,12 @@ def _stop(_signal: int, _frame: object) -> None:
     now = time.monotonic()
     if now - _stopped >= _TOGETHER:
         _stopped = now
-        raise KeyboardInterrupt
+        raise Stopped
 
 
 @contextmanager
 def held(notice: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Raise KeyboardInterrupt only at the end of the block; `notice` is called at once, to make it end soon.
+    """Raise Stopped only at the end of the block; `notice` is called at once, to make it end soon.
 
     Signals reach only the main thread; in others the block runs as it is.
     """
@@ -72,4 +80,4 @@ def held(notice: Callable[[], None] = lambda: None) -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if pressed:
-        raise KeyboardInterrupt
+        raise Stopped

@@ -1,7 +1,7 @@
 """A model as the stages take it: opened, bound and identified once, by the first line of a verb, and handed down."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +19,7 @@ class Model:
 
     file: GgufFile
     layout: MoeLayout
+    _said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def open(cls, model: "Model | str | Path") -> "Model":
@@ -45,8 +46,18 @@ class Model:
 
     def check_weights(self) -> None:
         """Say where zeros stand instead of weights; raises FormatError where an expert is nothing else."""
-        for note in require_weights(self.file, self.layout):
+        for note in self._zeros:
+            self.warn(note)
+
+    def warn(self, note: str) -> None:
+        """Say what is true of this model, the first time: many plans may be made of it."""
+        if note not in self._said:
+            self._said.add(note)
             _LOG.warning("%s", note)
+
+    @cached_property
+    def _zeros(self) -> tuple[str, ...]:
+        return require_weights(self.file, self.layout)
 
 
 AnyModel = Model | str | Path  # what the public verbs take

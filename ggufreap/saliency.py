@@ -140,8 +140,8 @@ def imatrix_scores(imatrix: Imatrix, file: GgufFile, layout: MoeLayout, progress
 
 def _column_squares(file: GgufFile, record: TensorRecord, expert: int) -> Floats:
     """The squared 2-norms of the columns of one expert's matrix `[n_out, n_in]`, as it multiplies: `[n_in]`."""
-    squares = np.square(_expert_weights(file, record, expert), dtype=np.float64).sum(axis=0)
-    squares *= _scale(file, record, expert) ** 2
+    squares = np.square(expert_weights(file, record, expert), dtype=np.float64).sum(axis=0)
+    squares *= expert_scale(file, record, expert) ** 2
     if not np.isfinite(squares).all():
         raise FormatError(
             f"{file.path}: {record.name}, expert {expert}: a weight is NaN or infinite; the file is damaged"
@@ -149,7 +149,7 @@ def _column_squares(file: GgufFile, record: TensorRecord, expert: int) -> Floats
     return cast(Floats, squares)
 
 
-def _scale(file: GgufFile, record: TensorRecord, expert: int) -> float:
+def expert_scale(file: GgufFile, record: TensorRecord, expert: int) -> float:
     """What llama.cpp multiplies the product with an expert's matrix by: its `.scale` (build_lora_mm_id).
 
     Without it, the same model with its scales folded into the weights would get another plan.
@@ -159,10 +159,11 @@ def _scale(file: GgufFile, record: TensorRecord, expert: int) -> float:
     scales = file.by_name.get(f"{record.name.removesuffix('.weight')}.scale")
     if scales is None:
         return 1.0
-    return float(_expert_weights(file, scales, expert).ravel()[0])
+    return float(expert_weights(file, scales, expert).ravel()[0])
 
 
-def _expert_weights(file: GgufFile, record: TensorRecord, expert: int) -> npt.NDArray[np.float32]:
+def expert_weights(file: GgufFile, record: TensorRecord, expert: int) -> npt.NDArray[np.float32]:
+    """The matrix of one expert, `[n_out, n_in]`; raises UnsupportedModel for a type that gguf cannot read."""
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 

@@ -10,13 +10,19 @@ from typing import Any
 import tiny_rows
 
 import ggufreap
-from ggufreap.architecture.catalog import ARCHITECTURES
+from ggufreap.architecture.catalog import ARCHITECTURES, Architecture, SharedWidth
 
 ROOM = Path(ggufreap.__file__).parent / "architecture"
 README = ROOM / "README.md"
 COMMAND = "python tests/architecture_table.py"
 BEGIN, END = f"<!-- made by {COMMAND} -->\n", "<!-- end of what it makes -->\n"
-HEADER = ("architecture", "router", "MTP blocks", "checked", "also checked, refused parts")
+HEADER = ("architecture", "router", "MTP blocks", "checked", "also checked, refused parts", "narrower experts")
+NARROWER = {
+    SharedWidth.OWN: "yes",
+    SharedWidth.COUNTED: "shared experts are filled up",
+    SharedWidth.FALLBACK: "yes",
+    SharedWidth.FALLBACK_EACH: "yes",
+}
 LAYOUTS = {
     "groups": "expert groups",
     "hash": "hash routing refused",
@@ -36,6 +42,11 @@ def table() -> str:
     known = facts("architectures")
     rows = [HEADER, ("---",) * len(HEADER), *(_row(name, known[name]) for name in sorted(known))]
     refused = [f"- {name}: {row.refuse}." for name, row in sorted(ARCHITECTURES.items()) if row.refuse]
+    refused += [
+        f"- {name}, narrower experts: {row.refuse_width or row.dense_as_wide}."
+        for name, row in sorted(ARCHITECTURES.items())
+        if row.refuse_width or row.dense_as_wide
+    ]
     counts = [
         f"- {name} with {count} experts: {reason}."
         for name, row in sorted(ARCHITECTURES.items())
@@ -47,7 +58,13 @@ def table() -> str:
 
 def _row(name: str, known: dict[str, Any]) -> tuple[str, ...]:
     router = "by key" if known["gating"] == "key" else known["gating"]
-    return name, router, _mtp(name, known), _checked(name), ", ".join(_layouts(name))
+    return name, router, _mtp(name, known), _checked(name), ", ".join(_layouts(name)), _narrower(ARCHITECTURES[name])
+
+
+def _narrower(row: Architecture) -> str:
+    if row.refuse or row.refuse_width:
+        return "refused"
+    return "without dense blocks" if row.dense_as_wide else NARROWER[row.shared_width]
 
 
 def _mtp(name: str, known: dict[str, Any]) -> str:

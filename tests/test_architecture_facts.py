@@ -13,7 +13,7 @@ import pytest
 import tiny_rows
 from architecture_table import COMMAND, README, facts
 
-from ggufreap.architecture.catalog import ARCHITECTURES
+from ggufreap.architecture.catalog import ARCHITECTURES, EXPERT_WIDTH, SharedWidth
 from ggufreap.architecture.metadata import KNOWN_EXPERT_KEYS, REFUSED_IF_SET
 from ggufreap.architecture.roles import ROLES
 
@@ -25,10 +25,12 @@ VALUES: dict[str, set[object]] = {
     "selection_bias": {"optional", "required"},
     "scaled": {True},
     "ff_from_used": {True},
+    "width_key": {"feed_forward_length"},
+    "shared_width": {kind.value for kind in SharedWidth if kind is not SharedWidth.OWN},
     "mtp": {"dense", "experts"},
     "mtp_absent": {"loads", "fails", "trunk"},
 }
-TEXTS = {"source", "tensors", "gating_default", "mtp_source", "note"}
+TEXTS = {"source", "tensors", "gating_default", "mtp_source", "shared_source", "note"}
 
 SOURCE = os.environ.get("LLAMA_CPP_SOURCE")
 against_sources = pytest.mark.skipif(SOURCE is None, reason="LLAMA_CPP_SOURCE does not name llama.cpp's sources")
@@ -54,6 +56,7 @@ def test_entries_are_well_formed(name: str) -> None:
     assert FILE_AND_LINES.fullmatch(entry["tensors"])
     assert "gating_default" not in entry or entry["gating"] == "key"
     assert {"mtp", "mtp_source", "mtp_absent"} & entry.keys() in (set(), {"mtp", "mtp_source", "mtp_absent"})
+    assert ("shared_width" in entry) == ("shared_source" in entry)
     assert "mtp_source" not in entry or FILE_AND_LINES.fullmatch(entry["mtp_source"])
 
 
@@ -61,6 +64,9 @@ def test_data_and_code_agree_where_both_speak() -> None:
     by_tensors = {name for name, entry in KNOWN.items() if entry.get("mtp_absent") == "trunk"}
     assert by_tensors == {name for name, row in ARCHITECTURES.items() if row.mtp_by_tensors}
     assert {name for name, entry in KNOWN.items() if entry.get("mtp") == "experts"} == tiny_rows.MTP.keys()
+    for name, row in ARCHITECTURES.items():
+        assert KNOWN[name].get("width_key", EXPERT_WIDTH) == row.width_key, name
+        assert KNOWN[name].get("shared_width", "own") == row.shared_width.value, name
 
 
 def test_every_note_says_where() -> None:
@@ -129,7 +135,10 @@ def call(place: str) -> str:
 def everything_said() -> str:
     entries = [entry for table in (KNOWN, KEYS, TENSORS) for entry in table.values()]
     texts = [str(value) for entry in entries for value in entry.values()]
-    texts += [row.refuse + row.mtp_drop_refuse + "".join(row.refuse_counts.values()) for row in ARCHITECTURES.values()]
+    texts += [
+        row.refuse + row.mtp_drop_refuse + row.refuse_width + row.dense_as_wide + "".join(row.refuse_counts.values())
+        for row in ARCHITECTURES.values()
+    ]
     texts += [*REFUSED_IF_SET.values(), *(role.reason for role in ROLES), README.read_text("utf-8")]
     return "\n".join(texts)
 
@@ -179,6 +188,18 @@ def test_an_entry_says_what_the_sources_do(name: str) -> None:
     assert "LLM_TENSOR_FFN_DOWN_EXPS" in created
     ((file, _, _),) = citations(entry["tensors"])
     assert entry.get("ff_from_used", False) == bool(re.search(r"n_ff / \(?n_expert_used", "\n".join(source(file))))
+
+
+@against_sources
+@pytest.mark.parametrize("name", [name for name in KNOWN if not ARCHITECTURES[name].refuse])
+def test_an_entry_says_by_what_experts_and_shared_experts_are_sized(name: str) -> None:
+    entry = KNOWN[name]
+    down = re.search(r"LLM_TENSOR_FFN_DOWN_EXPS.*", cited(entry["tensors"]))
+    assert down
+    assert ("n_ff_exp" in down[0]) == ("width_key" not in entry)
+    if shared := entry.get("shared_source"):
+        width = "n_ff(" if "width_key" in entry else "n_ff_exp"
+        assert width in cited(shared)
 
 
 @against_sources

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import of_parts, part, quick, random_statistics
 
-from ggufreap.blending import BLENDS, blend, check_blend, most_needed, scored, weighted
+from ggufreap.blending import BLENDS, blend, check_blend, most_needed, remark, scored, weighted
 from ggufreap.corpus.request import Request
 from ggufreap.errors import InputError
 from ggufreap.observation import STATISTICS
@@ -195,3 +195,9 @@ def test_it_is_said_what_is_scored() -> None:
     assert np.array_equal(blend(BOTH, "maxmin", "reap"), blend(BOTH, "maxmin", "weighted_ean_sum"))
     assert scored("reap", "tokens") == METHODS["reap"].formula
     assert scored("random", "") == ""
+
+
+def test_whoever_meets_a_plan_is_told_that_a_blend_by_need_is_not_the_methods_own_score() -> None:
+    said = "scored by the largest share in the sum of g‖f‖ of any domain, not by 1/|X_j| Σ g_j‖f_j‖"
+    assert remark("reap", "maxmin") == said
+    assert remark("reap", "uniform") == remark("rank_average", "maxmin") == remark("random", "") == ""

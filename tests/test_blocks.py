@@ -19,6 +19,7 @@ from ggufreap.engine.block_tap import Recorded
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.quantisation import Quantiser
 from ggufreap.planning import PruningPlan
 from ggufreap.verification.blocks import BlockComparison, compare_blocks, tolerance
 from ggufreap.verification.proof import tolerances
@@ -75,7 +76,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made["F32"] = tiny_gguf.qwen3moe(folder / "F32.gguf", n_block=DEEP, n_expert=8, n_used=2)
     for kind in KINDS[1:]:
         made[kind] = folder / f"{kind}.gguf"
-        verbs.quantize(made["F32"], made[kind], kind, pure=True, threads=1)
+        verbs.quantize(made["F32"], made[kind], kind, Quantiser(pure=True, n_threads=1))
     return made
 
 
@@ -167,7 +168,7 @@ def test_no_false_alarm_in_forty_random_keep_sets(tmp_path: Path, kind: str) -> 
     plain = tiny_gguf.qwen3moe(tmp_path / "F32.gguf", n_block=4, n_expert=8, n_used=2)
     source = plain if kind == "F32" else tmp_path / "m.gguf"
     if kind != "F32":
-        verbs.quantize(plain, source, kind, pure=True, threads=1)
+        verbs.quantize(plain, source, kind, Quantiser(pure=True, n_threads=1))
     layout = bind(open_gguf(source))
     random = np.random.default_rng(list(kind.encode()))
     with LlamaSession(source, layout.nodes, SETTINGS) as original:

@@ -1,6 +1,7 @@
 """Block by block: the very same statistics as chunk by chunk, in every architecture, whatever stops the run."""
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from ggufreap.engine.hollow import Weights, hollow
 from ggufreap.engine.piecewise import Piecewise
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, InputError, MismatchError, OutputError
+from ggufreap.files import kept_folder
 from ggufreap.memory import Memory
 from ggufreap.observation import checkpoint_path, hidden_path, load
 from ggufreap.options.engine import ALL_BLOCKS, FITTING_BLOCKS, EngineSettings
@@ -196,7 +198,7 @@ def stopped(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
     with monkeypatch.context() as patched:
         patched.setattr(Piecewise, "route", route)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match=r"^the same command goes on behind block 1; the blocks after it"):
             calibrate(model, out, ids, imatrix_out=f"{out}.gguf", settings=BLOCKWISE)
     assert checkpoint_path(out).exists()
     return out
@@ -212,7 +214,7 @@ def test_nothing_is_left_of_a_run_without_a_finished_block(
     ids = ids_in(tmp_path, 320)
     before = {*tmp_path.iterdir()}
     monkeypatch.setattr(Piecewise, "route", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="begins anew, since no piece of the model was finished"):
         calibrate(model, tmp_path / "s.npz", ids, settings=BLOCKWISE)
     assert {*tmp_path.iterdir()} == before
 
@@ -226,6 +228,34 @@ def test_finished_blocks_are_not_computed_again(
     found = run(model, stopped, tmp_path / "ids.npy", replace(BLOCKWISE, blockwise=0))
     assert pieces_told(caplog) == 1  # both blocks that were left fit into memory
     assert_same(found, run(model, tmp_path / "c.npz", tmp_path / "ids.npy", CHUNKWISE))
+
+
+@pytest.mark.native
+def test_a_folder_of_somebody_else_is_left_alone(model: Path, tmp_path: Path) -> None:
+    ids, theirs = ids_in(tmp_path, 320), hidden_path(tmp_path / "s.npz")
+    theirs.mkdir()
+    (theirs / "0.hidden").write_bytes(b"precious")
+    with pytest.raises(OutputError, match=r"s\.npz\.hidden is there already, and no run made it; move it away"):
+        run(model, tmp_path / "s.npz", ids, BLOCKWISE)
+    calibrate(model, tmp_path / "s.npz", ids, settings=CHUNKWISE)
+    assert (theirs / "0.hidden").read_bytes() == b"precious"
+
+
+@pytest.mark.native
+def test_hidden_states_that_nobody_needs_any_more_are_removed(stopped: Path, model: Path, tmp_path: Path) -> None:
+    """Of blocks before the last finished one, and of a run that was given up for one in the other order."""
+    folder = hidden_path(stopped)
+    assert sorted(path.name for path in folder.iterdir()) == ["1.hidden", "owner.json"]
+    (folder / "0.hidden").write_bytes(b"left by a run that died before it removed them")
+    with kept_folder(folder), pytest.raises(OutputError, match=rf"hidden is in use by process {os.getpid()} on"):
+        run(model, stopped, tmp_path / "ids.npy", BLOCKWISE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Piecewise, "route", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(model, stopped, tmp_path / "ids.npy", BLOCKWISE)
+    assert sorted(path.name for path in folder.iterdir()) == ["1.hidden", "owner.json"]
+    calibrate(model, stopped, tmp_path / "ids.npy", settings=CHUNKWISE, force=True)
+    assert not folder.exists()
 
 
 @pytest.mark.native
@@ -251,6 +281,12 @@ def test_hidden_states_that_were_cut_off_are_refused(stopped: Path, model: Path,
 def test_an_unfinished_run_goes_on_in_its_own_order(stopped: Path, model: Path, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match=r"went block by block; go on with --blockwise fit, or --force"):
         run(model, stopped, tmp_path / "ids.npy", CHUNKWISE)
+
+
+def test_an_unfinished_run_does_not_move_its_weights(stopped: Path, model: Path, tmp_path: Path) -> None:
+    told = r"the unfinished run in .*checkpoint.* computes on the CPU; leave out -ngl$"
+    with pytest.raises(InputError, match=told):
+        run(model, stopped, tmp_path / "ids.npy", EngineSettings(n_ctx=64, n_gpu_layers=3))
 
 
 @pytest.mark.native

@@ -257,7 +257,7 @@ def test_prune_writes_beside_the_model_or_into_a_folder_and_calibrates_once(
     model = tmp_path / made.model.name
     model.write_bytes(made.model.read_bytes())
     (tmp_path / "folder").mkdir()
-    name = "Tiny-16x0.4M-REAP-0.25-Q8_0"
+    name = "Tiny-16x0.4M-RANK-AVERAGE-0.25-Q8_0"
     beside = ("prune", model, "--ratio", "0.25", "-f", made.text, "--quant", "keep", *FLAGS, "--no-verify")
     ran = run(*beside)
     assert ran.code == 0, ran.err
@@ -947,7 +947,7 @@ def test_the_library_is_silent(made: Made, tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=60)
     assert (result.stdout, result.stderr) == (b"", b"")
-    assert (tmp_path / "Tiny-16x0.4M-REAP-0.25-Q4_K_M.gguf").is_file()
+    assert (tmp_path / "Tiny-16x0.4M-RANK-AVERAGE-0.25-Q4_K_M.gguf").is_file()
 
 
 TYPED = """\

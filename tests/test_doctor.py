@@ -20,7 +20,7 @@ from ggufreap import cache, memory, verbs
 from ggufreap.architecture.layout import bind
 from ggufreap.cli import main
 from ggufreap.container import open_gguf
-from ggufreap.engine import devices
+from ggufreap.engine.build import build
 from ggufreap.errors import EngineError, OutputError, UnsupportedModel, VerificationFailed
 from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
@@ -77,7 +77,7 @@ def test_a_machine_that_works_is_ready(capfd: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.native
 def test_llama_cpp_tells_what_it_computes_on() -> None:
-    found = devices.build()
+    found = build()
     assert "CPU" in found.system
     (cpu,) = [device for device in found.devices if device.kind == "CPU"]
     total = memory._of_machine()[0]
@@ -99,7 +99,7 @@ def test_a_llama_cpp_that_does_not_load_prevents_work(
     (tmp_path / "llama_cpp.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     with pytest.raises(EngineError, match=said):
-        devices.build()
+        build()
     for found in (verbs.doctor(), verbs.doctor(model)):
         assert found.exit_code == 1
         assert [finding.name for finding in found.obstacles] == ["llama.cpp"]

@@ -210,7 +210,7 @@ def test_a_file_of_another_schema_or_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"schema 'ggufreap\.statistics/9', this version reads"):
         load(path)
     np.savez(path, **arrays | {"max_f": arrays["max_f"][:2]})
-    with pytest.raises(InputError, match=r"max_f has shape \(2, 2, 2, 8\), the header says \(3, 2, 2, 8\)"):
+    with pytest.raises(InputError, match=r"max_f has shape \(2, 2, 2, 8\), the rest says \(3, 2, 2, 8\)"):
         load(path)
 
 

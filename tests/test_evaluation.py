@@ -26,6 +26,7 @@ from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
 from ggufreap.evaluation import METRICS, Meters, compare_with, of_engine
 from ggufreap.judging import Candidate, open_engine
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.quantisation import Quantiser
 from ggufreap.planning import ModelIdentity, make_plan
 from ggufreap.rewriting import execute, lower
 from ggufreap.verbs.preview import recommend
@@ -106,7 +107,7 @@ def test_a_base_file_stands_for_the_model(
 def test_models_that_cannot_be_pruned_can_be_judged(files: list[str], tmp_path: Path) -> None:
     dense = tiny_gguf.qwen3moe(tmp_path / "dense.gguf", n_expert=0, n_embd=64, n_ff=32)
     quantised = tmp_path / "quantised.gguf"
-    verbs.quantize(dense, quantised, "Q8_0", threads=1)
+    verbs.quantize(dense, quantised, "Q8_0", Quantiser(n_threads=1))
     found = asked.evaluate(quantised, reference=dense, files=files, settings=SETTINGS).comparison
     assert found is not None
     assert 0 < found.mean.kld < 0.1

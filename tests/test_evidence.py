@@ -20,8 +20,10 @@ from ggufreap.errors import FormatError, InputError, NumericFailure
 from ggufreap.evidence import HOLE, kept_unknown, require_weights
 from ggufreap.model import Model
 from ggufreap.observation import DomainStatistics
+from ggufreap.options.target import Target
 from ggufreap.planning import make_plan
 from ggufreap.saliency import METHODS
+from ggufreap.verbs.preview import plans_of
 
 NOTHING = {
     "zero": [0.0] * 16,
@@ -136,6 +138,15 @@ def test_a_hole_in_an_expert_and_zeros_elsewhere_are_said(tmp_path: Path) -> Non
     other = open_gguf(hole(model, tmp_path / "other.gguf", "blk.0.attn_q.weight"))
     (note,) = require_weights(other, bind(other))
     assert "blk.0.attn_q.weight holds zeros where weights should be; if" in note
+
+
+def test_many_plans_of_a_model_say_once_what_is_wrong_with_it(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    holed = Model.open(hole(model, tmp_path / "hole.gguf", "blk.0.attn_q.weight"))
+    plans, _ = plans_of(holed, [Target(method="weight_norm")], ("0.25", "0.5", "0.75"), None)
+    assert len(plans) == 3
+    assert caplog.text.count("holds zeros where weights should be") == 1
 
 
 def test_apply_says_that_nothing_is_proven_yet(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

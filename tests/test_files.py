@@ -337,7 +337,7 @@ def test_a_strangers_file_goes_by_force_alone(
 def test_the_pruned_file_stays_when_a_variant_is_asked_for_later(made: Path, tmp_path: Path) -> None:
     command = ["prune", made / "m-F32.gguf", "--keep", 6, "--tokens", made / "ids.npy", *FLAGS, "-o", tmp_path]
     assert run(made, *command, "--quant", "keep") == 0
-    (exact,) = tmp_path.glob("*REAP*F32.gguf")
+    (exact,) = tmp_path.glob("*RANK-AVERAGE*F32.gguf")
     before = exact.read_bytes(), exact.stat().st_mtime_ns
     assert run(made, *command, "--quant", "Q4_K_M") == 0
     assert (exact.read_bytes(), exact.stat().st_mtime_ns) == before
@@ -349,11 +349,13 @@ def test_the_pruned_file_stays_when_a_variant_is_asked_for_later(made: Path, tmp
     assert exact.read_text() == "of a stranger"
 
 
-@pytest.mark.parametrize("name", ["m-F32.imatrix.gguf", "m-F32-REAP-0.25-Q4_K_M.gguf", "m-F32-REAP-0.25-F32.plan.json"])
+@pytest.mark.parametrize(
+    "name", ["m-F32.imatrix.gguf", "m-F32-RANK-AVERAGE-0.25-Q4_K_M.gguf", "m-F32-RANK-AVERAGE-0.25-F32.plan.json"]
+)
 def test_prune_knows_a_strangers_file_before_it_calibrates(
     made: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = tmp_path / name.replace("m-F32-REAP", "m-REAP")
+    place = tmp_path / name.replace("m-F32-RANK-AVERAGE", "m-RANK-AVERAGE")
     shutil.copy(made / "S.imatrix.gguf", place)
     before = place.read_bytes()
     command = ["prune", made / "m-F32.gguf", "--ratio", "0.25", "--tokens", made / "ids.npy", *FLAGS, "-o", tmp_path]
@@ -379,7 +381,7 @@ def test_what_is_not_proven_gets_no_name(
     monkeypatch.setattr(prune, "verify", verify)
     command = ["prune", made / "m-F32.gguf", "--keep", 6, "--tokens", made / "ids.npy", *FLAGS, "-o", tmp_path]
     assert run(made, *command, "--quant", "keep") == (1 if failure == "no proof" else 3)
-    assert left(tmp_path) == {"m-F32.stats.npz", "m-REAP-0.25-F32.plan.json"}
+    assert left(tmp_path) == {"m-F32.stats.npz", "m-RANK-AVERAGE-0.25-F32.plan.json"}
 
 
 def test_apply_says_that_nothing_is_proven(made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ from ggufreap.container import GgufFile
 from ggufreap.container.header import block_size
 from ggufreap.engine import log
 from ggufreap.engine.buffers import Buffers, buffers
-from ggufreap.engine.devices import Device
+from ggufreap.engine.build import Measured
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, InfeasiblePlan, InputError
 from ggufreap.fitting import Budget, Curve, Mix, Pool, Prospect, Step
@@ -74,10 +74,10 @@ def test_options_are_checked() -> None:
 
 def test_memory_of_gpus_counts_and_that_of_integrated_ones_only_once() -> None:
     devices = [
-        Device("CPU", "", "CPU", 7, 9),
-        Device("CUDA0", "", "GPU", 8 * 10**9, 9),
-        Device("CUDA1", "", "GPU", 4 * 10**9, 9),
-        Device("Vulkan1", "", "integrated GPU", 5 * 10**9, 9),
+        Measured("CPU", "", "CPU", 7, 9),
+        Measured("CUDA0", "", "GPU", 8 * 10**9, 9),
+        Measured("CUDA1", "", "GPU", 4 * 10**9, 9),
+        Measured("Vulkan1", "", "integrated GPU", 5 * 10**9, 9),
     ]
     total, told = counted(devices, 16 * 10**9)
     assert total == 28 * 10**9

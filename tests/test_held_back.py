@@ -1,4 +1,4 @@
-"""Chunks that are kept to judge by: odd ones, from the whole text, the same however the text was read."""
+"""Chunks that are kept to judge by: pairs, from the whole text, the same however the text was read."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,8 @@ def chunk(number: int, domain: str = "a") -> Chunk:
 
 
 def numbers(held_back: HeldBack, domain: str = "a") -> list[int]:
-    return [int(tokens[0]) for tokens in held_back.chunks[domain]]
+    assert all(one.half == one.tokens[0] % 2 for one in held_back.chunks[domain])
+    return [int(one.tokens[0]) for one in held_back.chunks[domain]]
 
 
 def kept(order: Sequence[int]) -> HeldBack:
@@ -30,13 +31,14 @@ def kept(order: Sequence[int]) -> HeldBack:
 
 
 @pytest.mark.parametrize("count", [1, 2, 12, 31, 33, 64, 65, 66, 500, 1001])
-def test_they_are_odd_few_and_from_the_whole_text(count: int) -> None:
+def test_they_are_pairs_few_and_from_the_whole_text(count: int) -> None:
     found = numbers(kept(range(count)))
-    assert len(found) == min(count // 2, MOST) or MOST // 2 < len(found) <= MOST
-    assert all(number % 2 == 1 for number in found)
-    if count > 2:
-        gaps = np.diff([-1, *found, count])
-        assert gaps.max() <= max(2, 4 * count / len(found))
+    pairs = found[::2]
+    assert found == [number for even in pairs for number in (even, even + 1) if number < count]
+    assert all(number % 2 == 0 for number in pairs)
+    assert len(pairs) == min((count + 1) // 2, MOST) or MOST // 2 < len(pairs) <= MOST
+    gaps = np.diff([-1, *pairs, count])
+    assert gaps.max() <= max(2, 4 * count / len(pairs))
 
 
 def test_any_order_and_any_division_keeps_the_same() -> None:
@@ -53,19 +55,21 @@ def test_a_file_gives_them_back(tmp_path: Path) -> None:
     corpus = Corpus(np.random.default_rng(1).integers(0, 128, (9, 16)).astype(np.int32), "test")
     observe(engine, engine.nodes, corpus, PROVENANCE, tmp_path / "s.npz")
     found = Stored.open(tmp_path / "s.npz").held_back().chunks
-    assert {domain: [tokens.tolist() for tokens in chunks] for domain, chunks in found.items()} == {
-        "text": corpus.chunks[1::2].tolist()
+    assert {domain: [one.tokens.tolist() for one in chunks] for domain, chunks in found.items()} == {
+        "text": corpus.chunks.tolist()
     }
     for index in (1, 2):
         path = tmp_path / f"{index}.npz"
         observe(engine, engine.nodes, corpus, replace(PROVENANCE, shard=f"{index}/2"), path)
     save(tmp_path / "both.npz", *merge([tmp_path / "1.npz", tmp_path / "2.npz"]))
     again = Stored.open(tmp_path / "both.npz").held_back().chunks
-    assert [tokens.tolist() for tokens in again["text"]] == corpus.chunks[1::2].tolist()
+    assert [one.tokens.tolist() for one in again["text"]] == corpus.chunks.tolist()
 
 
 def test_chunks_of_several_lengths_go_through_arrays() -> None:
     whole = kept(range(40))
     again = HeldBack.from_arrays(whole.to_arrays(["b", "a"]), ["b", "a"])
-    assert [tokens.tolist() for tokens in again.chunks["a"]] == [tokens.tolist() for tokens in whole.chunks["a"]]
+    assert numbers(again) == numbers(whole)
+    lengths = [len(one.tokens) for one in whole.chunks["a"]]
+    assert [len(one.tokens) for one in again.chunks["a"]] == lengths
     assert "b" not in again.chunks

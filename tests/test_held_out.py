@@ -3,6 +3,8 @@
 import gzip
 import json
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,17 @@ from fake_engine import FakeEngine
 
 from ggufreap import calibrate
 from ggufreap.container import GgufFile, open_gguf
-from ggufreap.corpus import from_text, held_out
-from ggufreap.corpus.held_out import is_source, parse_share, seen, split, tokenised
+from ggufreap.corpus import SourceRecord, from_text, held_out, overlap
+from ggufreap.corpus.held_out import parse_share, split, tokenised
+from ggufreap.corpus.overlap import is_source, seen
 from ggufreap.corpus.request import Opened, open_request
-from ggufreap.corpus.stream import Stream
+from ggufreap.corpus.samples import Text
+from ggufreap.corpus.stream import NamedSource, Stream
 from ggufreap.errors import InputError
 from ggufreap.observation import load
 from ggufreap.options.data import Request
 from ggufreap.options.engine import EngineSettings
+from ggufreap.planning import load_plan
 
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1, n_gpu_layers=0)
 MESSAGES = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "forty-two, of course"}]
@@ -136,14 +141,74 @@ def test_content_is_compared_and_not_names(tmp_path: Path) -> None:
     assert seen({"rows": calibrated}, calibrated) == {"rows": 1.0}
 
 
-def test_statistics_tell_what_they_were_made_of() -> None:
+def test_statistics_tell_what_they_were_made_of(tmp_path: Path, model: GgufFile) -> None:
     engine, text = FakeEngine(bos=1), "the quick brown fox " * 40
     stream = Stream(engine, open_request(Request(text={"a": text})).sources, 64, Request().reading, lambda _: None)
     n_chunks = sum(1 for _ in stream)
     assert n_chunks == len(from_text(engine, text, 64, "a").chunks)
-    assert is_source(engine, text, 64, stream.records())
-    assert not is_source(engine, text + "more" * 20, 64, stream.records())
-    assert not is_source(engine, "short", 64, stream.records())
+    assert is_source(engine, model, text, 64, stream.records())
+    assert not is_source(engine, model, text + "more" * 20, 64, stream.records())
+    assert not is_source(engine, model, "short", 64, stream.records())
+    said = [f"row {number} says something of its own" for number in range(30)]
+    calibrated, copy = (open_request(Request(file=(rows(tmp_path / name, said),))) for name in ("r.jsonl", "c.jsonl"))
+    with calibrated.chunks(engine, model, 64) as chunks:
+        list(chunks)
+        assert is_source(engine, model, copy, 64, chunks.records())
+        other = open_request(Request(file=(rows(tmp_path / "o.jsonl", said[1:]),)))
+        assert not is_source(engine, model, other, 64, chunks.records())
+
+
+# A data set on the hub: what it says is read once, and its name and split say when rows were drawn from one shuffle.
+
+
+class Hub:
+    """What `Source` is of a data set."""
+
+    def __init__(self, *said: str) -> None:
+        self.said, self.position, self.skipped, self.nbytes, self.has_rows, self.read = said, 0, {}, None, True, 0
+
+    def files(self) -> "list[Hub]":
+        return [self]
+
+    def __iter__(self) -> Iterator[Text]:
+        for said in self.said:
+            self.read += 1
+            yield Text(said)
+
+
+def on_the_hub(name: str, *said: str, split: str = "train") -> tuple[Opened, Hub]:
+    source, record = Hub(*said), SourceRecord(name, "d", is_hub=True, revision="c0ffee", split=split)
+    return Opened(Request(), (NamedSource("d", source, record),), None, f"{name}({split})"), source
+
+
+def test_data_on_the_hub_are_compared_by_what_they_say_once(tmp_path: Path) -> None:
+    lines = [f"line number {number} with words enough" for number in range(100)]
+    calibrated = open_request(Request(file=(rows(tmp_path / "chat.jsonl", lines[:60]),)))
+    held, source = on_the_hub("own/set", *lines)
+    for _ in range(3):
+        assert seen({"d": held}, calibrated) == {"d": 0.6}
+    assert source.read == 100, "a data set at a revision is read once"
+    other, _ = on_the_hub("own/other", *lines[60:])
+    assert seen({"d": other}, calibrated) == {"d": 0.0}
+    assert seen({"text": "\n".join(lines[50:])}, held) == {"text": 1.0}
+
+
+def test_of_a_large_data_set_the_first_samples_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "COMPARED", 7)
+    held, source = on_the_hub("own/large", *(f"line number {number} of a large data set" for number in range(50)))
+    assert seen({"d": held}, held) == {"d": 1.0}
+    assert source.read == 14
+
+
+def test_rows_of_one_split_on_the_hub_were_drawn_in_one_order(model: GgufFile) -> None:
+    engine = FakeEngine()
+    calibrated = SourceRecord("own/set", "code", is_hub=True, split="train")
+    held, _ = on_the_hub("own/set", "short")
+    assert is_source(engine, model, held, 64, [calibrated])
+    assert not is_source(engine, model, on_the_hub("own/set", "short", split="test")[0], 64, [calibrated])
+    assert not is_source(engine, model, on_the_hub("own/other", "short")[0], 64, [calibrated])
+    many, _ = on_the_hub("own/set", *(f"document {number}" for number in range(99)))
+    assert not is_source(engine, model, split(many, 0.2, 0)[1][0], 64, [calibrated]), "it was split off"
 
 
 @pytest.mark.native
@@ -200,3 +265,7 @@ def test_prune_holds_out_what_it_judges_by(tmp_path: Path, model: GgufFile, capl
     assert "stand in the calibration data" not in caplog.text
     _, provenance = load(found.statistics_path)
     assert provenance.source.endswith("without 0.2 held out by seed 0")
+    plan = load_plan(found.plan_path)
+    assert [source.held_out for source in plan.datasets] == ["0.2 by seed 0"]
+    assert open_gguf(found.script.files[0].path).get("ggufreap.dataset.0.held_out") == "0.2 by seed 0"
+    assert '"held_out"' not in replace(plan, datasets=(replace(plan.datasets[0], held_out=""),)).to_json()

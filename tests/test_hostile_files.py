@@ -26,7 +26,7 @@ from ggufreap.corpus.local import LocalFiles
 from ggufreap.corpus.rows import to_sample
 from ggufreap.corpus.samples import Text, Unusable
 from ggufreap.decoding import Damaged
-from ggufreap.decoding.arrays import load_arrays, parse_header, take
+from ggufreap.decoding.arrays import Array, open_arrays, parse_header, take
 from ggufreap.errors import GgufReapError, InputError
 from ggufreap.evaluation import open_base, writing_base
 from ggufreap.evaluation.prompts import load_prompts
@@ -117,6 +117,11 @@ def applied(path: Path) -> None:
     assert isinstance(found.to_json(), str)
 
 
+def all_arrays(path: Path) -> dict[str, Array]:
+    with open_arrays(path, "a file of arrays", "make one") as arrays:
+        return dict(arrays)
+
+
 def chunks_of(path: Path) -> None:
     base = open_base(path)
     for index in range(len(base.chunks)):
@@ -140,7 +145,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "imatrix.gguf": load,
     "imatrix.dat": load,
     "tokens.npy": read_tokens,
-    "arrays.npz": lambda path: load_arrays(path, "a file of arrays", "make one"),
+    "arrays.npz": all_arrays,
 }
 
 
@@ -332,16 +337,16 @@ def test_an_archive_is_no_bomb(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, count=np.zeros(4 << 20))
     with pytest.raises(InputError, match="claim to unpack to 33,554,"):
-        load_arrays(path, "a file of arrays", "make one")
+        all_arrays(path)
     np.savez(path, what=np.array([{}], object))
     with pytest.raises(InputError, match="'what': it holds object; plain numbers and text are read"):
-        load_arrays(path, "a file of arrays", "make one")
+        all_arrays(path)
 
 
 def test_what_an_archive_holds_is_checked_by_name_type_shape_and_value(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, header=np.array('{"a": 1}'), count=np.array([[1.0, np.nan]]), ids=np.array([3, -1]), half="\ud800")
-    arrays = load_arrays(path, "a file of arrays", "make one")
+    arrays = all_arrays(path)
     assert parse_header(arrays, "header", dict[str, int]) == {"a": 1}
     assert take(arrays, "ids", "iu", (2,)).tolist() == [3, -1]
     for wrong, said in (

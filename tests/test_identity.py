@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import tiny_gguf
 from gguf import GGMLQuantizationType
 
 from ggufreap import cli, verbs
-from ggufreap.container import identity, open_gguf
+from ggufreap.container import identity, open_gguf, unchanged
 from ggufreap.errors import MismatchError
 from ggufreap.observation import Stored
 from ggufreap.options.target import Target
@@ -144,3 +145,57 @@ def test_the_plan_keeps_its_identity_on_disk(model: Path, tmp_path: Path) -> Non
     chosen = verbs.plan(model, Target(keep=8, method="weight_norm"))
     save_plan(tmp_path / "P.json", chosen)
     assert load_plan(tmp_path / "P.json").sha256 == chosen.sha256
+
+
+def hashings(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """One entry for every time that a model is hashed; every one counts as large, every file as long untouched."""
+    hashed, hash_model = [], identity._hashed
+    monkeypatch.setattr(identity, "WHOLE_MODEL", 0)
+    monkeypatch.setattr(unchanged, "SETTLED", -1.0)
+    monkeypatch.setattr(identity, "_hashed", lambda *args, **kw: hashed.append(True) or hash_model(*args, **kw))
+    return hashed
+
+
+def fingerprint_of_another_run(model: Path) -> str:
+    unchanged._known.clear()
+    return open_gguf(model).fingerprint
+
+
+def test_a_large_file_is_read_once_for_all_runs(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = hashings(monkeypatch)
+    fingerprints = {fingerprint_of_another_run(model) for _ in range(3)}
+    assert (len(fingerprints), len(hashed)) == (1, 1)
+
+
+@pytest.mark.parametrize("how", ["in place", "with its old time", "another file of the name", "while it is read"])
+def test_a_file_that_changed_is_never_believed(model: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    hashed = hashings(monkeypatch)
+    before, times = fingerprint_of_another_run(model), model.stat()
+    other = changed(model, TENSORS[0], 0).read_bytes()
+    if how == "another file of the name":
+        (fresh := model.with_name("fresh")).write_bytes(other)
+        os.utime(fresh, ns=(times.st_atime_ns, times.st_mtime_ns))
+        fresh.replace(model)
+    elif how == "while it is read":
+        hash_model = identity._hashed
+        os.utime(model)
+        monkeypatch.setattr(
+            identity, "_hashed", lambda *args, **kw: (hash_model(*args, **kw), model.write_bytes(other))[0]
+        )
+        assert fingerprint_of_another_run(model) == before
+        monkeypatch.setattr(identity, "_hashed", hash_model)
+    else:
+        model.write_bytes(other)
+    if how == "with its old time":
+        os.utime(model, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert model.stat().st_size == times.st_size
+    assert fingerprint_of_another_run(model) != before
+    assert len(hashed) >= 2
+
+
+def test_what_was_just_written_is_not_remembered(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one tick of a file system's clock it could change again and look the same."""
+    hashed = hashings(monkeypatch)
+    monkeypatch.setattr(unchanged, "SETTLED", 3600.0)
+    assert fingerprint_of_another_run(model) == fingerprint_of_another_run(model)
+    assert len(hashed) == 2

@@ -29,7 +29,7 @@ from ggufreap.options.fit import Fit
 from ggufreap.options.flag import Flag, flagged, flags_of
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
-from ggufreap.options.quantisation import Quantisation
+from ggufreap.options.quantisation import TYPES, Quantisation, Quantiser
 from ggufreap.options.target import Target
 from ggufreap.recipe import Recipe, load_recipe, reading
 
@@ -58,6 +58,7 @@ SAME = (
     (("-ngl", "7"), "n_gpu_layers", 7, "n_gpu_layers", "7"),
     (("--gpu-layers", "all"), "n_gpu_layers", ALL_LAYERS, "n_gpu_layers", '"all"'),
     (("-dev", "none"), "device", "none", "device", '"none"'),
+    (("--rpc", "one:50052", "--rpc", "10.0.0.2:1"), "rpc", "one:50052,10.0.0.2:1", "rpc", '"one:50052,10.0.0.2:1"'),
     (("-ts", "3,1"), "tensor_split", "3,1", "tensor_split", '"3,1"'),
     (("-mg", "1"), "main_gpu", 1, "main_gpu", "1"),
     (("-sm", "row"), "split_mode", "row", "split_mode", '"row"'),
@@ -81,8 +82,12 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 
 def asked_of(verb: str, kind: type, arguments: Sequence[str]) -> Any:
-    needed = {"prune": ("m.gguf", "--keep", "8"), "run": ("tiny", "m.gguf")}[verb]
-    if kind is Target and {"--ratio", "--keep", "--fit"} & set(arguments):
+    needed = {
+        "prune": ("m.gguf", "--keep", "8"),
+        "run": ("tiny", "m.gguf"),
+        "quantize": ("m.gguf", "-o", "q.gguf", "--type", "Q8_0"),
+    }[verb]
+    if kind is Target and {"--ratio", "--keep", "--shrink", "--fit"} & set(arguments):
         needed = needed[:1]
     return value(parser_of(verb).parse_args([*needed, *arguments]), kind)
 
@@ -170,6 +175,8 @@ def test_a_recipe_runs_as_its_table_says_and_flags_win(tmp_path: Path, monkeypat
 ASKED = (
     (("--ratio", "0.3"), Target, "ratio", "0.3", "[target]\nratio = 0.3\n"),
     (("--keep", "9"), Target, "keep", 9, "[target]\nkeep = 9\n"),
+    (("--shrink", "0.25"), Target, "shrink", "0.25", "[target]\nshrink = 0.25\n"),
+    (("--width-ratio", "0.1"), Target, "width_ratio", "0.1", "[target]\nkeep = 8\nwidth_ratio = 0.1\n"),
     (("--fit", "16GB"), Target, "fit", 16 * 10**9, None),
     (("--max-kld", "0.3"), Target, "max_kld", 0.3, None),
     (("--method", "frequency"), Target, "method", "frequency", "[target]\nkeep = 8\nmethod = 'frequency'\n"),
@@ -183,6 +190,14 @@ ASKED = (
     (("--process-output",), Quantisation, "process_output", True, None),
     (("--keep-intermediate",), Quantisation, "keep_intermediate", True, None),
     (("--allow-requantize",), Quantisation, "allow_requantize", True, None),
+    (("--imatrix", "I"), Quantiser, "imatrix", "I", None),
+    (("--tensor-type", "a=Q8_0", "--tensor-type", "b=F16"), Quantiser, "tensor_types", ("a=Q8_0", "b=F16"), None),
+    (("--token-embedding-type", "F16"), Quantiser, "token_embedding_type", "F16", None),
+    (("--output-tensor-type", "F16"), Quantiser, "output_tensor_type", "F16", None),
+    (("--pure",), Quantiser, "pure", True, None),
+    (("--allow-requantize",), Quantiser, "allow_requantize", True, None),
+    (("--keep-split",), Quantiser, "keep_split", True, None),
+    (("-t", "3"), Quantiser, "n_threads", 3, None),
     (("--eval-file", "a", "--eval-file", "b"), Judgement, "files", ("a", "b"), "[evaluation]\nfiles = ['a', 'b']\n"),
     (("--eval-split", "5%"), Judgement, "split", "5%", None),
     (("--eval-chunks", "4"), Judgement, "chunks", 4, "[evaluation]\nchunks = 4\n"),
@@ -214,17 +229,18 @@ ASKED = (
 )
 TABLES = {Target: ("target", {"keep": 8}), Judgement: ("evaluation", {}), Request: ("calibration", {})}
 TABLES[Reading] = TABLES[Request]
-KINDS = (Target, Fit, Quantisation, Judgement, Output, Request, Reading)
+KINDS = (Target, Fit, Quantisation, Quantiser, Judgement, Output, Request, Reading)
+VERB_OF = {kind: "quantize" if kind is Quantiser else "prune" for kind in KINDS}
 
 
 @pytest.mark.parametrize(("arguments", "kind", "field", "value", "written"), ASKED)
 def test_what_is_asked_for_is_one_in_all_three(
     arguments: Sequence[str], kind: Any, field: str, value: Any, written: str | None, tmp_path: Path
 ) -> None:
-    usual = {"keep": 8} if kind is Target and field not in ("ratio", "keep", "fit") else {}
+    usual = {"keep": 8} if kind is Target and field not in ("ratio", "keep", "shrink", "fit") else {}
     expected = kind(**usual, **{field: value})
     assert expected != kind(**usual)
-    assert asked_of("prune", kind, arguments) == expected
+    assert asked_of(VERB_OF[kind], kind, arguments) == expected
     flag = flags_of(kind)[field]
     if written is None:
         return
@@ -254,16 +270,37 @@ def test_what_a_recipe_can_say_has_a_flag_and_the_same_default() -> None:
             if (kind, flag.key) in said and (name, kind) != ("ctx_size", Judgement):  # not as -c: it has none
                 assert getattr(made, flag.key) == getattr(kind(**needed), name), (kind, name)
     keys = {
-        "target": {"ratio", "keep", "method", "budget", "blend", "mtp"},
+        "target": {"ratio", "keep", "shrink", "width_ratio", "method", "budget", "blend", "mtp"},
         "evaluation": {key for k, key in said if k is Judgement},
     }
     for table, expected in keys.items():
         assert set(reading._KINDS[table]) == expected
 
 
+def test_a_variant_of_a_recipe_says_types_as_the_flags_do(tmp_path: Path) -> None:
+    keys = {flag.key: name for name, flag in flags_of(Quantiser).items() if flag.group == TYPES}
+    assert set(reading._VARIANT) == {"type", "name"} | set(keys)
+    for key, written, text in (
+        ("tensor_types", "['a=Q8_0', 'b=Q5_0']", ("a=Q8_0", "b=Q5_0")),
+        ("token_embedding_type", "'F16'", "F16"),
+        ("output_tensor_type", "'F16'", "F16"),
+        ("pure", "true", True),
+    ):
+        variants = []
+        for more in ("", f"{key} = {written}\n"):
+            path = tmp_path / "r.toml"
+            path.write_text(f"[target]\nkeep = 8\n[[quantization.variants]]\ntype = 'Q4_0'\n{more}")
+            variants += load_recipe(path).quantization.variants
+        usual, said = (variant.request() for variant in variants)
+        request = import_module("ggufreap.verbs.quantize")._request
+        assert request("Q4_0", Quantiser()) == usual != said
+        assert request("Q4_0", Quantiser(**{keys.pop(key): text})) == said
+    assert not keys
+
+
 def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
     for kind in KINDS:
-        assert asked_of("prune", kind, ()) == (Target(keep=8) if kind is Target else kind())
+        assert asked_of(VERB_OF[kind], kind, ()) == (Target(keep=8) if kind is Target else kind())
 
 
 BAD_VALUES = {

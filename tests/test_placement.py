@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType
 
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
-from ggufreap.engine import log, native, placement
+from ggufreap.engine import devices, log, native, placement
 from ggufreap.engine.machine import Machine, offloading
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, InputError
@@ -109,7 +109,7 @@ def test_no_device_but_the_cpu() -> None:
     parameters, kept = placed(device="none")
     assert list(kept[0]) == [None]  # type: ignore[call-overload]
     assert parameters.devices.value
-    assert [device.name for device in placement.devices() if device.kind == placement.CPU] == ["CPU"]
+    assert [device.name for device in devices.devices().values() if device.kind == "CPU"] == ["CPU"]
 
 
 def test_unknown_devices_and_buffers_are_refused_with_those_there_are(model: Path) -> None:

@@ -30,7 +30,7 @@ from ggufreap.container import GgufFile, OutputTensor, Piece, TensorRecord, lay_
 from ggufreap.engine.quantizer import Quantizer, QuantizerCall
 from ggufreap.errors import EngineError, GgufReapError, InputError, MismatchError, OutputError
 from ggufreap.files import writing
-from ggufreap.imatrix import load, means, reached
+from ggufreap.imatrix import Imatrix, ImatrixEntry, filled, load, means, reached
 from ggufreap.progress import silent
 from ggufreap.quantization import (
     QuantRequest,
@@ -765,3 +765,30 @@ def test_a_pattern_that_could_take_for_ever_is_refused(pattern: str) -> None:
 )
 def test_patterns_that_people_write_are_not(pattern: str) -> None:
     assert parse_tensor_type(f"{pattern}=q6_k") == (pattern, "Q6_K")
+
+
+@pytest.mark.parametrize("kind", ["q4_k", "iq4_xs", "q2_k", "q6_k"])
+def test_inputs_that_were_zero_for_the_whole_text_cost_no_weights(tmp_path: Path, kind: str) -> None:
+    """As it is, such a matrix lets the quantiser write zeros (an error of 1); completed, it costs what others do."""
+    source = open_gguf(qwen3moe(tmp_path / "m.gguf", n_expert=4, n_used=2, n_embd=512, n_ff=256))
+    name, zero = "blk.1.ffn_gate_exps.weight", slice(0, 256)
+    record = source.by_name[name]
+    sums = np.random.default_rng(0).random((4, 512), np.float32) + np.float32(0.1)
+    sums[:, zero] = 0
+    entry = ImatrixEntry(sums, np.full(4, 1))
+    weights = source.map(record).view(np.float32).reshape(record.shape)
+
+    def error(given: ImatrixEntry) -> float:
+        """Of the weights behind those inputs, as a share of their squares."""
+        whole = importance_of(source) | {name: means(given)}
+        made = quantize_file(source, tmp_path / "out.gguf", QuantRequest("q8_0", ((name, kind),)), imatrix=whole)
+        file = open_gguf(made.paths[0])
+        found = dequantize(file.map(file.by_name[name]), Kind(file.by_name[name].type)).reshape(record.shape)
+        made.paths[0].unlink()
+        wanted = weights[..., zero]
+        return float(np.square(found[..., zero] - wanted).sum() / np.square(wanted).sum())
+
+    completed, _ = filled(Imatrix({name: entry}))
+    as_others = error(ImatrixEntry(np.ones_like(sums), entry.counts))
+    assert error(completed.entries[name]) < 1.01 * as_others < 0.1
+    assert error(entry) > 0.99

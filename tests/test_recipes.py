@@ -167,8 +167,8 @@ def test_placeholders_are_block_numbers(pattern: str, n_block: int, expanded: st
         ("[target]\nratio = nan\n", ["target: ratio nan"]),
         ("[target]\nkeep = 12.0\n", ["target.keep is 12.0", "a whole number from 1"]),
         ("[target]\nkeep = 0\n", ["target.keep is 0", "a whole number from 1"]),
-        ("[target]\nkeep = 12\nratio = 0.2\n", ["ratio and keep are both given"]),
-        ("", ["both missing"]),
+        ("[target]\nkeep = 12\nratio = 0.2\n", ["of ratio, keep and shrink several are given"]),
+        ("", ["or none is"]),
         ("[target]\nkeep = 12\nmethod = 'repa'\n", ["method 'repa' is not known", "did you mean reap?"]),
         ("[target]\nkeep = 12\nmtp = 'mirrored'\n", ["mtp 'mirrored'", "did you mean mirror?"]),
         (KEEPING + "[calibration]\nctx_size = '64'\n", ["calibration.ctx_size is '64'"]),
@@ -211,7 +211,7 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
 
 def test_what_is_left_out_has_a_default(write: Write) -> None:
     recipe = load_recipe(write(KEEPING))
-    assert (recipe.name, recipe.target.method, recipe.target.mtp) == ("mine", "reap", "mirror")
+    assert (recipe.name, recipe.target.method, recipe.target.mtp) == ("mine", "rank_average", "mirror")
     assert (recipe.calibration.ctx_size, recipe.calibration.chunks, recipe.quantization.variants) == (None, None, ())
 
 
@@ -254,7 +254,7 @@ def made(model: Path) -> Pruned:
 @pytest.mark.native
 def test_tiny_makes_what_it_says(made: Pruned) -> None:
     names = {path.name for path in made.plan_path.parent.iterdir()}
-    stem = "Tiny-REAP-0.25"
+    stem = "Tiny-RANK-AVERAGE-0.25"
     files = {f"{stem}-{end}.gguf" for end in ("Q8_0", "IQ4_XS", "Q4_K_M-mixed")}
     beside = {f"{stem}-Q8_0.plan.json", f"{stem}-Q8_0.imatrix.gguf", "Tiny-Q8_0.stats.npz", "Tiny-Q8_0.imatrix.gguf"}
     assert names == files | beside
@@ -282,7 +282,7 @@ def test_a_general_recipe_runs_on_a_small_model(model: Path, tmp_path: Path, nam
     recipe = load_recipe(name)
     made = run(recipe, model, data=str(model.with_name("text.txt")), output=Output(tmp_path / "out"), settings=SETTINGS)
     (variant,) = recipe.quantization.variants
-    assert [path.name for path in made.quantized[0].paths] == [f"Tiny-REAP-0.20-{variant.suffix}.gguf"]
+    assert [path.name for path in made.quantized[0].paths] == [f"Tiny-RANK-AVERAGE-0.20-{variant.suffix}.gguf"]
     assert not made.script.files[0].path.exists()
     types = made.quantized[0].types
     for tensor, kind in types.items():
@@ -300,7 +300,7 @@ def test_the_importance_matrix_goes_when_it_is_not_wanted(model: Path, tmp_path:
         write(text), model, data=str(model.with_name("text.txt")), output=Output(tmp_path / "out"), settings=SETTINGS
     )
     assert made.imatrix_path is None
-    assert not list((tmp_path / "out").glob("*REAP*imatrix*"))
+    assert not list((tmp_path / "out").glob("*RANK-AVERAGE*imatrix*"))
 
 
 @pytest.mark.native
@@ -323,5 +323,5 @@ def test_a_dry_run_reads_no_text_and_writes_nothing(model: Path, tmp_path: Path)
 
 def test_a_variant_never_overwrites_the_file_it_is_made_from(model: Path, tmp_path: Path) -> None:
     for keep in ((), ("keep",)):
-        with pytest.raises(InputError, match=r"Q8_0 would be written over Tiny-REAP-0\.25-Q8_0\.gguf"):
+        with pytest.raises(InputError, match=r"Q8_0 would be written over Tiny-RANK-AVERAGE-0\.25-Q8_0\.gguf"):
             prune(model, ratio=0.25, quant=("Q8_0", *keep), out=tmp_path, dry_run=True)

@@ -12,7 +12,7 @@ from asked import prune
 from gguf import GGMLQuantizationType as Kind
 from tiny_gguf import qwen3moe
 
-from ggufreap import quantize, saliency
+from ggufreap import Quantiser, quantize, saliency
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, open_gguf, type_name
 from ggufreap.engine.quantizer import Quantizer
@@ -96,7 +96,7 @@ def test_every_count_is_foretold_from_a_plan_of_another(shared: Path, tmp_path: 
             for kind in ("Q8_0", "Q4_K_M"):
                 request = QuantRequest(kind, allow_requantize=True)
                 said = sizer.quantised(n_keep, request)
-                made = quantize(pruned.path, tmp_path / "q.gguf", kind, allow_requantize=True)
+                made = quantize(pruned.path, tmp_path / "q.gguf", kind, Quantiser(allow_requantize=True))
                 assert made.file_nbytes == said.file_nbytes == ((tmp_path / "q.gguf").stat().st_size,)
                 assert (made.types, made.type_nbytes, made.pinned) == (said.types, said.type_nbytes, said.pinned)
                 (tmp_path / "q.gguf").unlink()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ from ggufreap import corpus, verbs
 from ggufreap.cli import parse
 from ggufreap.cli.asked import request
 from ggufreap.container import open_gguf
-from ggufreap.corpus import SourceRecord
+from ggufreap.corpus import SourceRecord, turns
 from ggufreap.corpus.chat import Rendered
 from ggufreap.corpus.default import DEFAULT_SOURCES
+from ggufreap.corpus.packing import Piece
 from ggufreap.corpus.request import open_request
 from ggufreap.corpus.samples import Conversation, Sample, Text, Unusable
 from ggufreap.corpus.stream import MOST_REASONS, NamedSource, Stream
@@ -33,11 +34,14 @@ class Listed:
     """A source whose samples are there already."""
 
     def __init__(self, *samples: Sample) -> None:
-        self.samples, self.position, self.skipped, self.n_files = samples, 0, {}, (1, 1)
+        self.samples, self.position, self.skipped = samples, 0, {}
 
     @property
     def nbytes(self) -> int:
         return len(self.samples)
+
+    def files(self) -> "list[Listed]":
+        return [self]
 
     def __iter__(self):
         for sample in self.samples:
@@ -188,7 +192,7 @@ def test_a_checkpoint_of_other_text_is_refused(tmp_path: Path) -> None:
     out, nodes = tmp_path / "s.npz", FakeEngine().nodes
     with pytest.raises(RuntimeError):
         observe(Killed(5), nodes, stream_of(samples_of(1)), PROVENANCE, out, checkpoint_seconds=0)
-    with pytest.raises(MismatchError, match=r"was made of other text"):
+    with pytest.raises(MismatchError, match=r"was made of other chunks: .* by version 0 or its libraries"):
         observe(FakeEngine(), nodes, stream_of(samples_of(2)), PROVENANCE, out)
 
 
@@ -272,29 +276,61 @@ def test_the_built_in_mix_says_how_to_do_without_network(monkeypatch: pytest.Mon
 # Nothing that was given is dropped without a word.
 
 
-def test_chunks_that_leave_files_or_sources_unread_are_told(tmp_path: Path) -> None:
+def test_a_limit_of_chunks_is_spread_over_files_and_told(tmp_path: Path) -> None:
     folder = tmp_path / "notes"
     folder.mkdir()
-    for name in "abc":
-        (folder / f"{name}.txt").write_text(f"{name} has much to say. " * 50)
+    for name, times in (("a", 4), ("b", 50), ("c", 500), ("d", 0)):
+        (folder / f"{name}.txt").write_text(f"{name} has much to say. " * times)
     engine, file = FakeEngine(), open_gguf(tiny_gguf.qwen3moe(tmp_path / "m.gguf"))
 
-    def notes(n_chunks: int | None, *more: str) -> str:
-        opened = open_request(Request(file=(str(folder),), domain=more, reading=Reading(n_chunks=n_chunks)))
+    def read(n_chunks: int | None, *more: str, seed: int = 0) -> tuple[list[str], str]:
+        opened = open_request(Request((str(folder),), domain=more, reading=Reading(n_chunks=n_chunks), seed=seed))
         with opened.chunks(engine, file, 64) as chunks:
-            assert sum(1 for _ in chunks) == n_chunks or n_chunks is None
-            return "\n".join(chunks.notes())
+            said = ["".join(map(chr, chunk.tokens)) for chunk in chunks]
+            assert len(said) == n_chunks or n_chunks is None
+            return said, "\n".join(chunks.notes())
 
-    told = f"{folder}: --chunks 3 was reached in file 1 of 3, the others were not read; to draw .* samples: {folder}:N"
-    assert re.search(told, notes(3))
-    assert "file 2 of 3" in notes(20)
-    assert notes(None) == ""
+    everything, notes = read(None)
+    assert "--chunks" not in notes
+    said, notes = read(20)
+    of_a, of_b, of_c = ("".join(said).count(f"{name} has") for name in "abc")
+    assert of_a == 4, "all of the short one"
+    assert abs(of_b - of_c) <= 3, "and the others alike"
+    assert f"{folder}: --chunks 20 takes its files in turn, and of 4 came to 3" in notes
+    assert "of 4 came to 2" in read(2)[1]
+    assert len({tuple(read(2, seed=seed)[0]) for seed in range(9)}) > 1, "which ones is drawn by the seed"
+    assert len("".join(everything)) > len("".join(said))
+    assert sorted("".join(read(len(everything))[0])) == sorted("".join(everything)), "nothing is lost by turns"
     (tmp_path / "x.txt").write_text("x" * 5000)
     (tmp_path / "y.txt").write_text("y" * 5000)
     same = (f"two={tmp_path}/x.txt", f"two={tmp_path}/y.txt")
-    assert f"{tmp_path}/y.txt: nothing of it is among the 4 chunks that --chunks allows" in notes(4, *same)
+    assert "nothing of it" not in read(4, *same)[1]
+    more = (*same, *(f"two={tmp_path}/{name}.txt" for name in "xy"))
+    assert f"{tmp_path}/y.txt: nothing of it is among the 2 chunks that --chunks allows" in read(2, *more)[1]
     with pytest.raises(InputError, match="--chunks 1 for 2 domains: some would not be read at all; give 2 or more"):
-        notes(1, *same)
+        read(1, *same)
+
+
+def test_files_in_turn_are_held_open_by_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "MOST_OPEN", 2)
+    events: list[str] = []
+
+    def file(name: str, n_tokens: int) -> Iterator[Piece]:
+        events.append(f"{name} begins")
+        yield Piece(np.full(n_tokens, ord(name), np.int32), np.ones(n_tokens, np.bool_), 0, opens=True)
+        events.append(f"{name} ends")
+
+    pieces = list(turns.in_turn([file("a", 9), file("b", 3), file("c", 5)], 4))
+    assert [(chr(piece.tokens[0]), len(piece.tokens)) for piece in pieces] == [
+        ("a", 4),
+        ("b", 3),
+        ("c", 4),
+        ("a", 4),
+        ("c", 1),
+        ("a", 1),
+    ]
+    assert [piece.opens for piece in pieces] == [True, True, True, False, False, False]
+    assert events == ["a begins", "b begins", "b ends", "c begins", "c ends", "a ends"]
 
 
 def test_files_of_a_folder_that_are_no_text_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

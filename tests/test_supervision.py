@@ -438,6 +438,22 @@ def test_stops_that_come_together_are_one() -> None:
             signal.raise_signal(signal.SIGHUP)
 
 
+def test_a_stop_while_a_dataclass_is_made_ends_with_the_same_code(tmp_path: Path) -> None:
+    """Python runs text to make one, and kills itself in the end where a KeyboardInterrupt came meanwhile."""
+    (tmp_path / "stopped.py").write_text(
+        "import os, signal, sys\n"
+        "from ggufreap.interrupts import as_ctrl_c\n"
+        "with as_ctrl_c():\n"
+        "    try:\n"
+        "        exec(f'os.kill({os.getpid()}, signal.SIGINT)')\n"
+        "    except KeyboardInterrupt:\n"
+        "        sys.exit(130)\n"
+    )
+    root = Path(supervision.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(tmp_path)])}
+    assert subprocess.run([sys.executable, "-m", "stopped"], env=environment, check=False).returncode == 130
+
+
 def test_a_handler_of_somebody_else_s_is_left_alone() -> None:
     heard = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: heard.set())

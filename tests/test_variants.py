@@ -10,7 +10,7 @@ import tiny_gguf
 from asked import prune
 from gguf import GGMLQuantizationType as Kind
 
-from ggufreap import calibrate, imatrix, quantize
+from ggufreap import Quantiser, calibrate, imatrix, quantize
 from ggufreap.architecture.layout import bind
 from ggufreap.cli import main
 from ggufreap.container import open_gguf, type_name
@@ -44,9 +44,9 @@ def test_one_command_makes_all_variants(model: Path, tokens: Path, tmp_path: Pat
     assert made.verification.ok
     assert sorted(path.name for path in out.glob("*.gguf")) == [
         "Toy-F16.imatrix.gguf",
-        "Toy-REAP-0.25-F16.imatrix.gguf",
-        "Toy-REAP-0.25-IQ2_XS.gguf",
-        "Toy-REAP-0.25-Q4_K_M.gguf",
+        "Toy-RANK-AVERAGE-0.25-F16.imatrix.gguf",
+        "Toy-RANK-AVERAGE-0.25-IQ2_XS.gguf",
+        "Toy-RANK-AVERAGE-0.25-Q4_K_M.gguf",
     ]
     for variant, kind in zip(made.quantized, ("Q4_K", "IQ2_XS"), strict=True):
         file = open_gguf(variant.paths[0])
@@ -54,7 +54,7 @@ def test_one_command_makes_all_variants(model: Path, tokens: Path, tmp_path: Pat
         assert type_name(file.by_name["blk.1.ffn_gate_exps.weight"].type) == kind
         assert file.nbytes == variant.nbytes
         assert file.get("quantize.imatrix.entries_count") > 0
-        assert file.get("ggufreap.method") == "reap"
+        assert file.get("ggufreap.method") == "rank_average"
 
 
 def test_the_sliced_matrix_is_the_slice_of_the_whole(model: Path, tokens: Path, tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_auto_quantises_what_has_8_bits_and_keeps_the_rest(
 ) -> None:
     made = prune(model, ratio="0.25", data=tokens, out=tmp_path / "a", settings=SETTINGS)
     assert [variant.paths[0].name for variant in made.quantized] == [
-        "Toy-REAP-0.25-Q4_K_M.gguf",
-        "Toy-REAP-0.25-IQ4_XS.gguf",
+        "Toy-RANK-AVERAGE-0.25-Q4_K_M.gguf",
+        "Toy-RANK-AVERAGE-0.25-IQ4_XS.gguf",
     ]
     assert not made.script.files[0].path.exists()
     low = tiny_gguf.qwen3moe(tmp_path / "Toy-Q4_K.gguf", types=Kind.Q4_K, n_expert=8)
@@ -139,7 +139,7 @@ def test_a_recipe_stands_for_its_variants(model: Path, tokens: Path, tmp_path: P
     quant = [recipe, "edges-high", "q4_k_m"]  # the last is a type and a recipe, which say the same
     made = prune(model, ratio="0.25", data=tokens, quant=quant, out=tmp_path, settings=SETTINGS, dry_run=True)
     assert [variant.paths[0].name for variant in made.quantized] == [
-        f"Toy-REAP-0.25-{name}.gguf" for name in ("mixed", "IQ4_XS", "Q4_K_M-edges-high", "Q4_K_M")
+        f"Toy-RANK-AVERAGE-0.25-{name}.gguf" for name in ("mixed", "IQ4_XS", "Q4_K_M-edges-high", "Q4_K_M")
     ]
     mixed = made.quantized[0].types
     assert (mixed["blk.0.ffn_down_exps.weight"], mixed["blk.1.ffn_down_exps.weight"]) != ("Q6_K", "Q6_K")
@@ -260,12 +260,12 @@ def test_the_byte_exact_file_stays_where_it_is_wanted(model: Path, tokens: Path,
         "intermediate": {"quant": ["Q4_K_M"], "keep_intermediate": True},
     }.items():
         prune(model, ratio="0.25", data=tokens, out=tmp_path / name, settings=SETTINGS, **options)
-        assert (tmp_path / name / "Toy-REAP-0.25-F16.gguf").exists()
+        assert (tmp_path / name / "Toy-RANK-AVERAGE-0.25-F16.gguf").exists()
 
 
 def test_the_matrix_of_another_model_is_refused_before_the_work(model: Path, tokens: Path, tmp_path: Path) -> None:
     prune(model, ratio="0.25", data=tokens, quant=["Q4_K_M"], out=tmp_path / "a", settings=SETTINGS)
-    sliced = tmp_path / "a" / "Toy-REAP-0.25-F16.imatrix.gguf"
+    sliced = tmp_path / "a" / "Toy-RANK-AVERAGE-0.25-F16.imatrix.gguf"
     with pytest.raises(MismatchError, match="slice its original"):
         prune(model, ratio="0.25", data=tokens, quant=["Q4_K_M"], imatrix=sliced, out=tmp_path / "b")
     assert not list((tmp_path / "b").glob("*.gguf"))
@@ -285,7 +285,7 @@ def test_quantising_alone_says_which_experts_had_no_data(model: Path, tokens: Pa
     entry = whole.entries[name]
     entry.in_sum2[3], entry.counts[3] = 0, 0
     imatrix.save(path, whole, own=True)
-    made = quantize(model, tmp_path / "q.gguf", "Q4_K_M", imatrix=path)
+    made = quantize(model, tmp_path / "q.gguf", "Q4_K_M", Quantiser(imatrix=path))
     assert any(name in note and "mean of the other 7" in note for note in made.warnings)
 
 
@@ -297,7 +297,7 @@ def test_the_command_line_takes_a_type_or_a_recipe(
     told = json.loads(capsys.readouterr().out)["quantized"]
     assert [Path(made["paths"][0]).name for made in told] == ["Toy-mixed.gguf", "Toy-IQ4_XS.gguf"]
     assert main([*command, "--tensor-type", "attn_=q8_0"]) == 1
-    assert "types of tensors were given beside --recipe" in capsys.readouterr().err
+    assert "--tensor-type was given beside recipe" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, "--type", "Q4_K_M"])
     assert "not allowed with argument" in capsys.readouterr().err

@@ -93,11 +93,11 @@ def test_nothing_is_opened_loaded_or_read_more_often_than_the_work_needs(
         return counts
 
     counts = judged("0.25", compare=True)
-    model, pruned = "Tiny-Q8_0.gguf", "Tiny-REAP-0.25-Q8_0.gguf"
+    model, pruned = "Tiny-Q8_0.gguf", "Tiny-RANK-AVERAGE-0.25-Q8_0.gguf"
     rival = next(name for name in counts.loaded if name.startswith("unpruned"))
     assert counts.opened[model] == 1
     # To calibrate, and to judge; every other file to be judged, once.
-    assert counts.loaded == {model: 2, pruned: 1, "Tiny-REAP-0.25-Q4_K_M.gguf": 1, rival: 1}
+    assert counts.loaded == {model: 2, pruned: 1, "Tiny-RANK-AVERAGE-0.25-Q4_K_M.gguf": 1, rival: 1}
     assert counts.probed == {model: 1, pruned: 1}  # to verify, in processes of their own
     assert counts.read == {"Tiny-Q8_0.stats.npz": 1}
     monkeypatch.undo()
@@ -143,7 +143,7 @@ def test_a_second_ratio_writes_at_once_and_loads_nothing(folder: Path) -> None:
         [sys.executable, "-c", SECOND_RATIO, model, text, out], capture_output=True, text=True, check=True
     )
     assert float(ran.stdout) < 1, "seconds of processor time from the start to the first byte"
-    assert (out / "Tiny-REAP-0.50-Q8_0.gguf").exists()
+    assert (out / "Tiny-RANK-AVERAGE-0.50-Q8_0.gguf").exists()
 
 
 @pytest.mark.native
@@ -184,7 +184,7 @@ def test_the_file_of_another_plan_is_not_overwritten(folder: Path) -> None:
     with pytest.raises(OutputError, match=r"RANDOM-0\.25-Q8_0\S* is there already and is not of this very work"):
         prune(model, method="random", seed=1, **options)
     prune(model, folder / "calib.txt", **options)
-    with pytest.raises(OutputError, match=r"REAP-0\.25-Q8_0\S* is there already and is not of this very work"):
+    with pytest.raises(OutputError, match=r"RANK-AVERAGE-0\.25-Q8_0\S* is there already and is not of this very work"):
         prune(model, folder / "calib.txt", blend="uniform", **options)
     assert all(path.read_bytes() == data for path, data in before.items())
 

@@ -1,5 +1,6 @@
 """The forward pass of a qwen3moe file in numpy, written from the model's definition and not from llama.cpp's graph."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ class Routed:
     g: np.ndarray  # [n_tokens, n_used], renormalised weights
     f: np.ndarray  # [n_tokens, n_used, n_embd], outputs before weighting
     s: np.ndarray  # [n_tokens, n_embd], the residual stream behind the block
+    h: np.ndarray  # [n_tokens, n_used, width], what the down matrices multiply
 
 
 class _File:
@@ -88,33 +90,42 @@ def _attention(file: _File, block: int, x: np.ndarray) -> np.ndarray:
     return mixed.reshape(n_tokens, -1) @ file.tensor(f"blk.{block}.attn_output.weight").T
 
 
-def _route(file: _File, block: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Softmax over all experts, the best `n_used` of them with weights that sum to one, and a SwiGLU per expert."""
-    probability = _softmax(x @ file.tensor(f"blk.{block}.ffn_gate_inp.weight").T)
+def _route(file: _File, block: int, x: np.ndarray, kept: Sequence[int] | None) -> tuple[np.ndarray, ...]:
+    """Softmax over the experts, the best `n_used` of them with weights that sum to one, and a SwiGLU per expert."""
+    logits = x @ file.tensor(f"blk.{block}.ffn_gate_inp.weight").T
+    if kept is not None:
+        logits[:, np.setdiff1d(np.arange(logits.shape[1]), kept)] = -np.inf
+    probability = _softmax(logits)
     ids = np.argsort(-probability, axis=-1, kind="stable")[:, : file["expert_used_count"]]
     chosen = np.take_along_axis(probability, ids, axis=-1)
     g = chosen / np.maximum(chosen.sum(-1, keepdims=True), SMALLEST_SUM)
     gate, up, down = (file.experts(block, part) for part in ("gate", "up", "down"))
     f = np.empty((*ids.shape, x.shape[-1]), dtype=x.dtype)
+    h = np.empty((*ids.shape, gate.shape[1]), dtype=x.dtype)
     for expert in np.unique(ids):
         token, slot = np.nonzero(ids == expert)
         opened = x[token] @ gate[expert].T
-        f[token, slot] = (opened / (1 + np.exp(-opened)) * (x[token] @ up[expert].T)) @ down[expert].T
-    return ids, g, f
+        h[token, slot] = opened / (1 + np.exp(-opened)) * (x[token] @ up[expert].T)
+        f[token, slot] = h[token, slot] @ down[expert].T
+    return ids, g, f, h
 
 
 def forward(
-    path: Path, tokens: list[int], dtype: type[np.floating[Any]] = np.float64
+    path: Path,
+    tokens: list[int],
+    dtype: type[np.floating[Any]] = np.float64,
+    keep: Mapping[int, Sequence[int]] | None = None,
 ) -> tuple[np.ndarray, list[Routed]]:
-    """Logits [n_tokens, n_vocab] of one sequence, and per block what was routed."""
+    """Logits [n_tokens, n_vocab] of one sequence, and per block what was routed, with `keep` among those experts."""
     file = _File(path, dtype)
     epsilon = file["attention.layer_norm_rms_epsilon"]
     x, blocks = file.tensor("token_embd.weight")[tokens], []
     for block in range(file["block_count"]):
         x = x + _attention(file, block, _rms_norm(x, file.tensor(f"blk.{block}.attn_norm.weight"), epsilon))
-        ids, g, f = _route(file, block, _rms_norm(x, file.tensor(f"blk.{block}.ffn_norm.weight"), epsilon))
+        normed = _rms_norm(x, file.tensor(f"blk.{block}.ffn_norm.weight"), epsilon)
+        ids, g, f, h = _route(file, block, normed, keep and keep[block])
         x = x + (g[..., None] * f).sum(1)
-        blocks.append(Routed(ids, g, f, x))
+        blocks.append(Routed(ids, g, f, x, h))
     logits = _rms_norm(x, file.tensor("output_norm.weight"), epsilon) @ file.head().T
     # A bias or scale that is not computed here must not pass for a difference of the engines.
     assert not file.unread, sorted(file.unread)

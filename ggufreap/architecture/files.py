@@ -8,6 +8,7 @@ _TYPES = {
     "adapter": "an adapter (LoRA)",
     "imatrix": "an importance matrix",
     "vocab": "a vocabulary without weights",
+    "narrowing": "the columns of a narrowing",
 }
 _ARCHITECTURES = {"clip": _TYPES["mmproj"], "controlvector": "a control vector"}
 _IMATRIX_SUFFIX = ".in_sum2"

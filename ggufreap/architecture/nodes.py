@@ -8,6 +8,12 @@ from dataclasses import dataclass
 LOGITS, PROBS, PROBS_BIASED = "ffn_moe_logits", "ffn_moe_probs", "ffn_moe_probs_biased"
 TOPK = "ffn_moe_topk"
 WEIGHTED = "ffn_moe_weighted"
+# What an expert's neurons put out, which its down matrix multiplies; whatever else has one of these names on the way
+# there is zero with it.
+ACTIVATIONS = tuple(
+    f"ffn_moe_{name}"
+    for name in ("swiglu", "swiglu_limited", "swiglu_oai", "silu", "situ", "geglu", "gelu", "reglu", "relu", "relu_sqr")
+)
 FINAL_NORM = "result_norm"  # what the output head multiplies
 STREAM = ("l_out",)  # what a block leaves of the residual stream; who names it otherwise says so in the table
 # The last block's stream under the name it is given once more where drafts need it, as mimo2.cpp; elsewhere, as in

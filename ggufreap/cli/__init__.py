@@ -27,6 +27,7 @@ WITH_ENGINE = frozenset(
         "demo",
         "eval",
         "frontier",
+        "narrow",
         "preview",
         "probe",
         "prune",
@@ -71,8 +72,8 @@ def _run(options: argparse.Namespace) -> int:
         result, code = options.run(options)
         console.show(result, options.json)
         return int(code)
-    except KeyboardInterrupt:
-        return fail("interrupted; nothing is lost, the same command goes on from here", 130)
+    except KeyboardInterrupt as stopped:
+        return fail(f"interrupted; {str(stopped) or 'nothing is lost, the same command goes on from here'}", 130)
     except BrokenPipeError:  # `ggufreap inspect … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -12,7 +12,7 @@ from ggufreap.options.fit import Fit
 from ggufreap.options.flag import flags_of
 from ggufreap.options.judgement import HeldOut, Judgement
 from ggufreap.options.output import Output
-from ggufreap.options.quantisation import Quantisation
+from ggufreap.options.quantisation import Quantisation, Quantiser
 from ggufreap.options.target import Target
 
 
@@ -35,12 +35,12 @@ TARGET = flags(
     one_of=("ratio", "keep"),
     required=True,
 )
-# The same where a size may decide instead.
-TARGET_OR_FIT = flags(
+CUT = flags(
     Target(),
-    *(target.SIZE, target.FIT_SIZE, target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
+    *(target.SIZE, target.SHARE, target.FIT_SIZE, target.NEURONS),
+    *(target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
     title="target",
-    one_of=("ratio", "keep", "fit"),
+    one_of=("ratio", "keep", "shrink", "fit"),
     required=True,
 )
 METHOD = flags(Target(), target.CHOICE)
@@ -51,6 +51,7 @@ SEARCH = flags(Target(), target.SEARCH, title="target")
 WEIGHING = flags(Target(), target.WEIGHING, target.MTP, target.SEED, title="target")
 OUTPUT_HEAD = flags(Quantisation(), quantisation.IMPORTANCE)
 VARIANTS = flags(Quantisation(), quantisation.VARIANTS, title="quantisation")
+QUANTISER = flags(Quantiser(), quantisation.QUANTISER, quantisation.TYPES, title="llama-quantize")
 SPLIT = flags(Output(), output.SPLIT, output.DRY_RUN, title="output", one_of=("split_max_size", "keep_split"))
 DRY_RUN = flags(Output(), output.DRY_RUN)
 PLACE = flags(Output(), output.PLACE)

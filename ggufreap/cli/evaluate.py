@@ -12,7 +12,7 @@ from ggufreap.options import fit
 from ggufreap.options.fit import Fit
 from ggufreap.options.judgement import HeldOut, Judgement
 from ggufreap.options.output import Output
-from ggufreap.options.target import Target
+from ggufreap.options.target import DEFAULT_METHOD, Target
 
 FAILED = 4
 
@@ -178,7 +178,13 @@ VERBS: Verbs = {
                 metavar="R,R,...",
                 help="fractions of the experts to remove (0.1,0.2,0.3,0.4,0.5)",
             ),
-            argument("--methods", type=_listed, default=["reap"], metavar="NAME,...", help="saliency methods (reap)"),
+            argument(
+                "--methods",
+                type=_listed,
+                default=[DEFAULT_METHOD],
+                metavar="NAME,...",
+                help=f"methods ({DEFAULT_METHOD})",
+            ),
             WEIGHING,
             HELD_OUT,
             engine_of_text,

@@ -39,21 +39,11 @@ def shard(command: argparse.ArgumentParser) -> None:
     command.add_argument("--shard", default="1/1", metavar="I/N", help=help)
 
 
-def quantiser(command: argparse.ArgumentParser) -> None:
-    """What llama-quantize takes."""
-    add = command.add_argument_group("llama-quantize").add_argument
-    what = command.add_mutually_exclusive_group(required=True).add_argument
-    what("--type", metavar="TYPE", help="Q4_K_M, IQ4_XS, Q8_0, ...")
-    what("--recipe", metavar="RECIPE", help="make the variants of a recipe instead: a name, or a .toml file")
-    add("--imatrix", metavar="FILE", help="importance matrix of this model, GGUF or .dat")
-    add("--tensor-type", action="append", default=[], metavar="REGEX=TYPE", help="type of some tensors; repeatable")
-    add("--token-embedding-type", metavar="TYPE", help="type of the token embedding")
-    add("--output-tensor-type", metavar="TYPE", help="type of the output tensor")
-    add("--pure", action="store_true", help="the same type for all tensors")
-    add("--allow-requantize", action="store_true", help="also from tensors that are quantised already")
-    add("--keep-split", action="store_true", help="as many shards as the model has")
-    add("--dry-run", action="store_true", help="print types and the exact size, write nothing")
-    add("-t", "--threads", type=at_least(1), default=0, metavar="N", help="CPU threads (all cores)")
+def types(command: argparse.ArgumentParser) -> None:
+    """What a model is quantised to."""
+    add = command.add_mutually_exclusive_group(required=True).add_argument
+    add("--type", metavar="TYPE", help="Q4_K_M, IQ4_XS, Q8_0, ...")
+    add("--recipe", metavar="RECIPE", help="make the variants of a recipe instead: a name, or a .toml file")
 
 
 def out(meaning: str, required: bool = True) -> AddFlags:

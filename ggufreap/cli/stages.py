@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 
-from ggufreap.cli.asked import DRAWING, FORCE, OUTPUT_HEAD, SOURCE, SPLIT, request
+from ggufreap.cli.asked import DRAWING, DRY_RUN, FORCE, OUTPUT_HEAD, QUANTISER, SOURCE, SPLIT, request
 from ggufreap.cli.common import Result, Verbs, progress
 from ggufreap.cli.engine import engine_of_data, engine_that_is_exact, settings
 from ggufreap.cli.flags import (
@@ -11,12 +11,12 @@ from ggufreap.cli.flags import (
     imatrix,
     model,
     out,
-    quantiser,
     shard,
+    types,
 )
 from ggufreap.cli.generated import value
 from ggufreap.options.output import Output
-from ggufreap.options.quantisation import Quantisation
+from ggufreap.options.quantisation import Quantisation, Quantiser
 
 
 def _run_inspect(options: argparse.Namespace) -> Result:
@@ -51,20 +51,31 @@ def _run_apply(options: argparse.Namespace) -> Result:
     return console.DryRun(script) if output.dry_run else script, 0
 
 
+def _run_narrow(options: argparse.Namespace) -> Result:
+    from ggufreap import console, verbs
+
+    output = replace(value(options, Output), out=options.output)
+    narrowed = verbs.narrow(
+        options.model,
+        request(options),
+        plan=options.plan,
+        width_ratio=options.width_ratio,
+        output=output,
+        imatrix=options.imatrix,
+        allow_requantize=options.allow_requantize,
+        settings=settings(options),
+        progress=progress(),
+    )
+    return console.DryRun(narrowed.script) if output.dry_run else narrowed, 0
+
+
 def _run_quantize(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
-    from ggufreap.errors import InputError
-    from ggufreap.quantization import parse_tensor_type
 
-    common = {name: getattr(options, name) for name in ("imatrix", "keep_split", "allow_requantize", "threads")}
-    common |= {"dry_run": options.dry_run, "force": value(options, Output).force, "progress": progress()}
-    own = {name: getattr(options, name) for name in ("token_embedding_type", "output_tensor_type", "pure")}
-    if options.recipe is None:
-        types = [parse_tensor_type(text) for text in options.tensor_type]
-        return verbs.quantize(options.model, options.output, options.type, tensor_types=types, **own, **common), 0
-    if options.tensor_type or any(own.values()):
-        raise InputError("types of tensors were given beside --recipe, which tells them; give one or the other")
-    return verbs.quantize_variants(options.model, options.output, options.recipe, **common), 0
+    make, what = (verbs.quantize, options.type) if options.recipe is None else (verbs.quantize_variants, options.recipe)
+    asked, output = value(options, Quantiser), value(options, Output)
+    how = {"dry_run": output.dry_run, "force": output.force, "progress": progress()}
+    return make(options.model, options.output, what, asked, **how), 0
 
 
 def _run_imatrix(options: argparse.Namespace) -> Result:
@@ -77,7 +88,14 @@ def _run_imatrix(options: argparse.Namespace) -> Result:
 def _run_verify(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
-    proof = verbs.verify(options.model, options.out, options.plan, settings=settings(options), progress=progress())
+    proof = verbs.verify(
+        options.model,
+        options.out,
+        options.plan,
+        narrowing=options.narrowing,
+        settings=settings(options),
+        progress=progress(),
+    )
     return proof, 0 if proof.ok else 3
 
 
@@ -99,6 +117,23 @@ VERBS: Verbs = {
             SPLIT,
         ),
     ),
+    "narrow": (
+        _run_narrow,
+        "write a file of narrower experts: neurons removed, and the others made up for them",
+        (
+            model,
+            argument("--width-ratio", required=True, metavar="W", help="fraction of the neurons to remove, as 0.25"),
+            argument("--plan", metavar="P.json", help="what plan saved: experts that go as well (all stay)"),
+            argument("--imatrix", metavar="FILE", help="importance matrix of the model: guides how down is encoded"),
+            argument("--allow-requantize", action="store_true", help="also where down has less than 8 bits"),
+            out("GGUF file; the neurons are named beside it"),
+            FORCE,
+            *SOURCE,
+            DRAWING,
+            engine_of_data,
+            SPLIT,
+        ),
+    ),
     "verify": (
         _run_verify,
         "prove that a pruned file is the model without the dropped experts",
@@ -106,13 +141,14 @@ VERBS: Verbs = {
             model,
             argument("out", metavar="PRUNED", help="the pruned GGUF file"),
             argument("--plan", required=True, metavar="P.json", help="the plan it was made with"),
+            argument("--narrowing", metavar="N.json", help="the narrowing it was made with, where it has one"),
             engine_that_is_exact,
         ),
     ),
     "quantize": (
         _run_quantize,
         "requantise a model with llama.cpp's own quantiser",
-        (model, out("GGUF file, or a folder for the variants of a recipe"), FORCE, quantiser),
+        (model, out("GGUF file, or a folder for the variants of a recipe"), FORCE, types, QUANTISER, DRY_RUN),
     ),
     "imatrix": (
         _run_imatrix,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ggufreap.cli.asked import (
+    CUT,
     DRY_RUN,
     EFFORT,
     FORCE,
@@ -17,7 +18,6 @@ from ggufreap.cli.asked import (
     SEARCH,
     SOURCE,
     SPLIT,
-    TARGET_OR_FIT,
     VARIANTS,
     check_unused_fit,
     request,
@@ -128,7 +128,7 @@ VERBS: Verbs = {
             model,
             PLACE,
             FORCE,
-            TARGET_OR_FIT,
+            CUT,
             SEARCH,
             MEMORY,
             EFFORT,

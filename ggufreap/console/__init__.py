@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console import account, doctor, evaluation, fitting, imatrix, probing, stages, whole
+from ggufreap.console import account, doctor, evaluation, fitting, imatrix, narrowing, probing, stages, whole
 from ggufreap.console.draw import Drawers, Plain
 from ggufreap.console.stages import Choice, DryRun
 from ggufreap.progress import Bar
@@ -25,6 +25,7 @@ _DRAWERS: Drawers = {
     **evaluation.DRAWERS,
     **probing.DRAWERS,
     **account.DRAWERS,
+    **narrowing.DRAWERS,
     **fitting.DRAWERS,
     **whole.DRAWERS,
     **doctor.DRAWERS,
@@ -34,6 +35,7 @@ _PLAIN: Plain = {
     **evaluation.PLAIN,
     **probing.PLAIN,
     **account.PLAIN,
+    **narrowing.PLAIN,
     **fitting.PLAIN,
     **whole.PLAIN,
     **doctor.PLAIN,

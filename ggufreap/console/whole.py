@@ -25,7 +25,7 @@ def _pruned(pruned: Pruned) -> None:
     if pruned.coverage:
         draw_coverage(pruned.coverage)
     before, after = pruned.script.source_nbytes, pruned.script.nbytes
-    say(styled(f"{pruned.plan.summary}:", "bold"), f"{size(before)} -> {size(after)} ({after / before:.0%})")
+    say(styled(f"{pruned.summary}:", "bold"), f"{size(before)} -> {size(after)} ({after / before:.0%})")
     draw_note(pruned.plan)
     for file in pruned.script.files:
         why = "removed once it was quantised" if pruned.quantized else "not kept: it is not what the plan promised"
@@ -58,10 +58,11 @@ def _plain_pruned(pruned: Pruned) -> dict[str, Any]:
     return {
         "files": [{"path": str(file.path), "nbytes": file.nbytes} for file in pruned.script.files],
         "source_nbytes": pruned.script.source_nbytes,
-        "summary": pruned.plan.summary,
+        "summary": pruned.summary,
         "method": pruned.plan.method,
         "note": pruned.plan.note,
         "plan": pruned.plan_path,
+        "narrowing": pruned.narrowing_path,
         "statistics": pruned.statistics_path,
         "coverage": plain_coverage(pruned.coverage) if pruned.coverage else None,
         "verification": plain_verification(pruned.verification) if pruned.verification else None,

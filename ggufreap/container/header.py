@@ -40,14 +40,14 @@ def bits_per_weight(kind: int) -> float:
     return 8 * size / block
 
 
+def block_size(kind: int) -> int:
+    """How many weights of a row a ggml type packs at a time."""
+    return _TYPES[kind][1]
+
+
 def is_quantized(kind: int) -> bool:
     """Whether a ggml type packs several weights into one block."""
     return _TYPES[kind][1] > 1
-
-
-def block_size(kind: int) -> int:
-    """The weights of a row that a ggml type packs at a time."""
-    return _TYPES[kind][1]
 
 
 @dataclass(frozen=True)

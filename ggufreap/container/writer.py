@@ -1,18 +1,21 @@
 """Lays out GGUF files before a byte is written, then streams them into place.
 
-Tensor data is never held: an output tensor is a list of byte ranges of other files, which pass through one buffer. A
-file appears under its final name only when it is whole and on disk.
+Tensor data is never held: an output tensor is a list of byte ranges of other files, which pass through one buffer, and
+of parts that are computed one at a time when their turn comes. A file appears under its final name only when it is
+whole and on disk.
 """
 
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
 from math import prod
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from gguf.constants import GGUFValueType
 
 from ggufreap.activity import doing
@@ -40,13 +43,22 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """`nbytes` that `compute` gives when they are written, from the file at `path` if from any; never held together."""
+
+    path: Path | None
+    nbytes: int
+    compute: Callable[[], npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
 class OutputTensor:
     """A tensor to be written; `shape` in numpy order, the data is `pieces` one after the other."""
 
     name: str
     shape: tuple[int, ...]
     type: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Piece | Computed, ...]
 
     @property
     def n_elements(self) -> int:
@@ -126,7 +138,8 @@ def check_target(files: Sequence[OutputFile], *inputs: str | Path | None) -> Non
     """Claim the files; raises OutputError when one is their own source or another of the `inputs`, is not of this work
     and must not be replaced, or does not fit on the disk.
     """
-    sources = {piece.path for file in files for tensor in file.tensors for piece in tensor.pieces}
+    pieces = (piece for file in files for tensor in file.tensors for piece in tensor.pieces)
+    sources = {piece.path for piece in pieces if piece.path}
     claim(*(file.path for file in files), inputs=(*sources, *inputs))
     for file in files:
         check_free(file.path, file.is_at(file.path))
@@ -155,7 +168,7 @@ def _write_one(file: OutputFile, path: Path, bar: Bar) -> None:
     with ExitStack() as stack:
         sources = {
             source: stack.enter_context(source.open("rb", buffering=0))
-            for source in {piece.path for tensor in file.tensors for piece in tensor.pieces}
+            for source in {each.path for tensor in file.tensors for each in tensor.pieces if isinstance(each, Piece)}
         }
         target = stack.enter_context(create(path)).fileno()
         _write_all(target, file.header)
@@ -172,9 +185,12 @@ def _write_one(file: OutputFile, path: Path, bar: Bar) -> None:
         os.fsync(target)
 
 
-def _parts(tensor: OutputTensor) -> Iterator[Piece]:
-    """Its pieces, cut to the size of the buffer."""
+def _parts(tensor: OutputTensor) -> Iterator[Piece | Computed]:
+    """Its pieces, those of files cut to the size of the buffer."""
     for piece in tensor.pieces:
+        if isinstance(piece, Computed):
+            yield piece
+            continue
         for start in range(0, piece.nbytes, BUFFER):
             yield Piece(piece.path, piece.offset + start, min(BUFFER, piece.nbytes - start))
 
@@ -182,7 +198,7 @@ def _parts(tensor: OutputTensor) -> Iterator[Piece]:
 class _Reader:
     """Reads parts one after the other into one buffer, and announces those that come next."""
 
-    def __init__(self, sources: Mapping[Path, FileIO], parts: Sequence[Piece]) -> None:
+    def __init__(self, sources: Mapping[Path, FileIO], parts: Sequence[Piece | Computed]) -> None:
         self.sources, self.parts = sources, parts
         self.read = self.announced = self.ahead = 0
         self.buffer = memoryview(bytearray(BUFFER))
@@ -193,6 +209,8 @@ class _Reader:
         part = self.parts[self.read]
         self.read += 1
         self.ahead -= part.nbytes
+        if isinstance(part, Computed):
+            return _computed(part)
         source, view = self.sources[part.path], self.buffer[: part.nbytes]
         source.seek(part.offset)
         done = 0
@@ -206,11 +224,18 @@ class _Reader:
     def _announce(self) -> None:
         while self.announced < len(self.parts) and self.ahead < AHEAD:
             part = self.parts[self.announced]
-            if hasattr(os, "posix_fadvise"):
+            if hasattr(os, "posix_fadvise") and isinstance(part, Piece):
                 handle = self.sources[part.path].fileno()
                 os.posix_fadvise(handle, part.offset, part.nbytes, os.POSIX_FADV_WILLNEED)
             self.announced += 1
             self.ahead += part.nbytes
+
+
+def _computed(part: Computed) -> memoryview:
+    data = np.ascontiguousarray(part.compute()).view(np.uint8).ravel()
+    if data.nbytes != part.nbytes:
+        raise AssertionError(f"{data.nbytes} bytes were computed where {part.nbytes} were announced")
+    return memoryview(data)  # type: ignore[arg-type]  # an array is a Buffer
 
 
 def _write_all(target: int, data: bytes | memoryview) -> None:

@@ -1,8 +1,8 @@
-"""Held-out data: what judges. It is read as calibration data is, can be split off it, and must be none of it."""
+"""Held-out data: what judges. It is read as calibration data is, and can be split off it."""
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,6 @@ import numpy as np
 from ggufreap.container import GgufFile
 from ggufreap.corpus.chat import plain
 from ggufreap.corpus.chunks import Corpus, from_text, read_text
-from ggufreap.corpus.record import SourceRecord
 from ggufreap.corpus.request import Opened, open_request
 from ggufreap.corpus.samples import Sample, Text
 from ggufreap.corpus.sources import Skipped
@@ -24,8 +23,6 @@ from ggufreap.options.data import STANDARD_INPUT, Request
 from ggufreap.options.judgement import given_name
 
 PLAIN = ("", ".txt", ".md")
-# Lines that are shorter, such as brackets and headings, stand in any two texts.
-LINE = 24
 Texts = Mapping[str, str | Opened]
 
 
@@ -120,14 +117,13 @@ class Side:
         return self.source.nbytes
 
     @property
-    def n_files(self) -> tuple[int, int]:
-        """As of the source."""
-        return self.source.n_files
-
-    @property
     def has_rows(self) -> bool:
         """As of the source."""
         return self.source.has_rows
+
+    def files(self) -> Sequence[Samples]:
+        """This side of every file of the source."""
+        return [replace(self, source=file) for file in self.source.files()]
 
     def __iter__(self) -> Iterator[Sample]:
         inside = mine = False
@@ -139,9 +135,14 @@ class Side:
                 yield sample
 
     def _is_held_out(self, sample: Sample) -> bool:
-        words = " ".join(_said(sample).split())
+        words = " ".join(said(sample).split())
         digest = hashlib.blake2b(f"{self.seed}:{words}".encode(), digest_size=8).digest()
         return int.from_bytes(digest) < self.share * 2**64
+
+
+def said(sample: Sample) -> str:
+    """What a sample says, as plain text."""
+    return sample.text if isinstance(sample, Text) else plain(sample)
 
 
 def parse_share(text: str) -> float:
@@ -163,9 +164,15 @@ def split(opened: Opened, share: float, seed: int) -> tuple[Opened, tuple[Opened
     if opened.ids is not None:
         raise InputError("--eval-split holds out documents, token ids have none; give --eval-file")
 
+    drawn = f"{share:.3g} by seed {seed}"
+
     def side(held_out: bool, domain: str | None) -> Opened:
         sources = tuple(
-            NamedSource(each.domain, Side(each.source, share, seed, held_out), each.record)
+            NamedSource(
+                each.domain,
+                Side(each.source, share, seed, held_out),
+                each.record if held_out else replace(each.record, held_out=drawn),
+            )
             for each in opened.sources
             if domain in (None, each.domain)
         )
@@ -183,49 +190,3 @@ def split(opened: Opened, share: float, seed: int) -> tuple[Opened, tuple[Opened
                 )
         held.append(side(True, domain))
     return kept, tuple(held)
-
-
-# --- whether it is calibration data after all -------------------------------------------------------------------------
-
-
-def seen(data: Texts, calibration: Opened) -> dict[str, float]:
-    """Domain -> the share of its lines that stand in the calibration data, whatever the files are called.
-
-    Lines of LINE characters and more; data on the hub are not read for this. A domain without such lines has 0.
-    """
-    lines = {name: {_hash(line) for text in _texts(given) for line in _lines(text)} for name, given in data.items()}
-    asked = set[int]().union(*lines.values())
-    hashes = (line for text in _texts(calibration) for line in map(_hash, _lines(text))) if asked else ()
-    known = asked.intersection(hashes)
-    return {name: len(own.intersection(known)) / max(1, len(own)) for name, own in lines.items()}
-
-
-def is_source(engine: Engine, text: str, n_ctx: int, records: Sequence[SourceRecord]) -> bool:
-    """Whether one of these sources, in chunks of `n_ctx` tokens, was this very text, by the SHA-256 of its ids."""
-    try:
-        chunks = from_text(engine, text, n_ctx, "text").chunks
-    except InputError:  # too short
-        return False
-    digest = hashlib.sha256(np.ascontiguousarray(chunks, "<i4").tobytes()).hexdigest()
-    return digest in {record.sha256 for record in records}
-
-
-def _texts(data: str | Opened) -> Iterator[str]:
-    if isinstance(data, str):
-        yield data
-    elif data.ids is None:
-        for each in data.sources:
-            if not each.record.is_hub:
-                yield from map(_said, each.source)
-
-
-def _said(sample: Sample) -> str:
-    return sample.text if isinstance(sample, Text) else plain(sample)
-
-
-def _lines(text: str) -> Iterable[str]:
-    return (line for line in map(str.strip, text.splitlines()) if len(line) >= LINE)
-
-
-def _hash(line: str) -> int:
-    return int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest())

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,12 +86,6 @@ class LocalFiles:
     def nbytes(self) -> int:
         """The size of all files."""
         return sum(path.stat().st_size for path in self.paths)
-
-    def begun(self, position: int) -> int:
-        """How many of the files were begun when `position` bytes of all were read."""
-        sizes = [path.stat().st_size for path in self.paths]
-        starts = accumulate(sizes, initial=0)
-        return sum(start < position or not size for start, size in zip(starts, sizes, strict=False))
 
     @cached_property
     def identity(self) -> str:

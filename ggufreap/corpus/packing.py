@@ -14,7 +14,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Piece:
-    """The tokens of a sample of the `source`-th source, or of a part of it; `opens`: of its beginning."""
+    """The tokens of a sample of the `source`-th source or file, or of a part of it; `opens`: of its beginning."""
 
     tokens: Tokens
     counted: Mask

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 class SourceRecord:
     """One source and what was taken of it; `sha256` identifies the token ids, `revision` is a commit where known.
 
+    `held_out`: the share of its documents that was not read, and the seed that drew them; empty where all were.
     `is_hub`: `name` is a data set on the Hugging Face hub, `organization/name`, and not a file.
     """
 
@@ -19,3 +20,4 @@ class SourceRecord:
     samples: int = 0
     tokens: int = 0
     sha256: str = ""
+    held_out: str = ""

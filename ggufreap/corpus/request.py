@@ -18,7 +18,8 @@ from ggufreap.corpus.record import SourceRecord
 from ggufreap.corpus.samples import Conversation, Sample, Text
 from ggufreap.corpus.sources import Skipped, Source, open_source
 from ggufreap.corpus.spec import SourceSpec, domain_names, parse_sources
-from ggufreap.corpus.stream import NamedSource, Stream
+from ggufreap.corpus.stream import NamedSource, Samples, Stream
+from ggufreap.corpus.turns import IN_TURN
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import InputError
 from ggufreap.options.data import ALL, ASSISTANT, STANDARD_INPUT, Request
@@ -96,12 +97,11 @@ class _Given:
         return len(self.text.encode())
 
     @property
-    def n_files(self) -> tuple[int, int]:
-        return 1, 1
-
-    @property
     def has_rows(self) -> bool:
         return False
+
+    def files(self) -> Sequence[Samples]:
+        return (self,)
 
     def __iter__(self) -> Iterator[Sample]:
         self.position = self.nbytes
@@ -151,6 +151,8 @@ def _identity(request: Request, sources: Sequence[NamedSource], identities: Sequ
     samples = [named.source.spec.samples if isinstance(named.source, Source) else None for named in sources]
     domains = [named.domain for named in sources]
     settings = [vars(request.reading), request.text_field, request.chat_template, request.seed]
+    if request.reading.n_chunks is not None and any(len(named.source.files()) > 1 for named in sources):
+        settings.append(IN_TURN)
     return _sha256(json.dumps([list(zip(domains, identities, samples, strict=True)), settings]).encode())
 
 

@@ -14,8 +14,8 @@ import hashlib
 import heapq
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +79,14 @@ class Source:
         """Whether any of it is read row by row, and not as text."""
         return isinstance(self.data, DataSet) or self.data.has_rows
 
-    @property
-    def n_files(self) -> tuple[int, int]:
-        """How many local files were begun so far, and how many there are; 1 of 1 for what streams."""
-        if isinstance(self.data, DataSet) or self.spec.samples is not None:
-            return 1, 1
-        return self.data.begun(self.position), len(self.data.paths)
+    def files(self) -> Sequence["Source"]:
+        """Every file as a source of its own, in an order that the seed draws; itself where it is one, streams, or is
+        drawn from.
+        """
+        if isinstance(self.data, DataSet) or self.spec.samples is not None or len(self.data.paths) < 2:
+            return (self,)
+        order = sorted(range(len(self.data.paths)), key=lambda number: _key(self.seed, number))
+        return [_File(self, self.data.paths[number]) for number in order]
 
     @property
     def record(self) -> dict[str, Any]:
@@ -163,6 +165,17 @@ class Source:
             f"{self.spec.name} has no usable row among {total:,}: {reason} in {most.count:,} of them, "
             f"first in {most.first}; name the column of the text, or give other data"
         )
+
+
+class _File(Source):
+    """One file of several, which may be of no use as long as the others are."""
+
+    def __init__(self, source: Source, path: Path) -> None:
+        assert isinstance(source.data, LocalFiles)
+        super().__init__(source.spec, replace(source.data, paths=(path,)), source.seed, source.text_field)
+
+    def _refuse(self) -> None:
+        pass
 
 
 def open_source(spec: SourceSpec, *, seed: int, text_field: str | None = None) -> Source:

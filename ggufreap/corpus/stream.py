@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from ggufreap.corpus.packing import Filled, Mask, Piece, packed, unpacked
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.corpus.samples import Conversation, Sample, Text, Unusable
 from ggufreap.corpus.sources import Skipped
+from ggufreap.corpus.turns import in_turn
 from ggufreap.engine.protocol import Engine, Tokens
 from ggufreap.errors import InputError
 from ggufreap.options.data import Reading
@@ -41,12 +43,11 @@ class Samples(Protocol):
         """What `position` ends with, where that is known."""
 
     @property
-    def n_files(self) -> tuple[int, int]:
-        """How many files were begun so far, and how many there are."""
-
-    @property
     def has_rows(self) -> bool:
         """Whether any of it is read row by row, and not as text."""
+
+    def files(self) -> "Sequence[Samples]":
+        """The same samples file by file, in an order that the seed draws; itself where they cannot be read apart."""
 
     def __iter__(self) -> Iterator[Sample]: ...
 
@@ -61,7 +62,8 @@ class NamedSource:
 
 
 class Stream:
-    """The chunks of `sources`, domains in turn: the one with the fewest tokens so far is next.
+    """The chunks of `sources`, domains in turn: the one with the fewest tokens so far is next. Where the number of
+    chunks is limited, the files of a domain take turns in the same way.
 
     `render` turns conversations into text with the model's chat template. Can be read once. Raises InputError when a
     domain does not fill a single chunk.
@@ -76,6 +78,13 @@ class Stream:
         render: Callable[[Conversation], Rendered],
     ) -> None:
         self._engine, self._sources, self._n_ctx, self._reading, self._render = engine, sources, n_ctx, reading, render
+        limited = reading.n_chunks is not None
+        self._files = [  # with the number of the source that each is of
+            (index, file)
+            for index, named in enumerate(sources)
+            for file in (named.source.files() if limited else (named.source,))
+        ]
+        self._used = set[int]()
         self._seen = Seen()
         self._newline = engine.tokenize("\n", add_special=False)
         self._tokens = [0] * len(sources)
@@ -93,7 +102,7 @@ class Stream:
         """About how many tokens there are in all, from the size of the sources; None where that is unknown."""
         total = 0.0
         for domain in self.domains:
-            members = [named.source for named in self._sources if named.domain == domain]
+            members = [file for index, file in self._files if self._sources[index].domain == domain]
             done = sum(source.position for source in members)
             if not done or any(source.nbytes is None for source in members):
                 return None
@@ -137,22 +146,22 @@ class Stream:
         if limit is None or sum(self._read_chunks.values()) < limit:
             return
         for index, named in enumerate(self._sources):
-            begun, n_files = named.source.n_files
+            files, name = [number for number, (of, _) in enumerate(self._files) if of == index], named.record.name
             if not self._tokens[index]:
-                yield f"{named.record.name}: nothing of it is among the {limit:,} chunks that --chunks allows"
-            elif begun < n_files:
-                name = named.record.name
-                yield (
-                    f"{name}: --chunks {limit:,} was reached in file {begun:,} of {n_files:,}, the others were not "
-                    f"read; to draw from all of them, give a number of samples: {name}:N"
-                )
+                yield f"{name}: nothing of it is among the {limit:,} chunks that --chunks allows"
+            elif len(files) > 1:
+                used = len(self._used.intersection(files))
+                yield f"{name}: --chunks {limit:,} takes its files in turn, and of {len(files):,} came to {used:,}"
 
     def _skipped(self) -> tuple[str, ...]:
         return tuple(
             f"{named.record.name}: skipped {count:,}: {reason}"
             for index, named in enumerate(self._sources)
-            for reason, count in (*_counts(named.source), *self._unusable[index].items())
+            for reason, count in (*_counts(self._of(index)), *self._unusable[index].items())
         )
+
+    def _of(self, index: int) -> list[Samples]:
+        return [file for of, file in self._files if of == index]
 
     def _first(self, domain: str) -> Filled:
         first = next(self._ready[domain], None)
@@ -167,7 +176,9 @@ class Stream:
     def _own(self, tokens: Tokens, owners: Sequence[tuple[int, int, bool]]) -> None:
         """Book a chunk's tokens to the sources that they came from."""
         start = 0
-        for source, count, opens in owners:
+        for number, count, opens in owners:
+            source = self._files[number][0]
+            self._used.add(number)
             self._tokens[source] += count
             self._samples[source] += opens
             self._hashes[source].update(tokens[start : start + count].astype("<i4").tobytes())
@@ -183,19 +194,25 @@ class Stream:
                 yield tokens, counted, owners
 
     def _pieces(self, domain: str) -> Iterator[Piece]:
-        for index, named in enumerate(self._sources):
-            if named.domain != domain:
+        mine = [
+            self._pieces_of(number)
+            for number, (index, _) in enumerate(self._files)
+            if self._sources[index].domain == domain
+        ]
+        return chain.from_iterable(mine) if self._reading.n_chunks is None else in_turn(mine, self._n_ctx)
+
+    def _pieces_of(self, number: int) -> Iterator[Piece]:
+        index, file = self._files[number]
+        inside = False  # a text that the piece before began
+        for sample in file:
+            opens, inside = not inside, isinstance(sample, Text) and sample.continues
+            try:
+                tokens, counted = self._tokenised(sample, opens)
+            except Unusable as reason:
+                self._skip(index, str(reason))
                 continue
-            inside = False  # a text that the piece before began
-            for sample in named.source:
-                opens, inside = not inside, isinstance(sample, Text) and sample.continues
-                try:
-                    tokens, counted = self._tokenised(sample, opens)
-                except Unusable as reason:
-                    self._skip(index, str(reason))
-                    continue
-                self._read[domain] += len(tokens)
-                yield Piece(tokens, counted, index, opens)
+            self._read[self._sources[index].domain] += len(tokens)
+            yield Piece(tokens, counted, number, opens)
 
     def _skip(self, source: int, reason: str) -> None:
         """Count a sample that cannot be used; a template can give every one a reason of its own."""
@@ -247,5 +264,11 @@ class Stream:
             raise Unusable("duplicate")
 
 
-def _counts(source: Samples) -> list[tuple[str, int]]:
-    return [(f"{reason}, first {skipped.first}", skipped.count) for reason, skipped in source.skipped.items()]
+def _counts(files: Sequence[Samples]) -> list[tuple[str, int]]:
+    """Reason, with the first place that gave it -> how many, over all files of a source."""
+    totals: dict[str, Skipped] = {}
+    for file in files:
+        for reason, skipped in file.skipped.items():
+            before = totals.get(reason, Skipped(0, skipped.first))
+            totals[reason] = replace(before, count=before.count + skipped.count)
+    return [(f"{reason}, first {skipped.first}", skipped.count) for reason, skipped in totals.items()]

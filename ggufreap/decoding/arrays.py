@@ -7,7 +7,8 @@ size; pickled objects are refused here as everywhere.
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -28,7 +29,7 @@ MOST_DIMS = 8
 MOST_MEMBERS = 1 << 16
 # A file unpacks to this many times its size at most: counts and sums hardly compress, repeated zeros do.
 MOST_GROWTH = 64
-_BROKEN = (BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OSError, zlib.error, struct.error)
+_BROKEN = (BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error, struct.error)
 
 
 def read_array(file: BinaryIO, nbytes: int) -> Array:
@@ -54,28 +55,30 @@ def read_array(file: BinaryIO, nbytes: int) -> Array:
     data = file.read(claimed)
     if len(data) != claimed:
         raise Damaged(f"it ends after {len(data):,} of {claimed:,} bytes")
-    array = np.frombuffer(data, dtype) if claimed else np.empty(math.prod(shape), dtype)
+    array = np.frombuffer(bytearray(data), dtype) if claimed else np.empty(math.prod(shape), dtype)
     if dtype.kind == "U" and claimed and array.view(dtype.byteorder + "u4").max() > 0x10FFFF:
         raise Damaged("its text holds what is no character")
     return array.reshape(shape, order="F" if fortran else "C")
 
 
-def load_arrays(path: Path, what: str, advice: str) -> dict[str, Array]:
-    """All arrays of an .npz by name, read-only; raises InputError: the file, the fault, why it is not `what`."""
+@contextmanager
+def open_arrays(path: Path, what: str, advice: str) -> Iterator[Mapping[str, Array]]:
+    """The arrays of an .npz by name, each read and checked when it is asked for.
+
+    Raises InputError for a file that is not `what`, also where the block raises Damaged: the file, the fault, what to
+    do.
+    """
     try:
         with path.open("rb") as file:
             kind, size = what_is(file.read(HEAD)), file.seek(0, 2)
             if kind and "zip" not in kind:
                 raise InputError(f"{path} is {kind}, not {what}; {advice}")
             file.seek(0)
-            with ZipFile(file) as archive:
-                return _members(archive, size)
+            yield _Members(file, size)
     except Damaged as error:
         raise InputError(f"{path} is not {what}: {error}; {advice}") from error
-    except _BROKEN as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        raise InputError(f"{path} is not {what}: {shown(error, 120)}; {advice}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def parse_header(arrays: Mapping[str, Array], name: str, kind: type[T]) -> T:
@@ -85,9 +88,16 @@ def parse_header(arrays: Mapping[str, Array], name: str, kind: type[T]) -> T:
 
 
 def take(
-    arrays: Mapping[str, Array], name: str, kinds: str, shape: tuple[int, ...], least: float | None = None
+    arrays: Mapping[str, Array],
+    name: str,
+    kinds: str,
+    shape: tuple[int, ...],
+    least: float = -math.inf,
+    most: float = math.inf,
 ) -> Array:
-    """The array `name`, of one of the dtype `kinds` and of this shape, finite and not below `least`; raises Damaged."""
+    """The array `name`, of one of the dtype `kinds` and of this shape, finite and from `least` to `most`; raises
+    Damaged.
+    """
     array = arrays.get(name)
     if array is None:
         raise Damaged(f"it has no {name}")
@@ -97,31 +107,60 @@ def take(
         raise Damaged(f"{name} has shape {excerpt(array.shape)}, the rest says {excerpt(shape)}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise Damaged(f"{name} holds what is no number")
-    if least is not None and array.size and array.min() < least:
-        raise Damaged(f"{name} holds {array.min()}, below {least:g}")
+    if array.dtype.kind in "iuf" and array.size and not least <= array.min() <= array.max() <= most:
+        worst, side = (array.min(), f"below {least:g}") if array.min() < least else (array.max(), f"above {most:g}")
+        raise Damaged(f"{name} holds {worst}, {side}")
     return array
 
 
-def _members(archive: ZipFile, size: int) -> dict[str, Array]:
-    members = archive.infolist()
-    if len(members) > MOST_MEMBERS:
-        raise Damaged(f"it holds {len(members):,} arrays")
-    if (claimed := sum(member.file_size for member in members)) > MOST_GROWTH * size:
-        raise Damaged(f"its {size:,} bytes claim to unpack to {claimed:,}")
-    arrays: dict[str, Array] = {}
-    for member in members:
-        name = member.filename.removesuffix(".npy")
-        if name == member.filename or name in arrays:
-            raise Damaged(f"its member {excerpt(member.filename)} is no array, or stands twice")
-        arrays[name] = _member(archive, member, name)
-    return arrays
+class _Members(Mapping[str, Array]):
+    """What an archive says that it holds; raises Damaged for more than its bytes can hold, or for other things."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        with _whole():
+            self._archive = ZipFile(file)
+        members = self._archive.infolist()
+        if len(members) > MOST_MEMBERS:
+            raise Damaged(f"it holds {len(members):,} arrays")
+        if (claimed := sum(member.file_size for member in members)) > MOST_GROWTH * size:
+            raise Damaged(f"its {size:,} bytes claim to unpack to {claimed:,}")
+        self._members: dict[str, ZipInfo] = {}
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            if name == member.filename or name in self._members:
+                raise Damaged(f"its member {excerpt(member.filename)} is no array, or stands twice")
+            self._members[name] = member
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
+
+    def __getitem__(self, name: str) -> Array:
+        member = self._members[name]
+        if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+            raise Damaged(f"{excerpt(name)} is packed in a way that numpy does not write")
+        try:
+            with _whole(), self._archive.open(member) as file:
+                return read_array(file, member.file_size)  # type: ignore[arg-type]  # IO[bytes], which is read forward
+        except Damaged as error:
+            raise Damaged(f"{excerpt(name)}: {error}") from error
 
 
-def _member(archive: ZipFile, member: ZipInfo, name: str) -> Array:
-    if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-        raise Damaged(f"{excerpt(name)} is packed in a way that numpy does not write")
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Raises Damaged where zipfile finds that an archive is not whole."""
     try:
-        with archive.open(member) as file:
-            return read_array(file, member.file_size)  # type: ignore[arg-type]  # IO[bytes], which is read forward
-    except Damaged as error:
-        raise Damaged(f"{excerpt(name)}: {error}") from error
+        yield
+    except Damaged:
+        raise
+    except OSError as error:
+        if error.strerror:  # the disk's fault, not the file's
+            raise
+        raise Damaged(shown(error, 120)) from error
+    except _BROKEN as error:
+        raise Damaged(shown(error, 120)) from error

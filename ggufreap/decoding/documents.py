@@ -67,12 +67,13 @@ def check_limits(data: bytes, depth: int = DEPTH, values: int = VALUES) -> None:
                 raise Damaged(f"it holds more than {values:,} values in one")
 
 
-def load_json(path: Path, kind: type[T], what: str, advice: str, schema: str) -> T:
+def load_json(path: Path, kind: type[T], what: str, advice: str, schema: str, most: int = MOST_JSON) -> T:
     """The JSON file `path` as a value of `kind`; raises InputError: the file, the fault, why it is not `what`.
 
+    It has `most` bytes at most.
     Its `schema` is looked at first: a file of another version is not a damaged one.
     """
-    data = read_document(path, what, advice)
+    data = read_document(path, what, advice, most)
     try:
         stated = parse_json(data, dict[str, Any]).get("schema")
         if isinstance(stated, str) and stated != schema:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufreap.container.gguf_file import shards_of
-from ggufreap.engine.placement import gpus
+from ggufreap.engine.devices import gpus
 from ggufreap.errors import EngineError
 from ggufreap.memory import memory
 from ggufreap.options.engine import PLACEMENT, EngineSettings

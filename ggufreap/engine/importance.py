@@ -12,6 +12,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ggufreap.decoding import Damaged
+from ggufreap.decoding.arrays import parse_header, take
+from ggufreap.showing import excerpt
+
+MOST = 1e37  # of a sum of squares; ten of them still are a number in single precision
 OUTPUT = "output.weight"  # the output head, where it is not the token embedding
 
 
@@ -81,7 +86,19 @@ class ImportanceSums:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
-        """What `to_arrays` gave."""
+        """What `to_arrays` gave; raises Damaged for what it did not."""
         names = [name.removeprefix("values ") for name in arrays if name.startswith("values ")]
-        sums = {name: Sums(arrays[f"values {name}"], arrays[f"counts {name}"]) for name in names}
-        return cls(sums, json.loads(str(arrays["input_of"])), bool(arrays.get("output", False)))
+        sums = {name: _sums(arrays, name) for name in names}
+        input_of = parse_header(arrays, "input_of", dict[str, str])
+        if set(input_of.values()) != set(sums):
+            raise Damaged("the importance sums are not those that their names tell of")
+        return cls(sums, input_of, bool(take(arrays, "output", "b", ())) if "output" in arrays else False)
+
+
+def _sums(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> Sums:
+    values, counts = arrays[f"values {name}"], f"counts {name}"
+    if values.ndim != 2:
+        raise Damaged(f"the importance sums of {excerpt(name)} have shape {excerpt(values.shape)}")
+    values = take({name: values}, name, "f", values.shape, least=0, most=MOST)
+    n_counts = len(values) if arrays.get(counts, values).shape == (len(values),) else 1
+    return Sums(values, take(arrays, counts, "i", (n_counts,), least=0))

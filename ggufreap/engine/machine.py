@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap import cache, process
+from ggufreap.engine.devices import gpus
 from ggufreap.engine.native import bindings
-from ggufreap.engine.placement import gpus
 from ggufreap.errors import EngineError
 from ggufreap.memory import memory
 from ggufreap.options.engine import EngineSettings

@@ -15,7 +15,7 @@ Float32s = npt.NDArray[np.float32]
 
 PIECE_NBYTES = 512 << 10  # of expert outputs: half of a usual L2 cache
 NORMS, CONTRIBUTIONS, PEAKS, OUTPUT_NORMS, PRODUCTS = "norms", "contributions", "peaks", "output_norms", "products"
-STREAM_NORMS = "stream_norms"
+STREAM_NORMS, ACTIVATIONS = "stream_norms", "activations"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ OBSERVABLES: Mapping[str, str] = {
     OUTPUT_NORMS: "‖h‖₂ [n_tokens], of the routed experts alone: no shared expert, nothing behind the sum",
     PRODUCTS: "g_i g_j <f_i, f_j> [n_tokens, n_used, n_used]",
     STREAM_NORMS: "‖s‖₂ [n_tokens], s the residual stream behind the block; 1 where its graph names no such node",
+    ACTIVATIONS: "what the chosen experts' down matrices multiply, [n_tokens, n_used, width]",
 }
 
 

@@ -1,6 +1,6 @@
 """A loaded model computed a few blocks at a time: each piece reads what the piece before it left of every chunk."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from typing import BinaryIO
 
@@ -10,12 +10,11 @@ from ggufreap.architecture.nodes import FINAL_NORM, RoutingNodes
 from ggufreap.engine.graph import Cut, Graph, Piece
 from ggufreap.engine.hollow import Weights
 from ggufreap.engine.importance import ImportanceSums
-from ggufreap.engine.importance_tap import ImportanceTap
 from ggufreap.engine.native import TensorReader
+from ggufreap.engine.observing import Observing, Wanted
 from ggufreap.engine.piece_tap import PieceTap, SurveyTap
 from ggufreap.engine.protocol import RoutedBatch, Tokens
 from ggufreap.engine.session import LlamaSession
-from ggufreap.engine.taps import RoutingTap, Tap, Together
 from ggufreap.errors import EngineError
 
 
@@ -24,6 +23,8 @@ class Piecewise:
 
     `weights` are those of the real file, where the session was given a hollow one.
     """
+
+    spills = True
 
     def __init__(self, session: LlamaSession, nodes: RoutingNodes, weights: Weights) -> None:
         self._session, self._nodes, self._weights = session, nodes, weights
@@ -56,20 +57,23 @@ class Piecewise:
         sink: BinaryIO | None,
         importance: ImportanceSums | None = None,
         observables: Collection[str] = (),
-    ) -> list[RoutedBatch]:
+    ) -> Sequence[RoutedBatch]:
         """What LlamaSession.route tells of one chunk, from the blocks of `piece` alone.
 
         What the piece before it left of the chunk is read from `source`, what this one leaves is written to `sink`.
         """
-        routing = RoutingTap(self._nodes, self._reader, observables, self._streamless, stop=False)
-        tap: Tap = routing
-        if importance is not None:
-            tap = Together((routing, ImportanceTap(importance, self._reader)))
-        cuts = self._cuts(len(tokens), piece, importance is not None and importance.output)
+        return self.observe(tokens, piece, source, sink, Wanted(importance, observables))
+
+    def observe(
+        self, tokens: Tokens, piece: Piece, source: BinaryIO | None, sink: BinaryIO | None, wanted: Wanted
+    ) -> Sequence[RoutedBatch]:
+        """What `route` tells of one chunk, as `wanted`."""
+        tap = Observing(self._nodes, self._reader, wanted, self._streamless, stop=False)
+        cuts = self._cuts(len(tokens), piece, wanted.importance is not None and wanted.importance.output)
         self._session.memory()
         for (part, start), (graph, cut) in zip(self._parts(tokens), cuts, strict=True):
             self._decode(part, start, piece.ends, PieceTap(graph, cut, tap, self._reader, source, sink))
-        return routing.batches
+        return tap.batches
 
     def _cut(self, n_tokens: int, piece: Piece, output: bool) -> list[tuple[Graph, Cut]]:
         """The graphs of a chunk, one per micro-batch, and how each is cut."""

@@ -4,19 +4,17 @@ import ctypes
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ggufreap.engine import log
-from ggufreap.engine.native import bindings, declare, loaded_with_llama
+from ggufreap.engine import log, rpc
+from ggufreap.engine.devices import buffer_types, cpu_buffer_type, devices, gpus
+from ggufreap.engine.native import bindings
 from ggufreap.errors import EngineError
 from ggufreap.options.engine import SPLIT_MODES, EngineSettings
 from ggufreap.options.flag import split_names, split_overrides, split_proportions
 from ggufreap.units import size
 
-CPU, GPU = 0, (1, 2)  # GGML_BACKEND_DEVICE_TYPE_CPU, _GPU and _IGPU, ggml/include/ggml-backend.h
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # common/common.h, LLM_FFN_EXPS_REGEX
 # (mmap, mlock) -> enum llama_load_mode, include/llama.h
 _LOAD_MODES = {
@@ -37,65 +35,14 @@ class _Override(ctypes.Structure):
     _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
 
-@dataclass(frozen=True)
-class Device:
-    """A device that this build of llama.cpp can use; `kind` as ggml numbers it, 0 being the CPU."""
-
-    name: str
-    description: str
-    kind: int
-    pointer: int
-
-
-@cache
-def _libraries() -> tuple[Any, Any]:
-    """libggml, which knows the devices, and libggml-base, which knows about them."""
-    pointer, text = ctypes.c_void_p, ctypes.c_char_p
-    registry, base = loaded_with_llama("ggml"), loaded_with_llama("ggml-base")
-    declare(
-        registry,
-        ("ggml_backend_dev_count", [], ctypes.c_size_t),
-        ("ggml_backend_dev_get", [ctypes.c_size_t], pointer),
-    )
-    declare(
-        base,
-        ("ggml_backend_dev_name", [pointer], text),
-        ("ggml_backend_dev_description", [pointer], text),
-        ("ggml_backend_dev_type", [pointer], ctypes.c_int),
-        ("ggml_backend_dev_buffer_type", [pointer], pointer),
-        ("ggml_backend_buft_name", [pointer], text),
-        ("ggml_backend_cpu_buffer_type", [], pointer),
-    )
-    return registry, base
-
-
-def devices() -> list[Device]:
-    """All devices of this build, the CPU among them (ggml-backend-reg.cpp, ggml_backend_dev_get)."""
-    bindings().llama_backend_init()
-    registry, base = _libraries()
-    pointers = [registry.ggml_backend_dev_get(index) for index in range(registry.ggml_backend_dev_count())]
-    return [
-        Device(
-            base.ggml_backend_dev_name(pointer).decode(),
-            base.ggml_backend_dev_description(pointer).decode(),
-            base.ggml_backend_dev_type(pointer),
-            pointer,
-        )
-        for pointer in pointers
-    ]
-
-
-def gpus() -> list[str]:
-    """What llama.cpp can compute on beside the CPU, by its own description."""
-    return [device.description for device in devices() if device.kind in GPU]
-
-
 def place(parameters: Any, settings: EngineSettings, repack: bool) -> list[Any]:
     """Set the fields of llama_model_params; returns what C holds only by address, to be kept as long as the model.
 
-    Raises EngineError where a device or buffer is unknown to this build. `override_tensor` comes before `cpu_moe` and
-    `n_cpu_moe`, and of several patterns the first that matches counts.
+    Raises EngineError where a device or buffer is unknown to this build, or a server does not answer.
+    `override_tensor` comes before `cpu_moe` and `n_cpu_moe`, and of several patterns the first that matches counts.
     """
+    if settings.rpc is not None:
+        rpc.add_servers(settings.rpc)
     warn_unused(settings)
     parameters.n_gpu_layers = settings.n_gpu_layers
     parameters.use_extra_bufts = repack
@@ -120,7 +67,7 @@ def place(parameters: Any, settings: EngineSettings, repack: bool) -> list[Any]:
 
 def _chosen(names: str) -> Any:
     """A NULL-terminated list (common/arg.cpp, parse_device_list)."""
-    known = {device.name: device.pointer for device in devices() if device.kind != CPU}
+    known = {device.name: address for address, device in devices().items() if device.kind != "CPU"}
     wanted = [] if names == "none" else split_names(names)
     for name in wanted:
         if name not in known:
@@ -141,7 +88,7 @@ def _overrides(settings: EngineSettings) -> list[tuple[bytes, int]]:
     """(regex, buffer type) in the order in which llama.cpp tries them."""
     overrides: list[tuple[bytes, int]] = []
     if settings.override_tensor is not None:
-        known = _buffer_types()
+        known = buffer_types()
         for pattern, buffer in split_overrides(settings.override_tensor):
             if buffer not in known:
                 raise EngineError(f"-ot {pattern}={buffer}: there is no such buffer; choose from {', '.join(known)}")
@@ -149,16 +96,9 @@ def _overrides(settings: EngineSettings) -> list[tuple[bytes, int]]:
     experts = [EXPERTS] if settings.cpu_moe else []
     experts += [rf"blk\.{block}{EXPERTS}" for block in range(settings.n_cpu_moe)]
     if experts:
-        cpu = _libraries()[1].ggml_backend_cpu_buffer_type()
+        cpu = cpu_buffer_type()
         overrides += [(pattern.encode(), cpu) for pattern in experts]
     return overrides
-
-
-def _buffer_types() -> dict[str, int]:
-    """Name -> buffer type, one per device (common/arg.cpp, parse_tensor_buffer_overrides)."""
-    base = _libraries()[1]
-    types = [base.ggml_backend_dev_buffer_type(device.pointer) for device in devices()]
-    return {base.ggml_backend_buft_name(each).decode(): each for each in types if each}
 
 
 def warn_unused(settings: EngineSettings) -> None:
@@ -166,7 +106,7 @@ def warn_unused(settings: EngineSettings) -> None:
     if not (settings.of_gpus or settings.mmap or settings.mlock):
         return
     llama = bindings()
-    if settings.of_gpus and not llama.llama_supports_gpu_offload():
+    if settings.of_gpus and not gpus():
         log.once(
             logging.WARNING,
             f"{', '.join(settings.of_gpus)}: no effect, this llama-cpp-python was built without GPU support or finds "

@@ -10,17 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap import activity
-from ggufreap.architecture.nodes import FINAL_NORM, RoutingNodes
+from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.engine import log, placement
 from ggufreap.engine.block_tap import BlockTap, NudgeTap, Recorded
 from ggufreap.engine.fitting import checked_nbytes
 from ggufreap.engine.importance import ImportanceSums
-from ggufreap.engine.importance_tap import ImportanceTap
 from ggufreap.engine.machine import Machine, chooses_repack, machine, offloading
 from ggufreap.engine.native import TensorReader, bindings
+from ggufreap.engine.neuron_mask import Fewer, narrowing_taps
+from ggufreap.engine.observing import Observing, Wanted
 from ggufreap.engine.protocol import Keep, RoutedBatch, Tokens
 from ggufreap.engine.sequences import Sequences
-from ggufreap.engine.taps import MaskTap, NodeHandler, RoutingTap, StopTap, Tap, Together
+from ggufreap.engine.taps import MaskTap, NodeHandler, Tap, Together
 from ggufreap.engine.vocabulary import Vocabulary
 from ggufreap.errors import EngineError
 from ggufreap.interrupts import held
@@ -125,41 +126,51 @@ class LlamaSession:
 
     def route(
         self, tokens: Tokens, importance: ImportanceSums | None = None, observables: Collection[str] = ()
-    ) -> list[RoutedBatch]:
+    ) -> Sequence[RoutedBatch]:
         """What every MoE block did with one chunk, whose squared inputs are added to `importance`.
 
         The graph ends where nothing more is wanted: without the importance matrix at the last block's experts, with it
         before the output head, unless its input is wanted too.
         """
-        routing = RoutingTap(self._nodes, self._reader, observables, self._streamless, stop=importance is None)
-        tap: Tap = routing
-        if importance is not None:
-            end = [] if importance.output else [StopTap(FINAL_NORM)]
-            tap = Together((routing, ImportanceTap(importance, self._reader), *end))
+        return self.observe(tokens, Wanted(importance, observables))
+
+    def observe(self, tokens: Tokens, wanted: Wanted) -> Sequence[RoutedBatch]:
+        """What `route` tells of one chunk, as `wanted`."""
+        tap = Observing(self._nodes, self._reader, wanted, self._streamless, stop=True)
         list(self._decode(tokens, tap))
-        return routing.batches
+        return tap.batches
 
     def blocks(
-        self, tokens: Tokens, keep: Keep | None = None, given: Recorded | None = None
+        self, tokens: Tokens, keep: Keep | None = None, given: Recorded | None = None, fewer: Fewer | None = None
     ) -> tuple[npt.NDArray[np.float32], Recorded]:
         """Logits of one micro-batch as `logits` gives them, and what its blocks computed (see BlockTap)."""
         recording = BlockTap(self._nodes, self._reader, keep, given)
-        return self._logits(tokens, self._masked(recording, keep), 0), recording.arrays
+        return self._logits(tokens, self._virtual(keep, fewer, recording), 0), recording.arrays
 
-    def nudged(self, tokens: Tokens, keep: Keep) -> npt.NDArray[np.float32]:
+    def nudged(self, tokens: Tokens, keep: Keep, fewer: Fewer | None = None) -> npt.NDArray[np.float32]:
         """Logits as `logits` gives them, with the last bits of the residual stream changed once (see NudgeTap)."""
-        return self._logits(tokens, self._masked(NudgeTap(self._nodes, self._reader), keep), 0)
+        return self._logits(tokens, self._virtual(keep, fewer, NudgeTap(self._nodes, self._reader)), 0)
 
-    def _masked(self, tap: Tap, keep: Keep | None) -> Tap:
-        return tap if keep is None else Together((tap, MaskTap(self._nodes, keep, self._reader)))
+    def _virtual(self, keep: Keep | None, fewer: Fewer | None, *others: Tap) -> Tap | None:
+        """What makes the loaded model a smaller one, and the `others` that look on."""
+        masks = [MaskTap(self._nodes, keep, self._reader)] if keep else []
+        taps = (*masks, *narrowing_taps(self._nodes.n_expert, self._reader, fewer or {}), *others)
+        return Together(taps) if taps else None
 
-    def logits(self, tokens: Tokens, keep: Keep | None = None, scored_from: int = 0) -> npt.NDArray[np.float32]:
-        """Logits `[n_tokens - scored_from, n_vocab]` of one chunk, experts outside `keep` masked.
+    def logits(
+        self, tokens: Tokens, keep: Keep | None = None, scored_from: int = 0, fewer: Fewer | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits `[n_tokens - scored_from, n_vocab]` of one chunk, experts outside `keep` masked, with `fewer` neurons
+        in others.
 
         Rows before `scored_from` are left out, and so is their way through the output head and the last block's
         experts. Of a model without output head: its final hidden states `[n_tokens - scored_from, n_embd]`.
         """
-        return self._logits(tokens, MaskTap(self._nodes, keep, self._reader) if keep else None, scored_from)
+        return self._logits(tokens, self._virtual(keep, fewer), scored_from)
+
+    def narrowed_logits(self, tokens: Tokens, narrowed: Fewer, scored_from: int = 0) -> npt.NDArray[np.float32]:
+        """Logits as `logits` gives them, of the experts in `narrowed` alone, with fewer neurons."""
+        return self.logits(tokens, {block: each.experts for block, each in narrowed.items()}, scored_from, narrowed)
 
     def _logits(self, tokens: Tokens, tap: Tap | None, scored_from: int) -> npt.NDArray[np.float32]:
         first = 0 if self._nodes.headless else scored_from  # hidden states come for all tokens or none
@@ -175,12 +186,11 @@ class LlamaSession:
         """Whether `token` ends what a model writes, as llama.cpp's programs see it."""
         return self._vocabulary.is_end(token)
 
-    def sequences(self, keep: Keep | None = None) -> Sequences:
-        """An empty memory for `n_parallel` texts that grow, experts outside `keep` masked; ends the previous one."""
+    def sequences(self, keep: Keep | None = None, fewer: Fewer | None = None) -> Sequences:
+        """An empty memory for `n_parallel` texts that grow, masked as for `logits`; ends the previous one."""
         if self._nodes.headless or not self._nodes.causal:
             raise EngineError("this model reads text but writes none: it has no output head, or looks ahead")
-        tap = MaskTap(self._nodes, keep, self._reader) if keep else None
-        return Sequences(self, self.memory(), tap)
+        return Sequences(self, self.memory(), self._virtual(keep, fewer))
 
     def memory(self) -> Any:
         """llama.cpp's memory, emptied."""

@@ -5,7 +5,7 @@ Run as `python -m ggufreap.engine.subprocess_probe REQUEST.npz FOLDER`; the requ
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine.block_tap import Recorded
 from ggufreap.engine.machine import machine
+from ggufreap.engine.neuron_mask import Fewer
+from ggufreap.engine.neuron_tap import Narrowed
 from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, GgufReapError
@@ -26,7 +28,8 @@ from ggufreap.options.engine import EngineSettings
 
 @dataclass(frozen=True)
 class Pass:
-    """One run of the chunk, experts outside `keep` masked (None: all stay).
+    """One run of the chunk, experts outside `keep` masked (None: all stay), with `fewer` neurons in the others where
+    that folder, written by `save_fewer`, says so.
 
     `n_step`: as many tokens at once, all of them at 0; `nudge`: a last bit changed (see NudgeTap). `record`: what the
     blocks computed is written down. `given`: the record of another pass, whose residual streams are put in place of the
@@ -34,6 +37,7 @@ class Pass:
     """
 
     keep: Keep | None = None
+    fewer: Path | None = None
     n_step: int = 0
     nudge: bool = False
     record: bool = False
@@ -46,6 +50,14 @@ class Ran:
 
     logits: npt.NDArray[np.float32]
     record: Path | None
+
+
+def save_fewer(folder: Path, neurons: Mapping[int, npt.NDArray[np.int32]], downs: Mapping[int, Any]) -> Path:
+    """Leave in `folder`, by block, which neurons of the kept experts stay, `[n_keep, width]`, and their columns."""
+    for what, arrays in (("neurons", neurons), ("downs", downs)):
+        for block, array in arrays.items():
+            np.save(folder / f"{what}-{block}.npy", array)
+    return folder
 
 
 def run(model: Path, tokens: Tokens, settings: EngineSettings, passes: Sequence[Pass], folder: Path) -> list[Ran]:
@@ -91,30 +103,44 @@ def _main(request: Path, folder: Path) -> None:
     with LlamaSession(file.path, bind(file).nodes, EngineSettings(**job["settings"])) as session:
         for index, each in enumerate(job["passes"]):
             keep = each["keep"] and {int(block): experts for block, experts in each["keep"].items()}
+            fewer = _fewer(each["fewer"], keep)
             if each["record"]:
-                logits, recorded = _recorded(session, tokens, keep, each["given"])
+                logits, recorded = _recorded(session, tokens, keep, each["given"], fewer)
                 arrays: dict[str, Any] = dict(recorded)
                 np.savez(_record(folder, index), **arrays)
             elif each["nudge"]:
-                logits = session.nudged(tokens, keep)
+                logits = session.nudged(tokens, keep, fewer)
             elif each["n_step"]:
-                logits = _stepwise(session, tokens, keep, each["n_step"])
+                logits = _stepwise(session, tokens, keep, each["n_step"], fewer)
             else:
-                logits = session.logits(tokens, keep)
+                logits = session.logits(tokens, keep, fewer=fewer)
             np.save(_logits(folder, index), logits)
 
 
 def _recorded(
-    session: LlamaSession, tokens: Tokens, keep: Keep | None, given: str | None
+    session: LlamaSession, tokens: Tokens, keep: Keep | None, given: str | None, fewer: Fewer | None
 ) -> tuple[npt.NDArray[np.float32], Recorded]:
     if given is None:
-        return session.blocks(tokens, keep)
+        return session.blocks(tokens, keep, fewer=fewer)
     with np.load(given) as archive:
-        return session.blocks(tokens, keep, archive)
+        return session.blocks(tokens, keep, archive, fewer)
 
 
-def _stepwise(session: LlamaSession, tokens: Tokens, keep: Keep | None, n_step: int) -> npt.NDArray[np.float32]:
-    memory = session.sequences(keep)
+def _fewer(folder: str | None, keep: Keep | None) -> Fewer | None:
+    if folder is None or keep is None:
+        return None
+    found: dict[int, Narrowed] = {}
+    for block, experts in keep.items():
+        downs = Path(folder, f"downs-{block}.npy")
+        columns = np.load(downs, mmap_mode="r") if downs.exists() else None
+        found[block] = Narrowed(experts, np.load(Path(folder, f"neurons-{block}.npy")), columns)
+    return found
+
+
+def _stepwise(
+    session: LlamaSession, tokens: Tokens, keep: Keep | None, n_step: int, fewer: Fewer | None
+) -> npt.NDArray[np.float32]:
+    memory = session.sequences(keep, fewer)
     parts = (tokens[start : start + n_step] for start in range(0, len(tokens), n_step))
     return np.concatenate([memory.feed({0: part}, every=True)[0] for part in parts])
 

@@ -1,8 +1,26 @@
 """Files that are written: whole or not at all, by one run at a time, and nothing of anybody else's is lost."""
 
-from ggufreap.files.folders import check_folder, check_space, check_temporary_space, make_folder, private_folder, sync
+from ggufreap.files.folders import (
+    check_folder,
+    check_space,
+    check_temporary_space,
+    kept_folder,
+    make_folder,
+    private_folder,
+    remove_kept,
+    sync,
+)
 from ggufreap.files.locks import Busy, Lock
-from ggufreap.files.outputs import check_free, claim, created, discard, forced, writing, written_by
+from ggufreap.files.outputs import (
+    check_free,
+    claim,
+    created,
+    discard,
+    forced,
+    leave_no_folder,
+    writing,
+    written_by,
+)
 from ggufreap.files.publishing import create, publish, replacing, same_bytes
 
 __all__ = [
@@ -17,9 +35,12 @@ __all__ = [
     "created",
     "discard",
     "forced",
+    "kept_folder",
+    "leave_no_folder",
     "make_folder",
     "private_folder",
     "publish",
+    "remove_kept",
     "replacing",
     "same_bytes",
     "sync",

@@ -5,7 +5,6 @@ and nobody else may write in it, so no link can be planted there. It holds a loc
 is known by that, and cleared when the next run works in the same place.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from ggufreap.activity import temporary
 from ggufreap.errors import OutputError
-from ggufreap.files.locks import Lock, left_by_the_dead
+from ggufreap.files.locks import Busy, Lock, left_by_the_dead
 
 OWNER = "owner.json"
 _NAME = re.compile(r"\.ggufreap-\d+-\w{8}")  # with the process that made it
@@ -51,6 +50,46 @@ def private_folder(beside: Path | None = None) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def kept_folder(path: Path) -> Iterator[None]:
+    """The folder `path`, in which only this run works: with something in it at the end, it waits for a later run.
+
+    It is known by the lock in it, which tells whose it is. Raises OutputError where it cannot be made, another run
+    works in it, or what lies there was made by nobody who locks.
+    """
+    if os.path.lexists(path) and not _is_kept(path):
+        raise OutputError(f"{path} is there already, and no run made it; move it away or choose another -o")
+    make_folder(path)
+    try:
+        lock = Lock(path / OWNER)
+    except Busy as busy:
+        raise OutputError(f"{path} is in use by {busy.owner or 'another run'}; wait for it") from None
+    except OSError as error:
+        raise OutputError(f"cannot write in {path}: {error.strerror}; free some space or choose another -o") from error
+    try:
+        yield
+    finally:
+        if any(each.name != OWNER for each in path.iterdir()):
+            lock.close()
+        else:
+            lock.release()
+            with suppress(OSError):  # somebody put something there
+                path.rmdir()
+
+
+def remove_kept(path: Path) -> None:
+    """Remove a folder that `kept_folder` made, with all that waits in it, unless a run works there."""
+    if _is_kept(path) and left_by_the_dead(path / OWNER):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a folder has a lock, or nothing: its maker died before."""
+    with suppress(OSError):
+        return _is_own(path) and ((path / OWNER).is_file() or not any(path.iterdir()))
+    return False
+
+
 def _clear(parent: Path) -> None:
     """Remove the private folders and locks in `parent` whose owners are gone, and nothing else."""
     with suppress(OSError):
@@ -63,6 +102,8 @@ def _clear(parent: Path) -> None:
 
 def lock_of(path: Path) -> Path:
     """Where the lock of an output lies; its name does not grow with the output's, and is the same for any spelling."""
+    import hashlib  # not at the start, where --help would wait for it
+
     name = hashlib.sha256(os.fsencode(path.name.casefold())).hexdigest()[:16]
     return path.with_name(f".ggufreap-{name}.lock")
 

@@ -8,7 +8,6 @@ one, but what it writes is still whole, and what is not its own it still does no
 import errno
 import json
 import os
-import socket
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -37,6 +36,8 @@ class Owner:
     @classmethod
     def me(cls) -> Self:
         """This process, from now on."""
+        import socket  # not at the start, where --help would wait for it
+
         return cls(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ The rule, for every verb that writes:
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
@@ -114,6 +114,16 @@ def discard(path: Path) -> None:
     """Remove a file if this run made it; else it stays."""
     if _key(path) in _current().made:
         path.unlink(missing_ok=True)
+
+
+def leave_no_folder(path: Path) -> None:
+    """Take a folder away at the end of this run, unless something is in it; called before anything in it is claimed."""
+
+    def remove() -> None:
+        with suppress(OSError):
+            path.rmdir()
+
+    _current().locks.callback(remove)  # behind the locks in it, which are given up in reverse order
 
 
 def _current() -> _Run:

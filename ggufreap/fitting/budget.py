@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufreap.engine.buffers import Buffers, buffers
-from ggufreap.engine.devices import Device, build
+from ggufreap.engine.build import Measured, build
 from ggufreap.engine.fitting import free_memory
 from ggufreap.errors import InputError
 from ggufreap.options.engine import EngineSettings
@@ -67,7 +67,7 @@ def available() -> tuple[int, str]:
     return counted(build().devices, ram)
 
 
-def counted(devices: Sequence[Device], ram: int) -> tuple[int, str]:
+def counted(devices: Sequence[Measured], ram: int) -> tuple[int, str]:
     """The same of known devices and free memory of the machine."""
     own = [device for device in devices if device.kind == GPU]
     parts = [f"{size(device.free)} free on {device.name}" for device in own] + [f"{size(ram)} free in memory"]

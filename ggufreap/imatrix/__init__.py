@@ -14,6 +14,7 @@ from ggufreap.imatrix.model import (
     reached,
     sliced,
 )
+from ggufreap.imatrix.narrower import narrowed
 from ggufreap.imatrix.storage import load, save
 from ggufreap.imatrix.summary import EntrySummary, ImatrixSummary, describe
 
@@ -37,6 +38,7 @@ __all__ = [
     "load_for",
     "means",
     "merged",
+    "narrowed",
     "of_sums",
     "reached",
     "save",

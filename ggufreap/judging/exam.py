@@ -9,7 +9,7 @@ from typing import Self
 from ggufreap.architecture.layout import bind
 from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.container import GgufFile
-from ggufreap.corpus import Corpus
+from ggufreap.corpus import Corpus, overlap
 from ggufreap.corpus import held_out as held_out_data
 from ggufreap.corpus.held_out import Texts
 from ggufreap.corpus.request import Opened
@@ -73,7 +73,7 @@ class Exam:
 
     def warn_of_seen(self, calibration: Opened) -> None:
         """Say which of the texts stand in the calibration data, whatever their files are called."""
-        for name, share in held_out_data.seen(self.texts, calibration).items():
+        for name, share in overlap.seen(self.texts, calibration).items():
             if share >= MUCH:
                 _LOG.warning(
                     "%.0f %% of the lines of %s stand in the calibration data too: "
@@ -82,10 +82,10 @@ class Exam:
                     name,
                 )
 
-    def warn_of_source(self, engine: LlamaSession, provenance: Provenance) -> None:
+    def warn_of_source(self, engine: LlamaSession, model: GgufFile, provenance: Provenance) -> None:
         """Say which of the texts statistics were made of, by the hashes in them."""
-        for name, text in self.texts.items():
-            if isinstance(text, str) and held_out_data.is_source(engine, text, provenance.n_ctx, provenance.sources):
+        for name, given in self.texts.items():
+            if overlap.is_source(engine, model, given, provenance.n_ctx, provenance.sources):
                 _LOG.warning("%s was calibrated on too: what it tells of the loss is too good", name)
 
     def outcomes(self, comparison: Comparison) -> tuple[Outcome, ...]:

@@ -68,7 +68,7 @@ class Masking:
 
     def warn_of_source(self, stored: Stored) -> None:
         """Say which of the texts was calibrated on."""
-        self._exam.warn_of_source(self._engine, stored.provenance)
+        self._exam.warn_of_source(self._engine, self._model.file, stored.provenance)
 
     @property
     def n_chunks(self) -> Mapping[str, int]:

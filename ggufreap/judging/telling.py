@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Self
 
 from ggufreap import blending
+from ggufreap.architecture.layout import bind
+from ggufreap.architecture.width import expert_width
 from ggufreap.container import open_gguf
 from ggufreap.coverage import Coverage
 from ggufreap.files import private_folder
 from ggufreap.judging.judged import EqualSize, Judged, kind_of
 from ggufreap.judging.masking import Candidate
 from ggufreap.model import Model
+from ggufreap.narrowing import Narrowing
 from ggufreap.observation import Floats, Stored
 from ggufreap.planning import PruningPlan
 from ggufreap.reporting import Report, facts, known_facts, measured_facts
-from ggufreap.rewriting import lower, write_skeleton
+from ggufreap.rewriting import Narrow, lower, write_skeleton
+from ggufreap.rewriting.metadata import COMPENSATED, WIDTH_BEFORE
 from ggufreap.selection.methods import method_of
 from ggufreap.version import __version__
 
@@ -56,7 +60,7 @@ def tell(
     return Report(
         version=__version__,
         date=datetime.date.today().isoformat(),
-        model=_model(model, plan),
+        model=_model(model, plan, judged[0].path),
         plan=known_facts.plan_facts(plan, known.scores if known else {}),
         calibration=known.calibration if known else None,
         coverage=measured_facts.coverage_facts(known.coverage) if known else (),
@@ -73,12 +77,18 @@ def tell(
     )
 
 
-def _model(model: Model, plan: PruningPlan) -> facts.Model:
-    """The model before and after; the byte-exact file may be gone by now, so its header is written once more."""
+def _model(model: Model, plan: PruningPlan, pruned: Path) -> facts.Model:
+    """The model before and after; the byte-exact file may be gone by now, so its header is written once more. How wide
+    its experts are, what was made of it says.
+    """
+    made, narrow = open_gguf(pruned), None
+    if (before := made.get(WIDTH_BEFORE)) is not None:
+        width = expert_width(made, bind(made))
+        narrow = Narrow(Narrowing.of_first(int(before), width, plan.keep, plan.n_keep))
     with private_folder() as folder:
-        script = lower(model.file, model.layout, plan, Path(folder) / "exact.gguf")
+        script = lower(model.file, model.layout, plan, Path(folder) / "exact.gguf", narrow=narrow)
         exact = open_gguf(write_skeleton(script, Path(folder)))
-        return known_facts.model_facts(model.file, model.layout, plan, exact)
+        return known_facts.model_facts(model.file, model.layout, plan, exact, bool(made.get(COMPENSATED)))
 
 
 def _variant(each: Judged) -> facts.Variant:

@@ -1,15 +1,17 @@
 """What a pass over text records of a model: statistics per domain and block, and importance sums; they add up."""
 
-from ggufreap.observation.blockwise import Texts, hidden_path, observe_blockwise, resume, spill_nbytes
+from ggufreap.observation.blockwise import Texts, observe_blockwise, resume, spill_nbytes
 from ggufreap.observation.chunkwise import observe
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.experts import ExpertStatistics
-from ggufreap.observation.held_back import HeldBack
+from ggufreap.observation.header import ONLY_DOMAIN
+from ggufreap.observation.held_back import Held, HeldBack
+from ggufreap.observation.hidden import hidden_path
 from ggufreap.observation.merging import merge
 from ggufreap.observation.provenance import Provenance, Shard
 from ggufreap.observation.reuse import checkpoint_path, finished
 from ggufreap.observation.statistics import STATISTICS, Floats, Importance, Statistic, observables, per_expert
-from ggufreap.observation.store import ONLY_DOMAIN, AnyStatistics, Stored, load, save
+from ggufreap.observation.store import AnyStatistics, Stored, load, save
 
 __all__ = [
     "ONLY_DOMAIN",
@@ -18,6 +20,7 @@ __all__ = [
     "DomainStatistics",
     "ExpertStatistics",
     "Floats",
+    "Held",
     "HeldBack",
     "Importance",
     "Provenance",

@@ -7,11 +7,8 @@ piece of the model counts whole or not at all.
 
 import hashlib
 import logging
-import os
-import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,13 +21,13 @@ from ggufreap.corpus import Chunk, Chunks
 from ggufreap.engine.graph import Piece
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.protocol import RoutedBatch, Tokens
-from ggufreap.errors import InputError, MismatchError, OutputError
-from ggufreap.files import create, private_folder, sync
+from ggufreap.errors import InputError, MismatchError
 from ggufreap.interrupts import held
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.held_back import HeldBack
+from ggufreap.observation.hidden import clear, hidden_path, reading, spill_path, writing
 from ggufreap.observation.provenance import Provenance, Shard
-from ggufreap.observation.reuse import checkpoint_path, unfinished
+from ggufreap.observation.reuse import checkpoint_path, other_chunks, unfinished
 from ggufreap.observation.statistics import Importance, observables
 from ggufreap.observation.store import save
 from ggufreap.progress import Progress, silent
@@ -95,11 +92,6 @@ class Run:
     through: int
 
 
-def hidden_path(out: Path) -> Path:
-    """The folder, which is there during a calibration of `out`, where hidden states wait."""
-    return out.with_name(out.name + ".hidden")
-
-
 def spill_nbytes(engine: Pieces, texts: Texts, pieces: Sequence[Piece]) -> int:
     """The most that hidden states take on disk: what one piece reads and what it leaves."""
     lengths = Counter(len(chunk.tokens) for chunk in texts.chunks)
@@ -126,11 +118,12 @@ def observe_blockwise(
     activations, OutputError when the disk is full.
     """
     folder = hidden_path(out)
+    clear(folder, but=run.through)
     n_blocks = pieces[-1].last + 1
     with progress("calibrate", texts.n_tokens * n_blocks, "tokens x blocks", texts.n_tokens * pieces[0].first) as bar:
         for piece in pieces:
             engine.begin(piece)
-            with _reading(folder, run.through) as source, _writing(folder, piece) as sink:
+            with reading(folder, run.through) as source, writing(folder, piece) as sink:
                 part = Run(_nothing(nodes, chunks, piece), importance.empty() if importance else None, piece.last)
                 for chunk in texts.chunks:
                     _fold(engine, piece, chunk, source, sink, part, importance)
@@ -151,7 +144,7 @@ def observe_blockwise(
                         through=run.through,
                         own=True,
                     )
-                _spill(folder, before).unlink(missing_ok=True)
+                spill_path(folder, before).unlink(missing_ok=True)
     run.statistics.check()
     for note in chunks.notes():
         _LOG.info("%s", note)
@@ -159,7 +152,7 @@ def observe_blockwise(
         provenance = replace(provenance, sources=chunks.records())
         save(out, run.statistics, provenance, run.sums, held_back=HeldBack.of(texts.chunks), own=True)
         checkpoint_path(out).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        clear(folder)
     return run.statistics
 
 
@@ -207,8 +200,8 @@ def resume(
     if stored is None or stored.through is None:
         return nothing
     if stored.digest != texts.digest:
-        raise MismatchError(f"{stored.path} was made of other text; delete the file, or give that text")
-    if not _spill(hidden_path(out), stored.through).exists():
+        raise other_chunks(stored.path)
+    if not spill_path(hidden_path(out), stored.through).exists():
         _LOG.warning("%s: its hidden states are gone from %s, so it begins anew", stored.path, hidden_path(out))
         return nothing
     if importance is None and stored.importance is not None:
@@ -216,36 +209,3 @@ def resume(
             "%s: the importance sums of the unfinished calibration are left out, as asked for now", stored.path
         )
     return Run(stored.domain_statistics(), stored.importance_sums() if importance else None, stored.through)
-
-
-def _spill(folder: Path, block: int) -> Path:
-    """Where the hidden states behind a block wait."""
-    return folder / f"{block}.hidden"
-
-
-@contextmanager
-def _reading(folder: Path, through: int) -> Iterator[BinaryIO | None]:
-    if through < 0:
-        yield None
-        return
-    with _spill(folder, through).open("rb") as file:
-        yield file
-
-
-@contextmanager
-def _writing(folder: Path, piece: Piece) -> Iterator[BinaryIO | None]:
-    """Whole and on disk at the end of the block, or not there."""
-    if piece.ends:
-        yield None
-        return
-    path = _spill(folder, piece.last)
-    try:
-        with private_folder(folder) as private:
-            with create(private / path.name) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            (private / path.name).replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; free some space or choose another -o") from error
-    sync(folder)

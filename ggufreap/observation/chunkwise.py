@@ -7,7 +7,10 @@ never stopped.
 import hashlib
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +20,13 @@ from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.corpus import Chunk, Chunks
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.engine.protocol import Engine
-from ggufreap.errors import MismatchError, OutputError
+from ggufreap.errors import OutputError
 from ggufreap.files import claim, forced, written_by
-from ggufreap.interrupts import held
+from ggufreap.interrupts import Stopped, held
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.provenance import Provenance, Shard
-from ggufreap.observation.reuse import checkpoint_path, finished, lacking, unfinished
+from ggufreap.observation.reuse import checkpoint_path, finished, lacking, other_chunks, unfinished
 from ggufreap.observation.statistics import Importance, observables
 from ggufreap.observation.store import Stored, save
 from ggufreap.progress import Progress, silent
@@ -78,23 +81,20 @@ def observe(
     estimate = None if chunks.estimate is None else chunks.estimate // shard.count
     with progress("calibrate", estimate, "tokens", run.statistics.n_tokens) as bar:
         try:
-            mine = (chunk for position, chunk in enumerate(chunks) if shard.holds(position))
-            for number, chunk in enumerate(held_back.noting(mine), 1):
-                if number <= n_done:  # read again, since every chunk depends on what was read before it
-                    run.digest.update(_bytes(chunk))
-                    if number == n_done and run.digest.hexdigest() != resumed_sha256:
-                        raise MismatchError(f"{checkpoint} was made of other text; delete the file, or give that text")
-                    continue
+            mine = held_back.noting(chunk for position, chunk in enumerate(chunks) if shard.holds(position))
+            _read_again(mine, run, resumed_sha256, checkpoint)
+            for chunk in mine:
                 _fold(engine, chunk, run, importance)
                 bar.update(len(chunk.tokens))
                 if time.monotonic() >= next_save:
-                    took = _save(checkpoint, run, provenance)
+                    took = _save(checkpoint, run, provenance) or 0
                     pause = max(checkpoint_seconds, took / CHECKPOINT_SHARE) if checkpoint_seconds else 0
                     next_save = time.monotonic() + pause
         except KeyboardInterrupt:
-            if run.statistics.n_chunks > n_done:
-                _save(checkpoint, run, provenance)
-            raise
+            kept = True
+            with suppress(KeyboardInterrupt), held():
+                kept = run.statistics.n_chunks == n_done or _save(checkpoint, run, provenance) is not None
+            raise Stopped("" if kept else _lost(checkpoint)) from None
     run.statistics.check()
     for note in chunks.notes():
         _LOG.info("%s", note)
@@ -103,6 +103,16 @@ def observe(
         save(out, run.statistics, provenance, run.sums, held_back=held_back, own=True)
         checkpoint.unlink(missing_ok=True)
     return run.statistics
+
+
+def _read_again(chunks: Iterator[Chunk], run: _Run, digest: str, checkpoint: Path) -> None:
+    """What a checkpoint holds, since every chunk depends on what was read before it; raises MismatchError."""
+    n_missing = run.statistics.n_chunks
+    for chunk in islice(chunks, n_missing):
+        run.digest.update(_bytes(chunk))
+        n_missing -= 1
+    if n_missing or (run.statistics.n_chunks and digest != run.digest.hexdigest()):
+        raise other_chunks(checkpoint)
 
 
 def _fold(engine: Engine, chunk: Chunk, run: _Run, importance: Importance | None) -> None:
@@ -119,14 +129,23 @@ def _bytes(chunk: Chunk) -> bytes:
     return np.ascontiguousarray(chunk.tokens, "<i4").tobytes()
 
 
-def _save(path: Path, run: _Run, provenance: Provenance) -> float:
-    """Save a checkpoint; returns the seconds it took. Without one the run goes on: it only cannot be interrupted."""
+def _save(path: Path, run: _Run, provenance: Provenance) -> float | None:
+    """Save a checkpoint; returns the seconds it took, None where that cannot be done.
+
+    Without one the run goes on: it only cannot be interrupted.
+    """
     started = time.monotonic()
     try:
         save(path, run.statistics, provenance, run.sums, run.digest.hexdigest(), own=True)
     except OutputError as error:
         _LOG.warning("no checkpoint: %s. The calibration goes on; if it is stopped, what is not saved is lost", error)
+        return None
     return time.monotonic() - started
+
+
+def _lost(checkpoint: Path) -> str:
+    before = f"the same command goes on from {checkpoint}, saved before" if checkpoint.exists() else "it begins anew"
+    return f"what was not saved is lost: {before}"
 
 
 def _resume(

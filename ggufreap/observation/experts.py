@@ -74,7 +74,7 @@ class ExpertStatistics:
         statistics need. Raises MismatchError when they hold other tokens than the chunk.
         """
         if counted is not None:
-            batches, n_tokens = list(_only(batches, counted)), int(np.count_nonzero(counted))
+            batches, n_tokens = list(only_counted(batches, counted)), int(np.count_nonzero(counted))
         rows = {block: row for row, block in enumerate(self.blocks)}
         chunk = _zeros(len(self.blocks), self.n_expert, self.values)
         for batch in batches:
@@ -126,7 +126,7 @@ def _zeros(n_blocks: int, n_expert: int, names: Collection[str]) -> dict[str, Fl
     return {name: np.full((n_blocks, *row.shape(n_expert)), row.zero) for name, row in wanted.items()}
 
 
-def _only(batches: Sequence[RoutedBatch], counted: Mask) -> Iterator[RoutedBatch]:
+def only_counted(batches: Sequence[RoutedBatch], counted: Mask) -> Iterator[RoutedBatch]:
     """The batches without the tokens that do not count."""
     seen: dict[int, int] = {}
     for batch in batches:

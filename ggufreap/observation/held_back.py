@@ -1,24 +1,34 @@
 """Chunks that are kept beside the statistics, so that choices can be judged on text they were not made from.
 
-Statistics are kept in halves, those of the even and those of the odd chunks of every domain. What was chosen from the
-even ones alone has not seen the odd ones: some of these are kept as tokens. So no text is lost to the statistics, and
-every choice can be judged whenever the file is at hand.
+Statistics are kept in halves, those of the even and those of the odd chunks of every domain. What was chosen from one
+half has not seen the other: some chunks of both are kept as tokens. So no text is lost to the statistics, and every
+choice can be judged whenever the file is at hand.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from ggufreap.corpus import Chunk
+from ggufreap.decoding.arrays import take
 from ggufreap.engine.protocol import Tokens
 
-MOST = 16  # chunks of a domain: a mean over that many, of one half of each, is good to a few per cent
+MOST = 16  # pairs of chunks of a domain: a mean over that many is good to a few per cent
+
+
+@dataclass(frozen=True)
+class Held:
+    """A kept chunk, and which half of the statistics has seen it: 0 the even chunks', 1 the odd ones'."""
+
+    tokens: Tokens
+    half: int
 
 
 class HeldBack:
-    """Domain -> its chunks that are kept: of the odd ones every 2^k-th, so that there are at most 2 x MOST and they
-    come from the whole text.
+    """Domain -> its chunks that are kept: of the pairs of an even and an odd one every 2^k-th, so that there are at
+    most 2 x MOST pairs and they come from the whole text.
     """
 
     def __init__(self) -> None:
@@ -42,9 +52,9 @@ class HeldBack:
     def add(self, chunk: Chunk) -> None:
         """Keep a chunk if it is one of those; the same chunks in any order give the same."""
         kept, step = self._kept.setdefault(chunk.domain, {}), self._step.setdefault(chunk.domain, 1)
-        if chunk.number % 2 == 1 and (chunk.number // 2) % step == 0:
+        if (chunk.number // 2) % step == 0:
             kept[chunk.number] = chunk.tokens.copy()
-        while len(kept) > 2 * MOST:
+        while len({number // 2 for number in kept}) > 2 * MOST:
             step = self._step[chunk.domain] = 2 * step
             for number in [number for number in kept if (number // 2) % step]:
                 del kept[number]
@@ -56,14 +66,15 @@ class HeldBack:
                 self.add(Chunk(tokens, domain, number))
 
     @property
-    def chunks(self) -> Mapping[str, list[Tokens]]:
-        """Domain -> at most MOST of them, evenly spread."""
+    def chunks(self) -> Mapping[str, list[Held]]:
+        """Domain -> the chunks of at most MOST of its pairs, evenly spread; an even chunk, its odd one, and so on."""
         chosen = {}
         for domain, kept in self._kept.items():
-            numbers = sorted(kept)
-            if len(numbers) > MOST:
-                numbers = [numbers[index * len(numbers) // MOST] for index in range(MOST)]
-            chosen[domain] = [kept[number] for number in numbers]
+            pairs = sorted({number // 2 for number in kept})
+            if len(pairs) > MOST:
+                pairs = [pairs[index * len(pairs) // MOST] for index in range(MOST)]
+            numbers = [number for pair in pairs for number in (2 * pair, 2 * pair + 1) if number in kept]
+            chosen[domain] = [Held(kept[number], number % 2) for number in numbers]
         return chosen
 
     def to_arrays(self, domains: Sequence[str]) -> dict[str, Any]:
@@ -77,13 +88,13 @@ class HeldBack:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any], domains: Sequence[str]) -> Self:
-        """What `to_arrays` gave; raises ValueError for what it did not."""
+        """What `to_arrays` gave; raises Damaged for what it did not."""
         held_back = cls()
         for index, domain in enumerate(domains):
             if f"{index} chunks" in arrays:
-                rows, tokens = arrays[f"{index} chunks"], arrays[f"{index} tokens"]
-                if rows.ndim != 2 or rows.min() < 0 or tokens.shape != (rows[:, 1].sum(),):
-                    raise ValueError(f"the held-back chunks of {domain} do not have the tokens that they should")
+                n_rows = len(np.atleast_1d(arrays[f"{index} chunks"]))
+                rows = take(arrays, f"{index} chunks", "i", (n_rows, 2), least=0)
+                tokens = take(arrays, f"{index} tokens", "i", (int(rows[:, 1].sum()),), least=0)
                 parts = np.split(tokens.astype(np.int32), np.cumsum(rows[:-1, 1]))
                 for (number, _), part in zip(rows.tolist(), parts, strict=True):
                     held_back.add(Chunk(part, domain, number))

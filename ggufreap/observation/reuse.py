@@ -112,6 +112,15 @@ def _of_same_work(
     return stored
 
 
+def other_chunks(path: Path) -> MismatchError:
+    """A checkpoint that is of the same data and settings by name, and of other chunks all the same."""
+    version = Stored.open(path).provenance.version
+    return MismatchError(
+        f"{path} was made of other chunks: its text was another one, or was cut into chunks in another way by version "
+        f"{version} or its libraries; go on with those, or delete it to begin anew"
+    )
+
+
 def lacking(stored: Stored, importance: Importance | None) -> str:
     """What is wanted and not in it, in words; empty where all is there."""
     missing = list(stored.lacking)

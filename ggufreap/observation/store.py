@@ -6,32 +6,27 @@ collected, are `importance values <weight>` and `importance counts <weight>`; th
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
-from zipfile import BadZipFile
 
 import numpy as np
 
-from ggufreap.corpus.record import SourceRecord
+from ggufreap.decoding.arrays import Array, open_arrays, take
 from ggufreap.engine.importance import ImportanceSums
 from ggufreap.errors import InputError
 from ggufreap.files import replacing
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.experts import ExpertStatistics
+from ggufreap.observation.header import SCHEMA, SCHEMA_1, SCHEMA_2, Header, OtherVersion, read_header
 from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.provenance import Provenance
 from ggufreap.observation.statistics import STATISTICS, Importance
 
-SCHEMA = "ggufreap.statistics/3"
-# Statistics all of version 1; a checkpoint's importance sums without prefix, its digest as an array.
-SCHEMA_2 = "ggufreap.statistics/2"
-# Besides, one body of text, arrays [n_moe_blocks, n_expert]; read as the first half of the domain `text`.
-SCHEMA_1 = "ggufreap.statistics/1"
-ONLY_DOMAIN = "text"
+WHAT, ADVICE = "a statistics file of ggufreap", "make one with calibrate"
+MOST = 1e150  # of any sum: products of a few numbers in single precision, for each of 2^63 tokens at most
 _PREFIX, _HELD_BACK = "importance ", "held back "
 _LOG = logging.getLogger(__name__)
 
@@ -50,38 +45,27 @@ class Stored:
     statistics: Mapping[str, int]
     importance: Importance | None
     digest: str
-    header: Mapping[str, Any]
+    header: Header
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Read the header of what `save` wrote, or an earlier version did; raises InputError for anything else."""
-        with _archive(path) as archive:
-            header = json.loads(str(archive["header"]))
-            if header["schema"] in (SCHEMA_1, SCHEMA_2):
-                header |= _not_said(header, archive)
-            elif header["schema"] != SCHEMA:
-                raise InputError(
-                    f"{path} has schema {header['schema']!r}, this version reads {SCHEMA!r}; calibrate again"
-                )
-            return cls(
-                path,
-                _provenance(**header["provenance"]),
-                tuple(header["blocks"]),
-                header["statistics"],
-                Importance(**header["importance"]) if header["importance"] else None,
-                header["digest"],
-                header,
-            )
+        with open_arrays(path, WHAT, ADVICE) as arrays:
+            try:
+                header = read_header(arrays)
+            except OtherVersion as error:
+                raise InputError(f"{path} has {error}; calibrate again") from error
+        return cls(path, header.provenance, header.blocks, header.statistics, header.importance, header.digest, header)
 
     @property
     def n_chunks(self) -> int:
         """All chunks."""
-        return sum(sum(domain["chunks"]) for domain in self.header["domains"])
+        return sum(sum(domain.chunks) for domain in self.header.domains)
 
     @property
     def through(self) -> int | None:
         """The last finished block of an unfinished run that goes block by block, None for all else."""
-        return self.header.get("through")
+        return self.header.through
 
     @property
     def lacking(self) -> list[str]:
@@ -113,38 +97,39 @@ class Stored:
             )
         known = [name for name in STATISTICS if name in self.statistics and name not in self.unknown]
         header = self.header
-        frame = self.blocks, tuple(header["n_used"]), header["n_expert"]
-        with _archive(self.path) as archive:
-            values = {name: archive[name] for name in known}
-            if header["schema"] == SCHEMA_1:
-                values = {name: np.stack([array, np.zeros_like(array)])[None] for name, array in values.items()}
-            for name, array in values.items():
-                expected = (len(header["domains"]), 2, len(self.blocks), *STATISTICS[name].shape(header["n_expert"]))
-                if array.shape != expected:
-                    raise ValueError(f"{name} has shape {array.shape}, the header says {expected}")
+        frame = self.blocks, header.n_used, header.n_expert
+        with open_arrays(self.path, WHAT, ADVICE) as arrays:
+            values = {name: self._values(arrays, name) for name in known}
+        if header.schema == SCHEMA_1:
+            values = {name: np.stack([array, np.zeros_like(array)])[None] for name, array in values.items()}
 
-            def half(row: int, which: int) -> ExpertStatistics:
-                n_tokens, n_chunks = (header["domains"][row][what][which] for what in ("tokens", "chunks"))
-                of_half = {name: array[row, which] for name, array in values.items()}
-                return ExpertStatistics(*frame, n_tokens, n_chunks, of_half)
+        def half(row: int, which: int) -> ExpertStatistics:
+            domain, of_half = header.domains[row], {name: array[row, which] for name, array in values.items()}
+            return ExpertStatistics(*frame, domain.tokens[which], domain.chunks[which], of_half)
 
-            names = [domain["name"] for domain in header["domains"]]
-            return DomainStatistics(*frame, {name: (half(row, 0), half(row, 1)) for row, name in enumerate(names)})
+        names = [domain.name for domain in header.domains]
+        return DomainStatistics(*frame, {name: (half(row, 0), half(row, 1)) for row, name in enumerate(names)})
+
+    def _values(self, arrays: Mapping[str, Array], name: str) -> Array:
+        header, row = self.header, STATISTICS[name]
+        halves = () if header.schema == SCHEMA_1 else (len(header.domains), 2)
+        shape = (*halves, len(self.blocks), *row.shape(header.n_expert))
+        return take(arrays, name, "iuf", shape, least=0 if name == "count" else -MOST, most=MOST)
 
     def importance_sums(self) -> ImportanceSums:
         """The importance sums; raises InputError where there are none, with what to do."""
         if self.importance is None:
             raise InputError(f"{self.path} holds no importance sums; calibrate again without --no-imatrix to add them")
-        prefix = "" if self.header["schema"] == SCHEMA_2 else _PREFIX
-        with _archive(self.path) as archive:
-            arrays = {name.removeprefix(prefix): archive[name] for name in archive if name.startswith(prefix)}
-            return ImportanceSums.from_arrays(arrays)
+        prefix = "" if self.header.schema == SCHEMA_2 else _PREFIX
+        with open_arrays(self.path, WHAT, ADVICE) as arrays:
+            members = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
+            return ImportanceSums.from_arrays(members)
 
     def held_back(self) -> HeldBack:
         """The chunks to judge by; none in a file of a version that kept none, or of an unfinished run."""
-        with _archive(self.path) as archive:
-            arrays = {name.removeprefix(_HELD_BACK): archive[name] for name in archive if name.startswith(_HELD_BACK)}
-            return HeldBack.from_arrays(arrays, [domain["name"] for domain in self.header["domains"]])
+        with open_arrays(self.path, WHAT, ADVICE) as arrays:
+            members = {name.removeprefix(_HELD_BACK): arrays[name] for name in arrays if name.startswith(_HELD_BACK)}
+            return HeldBack.from_arrays(members, [domain.name for domain in self.header.domains])
 
 
 AnyStatistics = Stored | str | Path  # what the public verbs take
@@ -197,31 +182,3 @@ def save(
         arrays |= {f"{_HELD_BACK}{name}": array for name, array in kept.items()}
     with replacing(path, own) as file:
         np.savez(file, **arrays)
-
-
-@contextmanager
-def _archive(path: Path) -> Iterator[Any]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            yield archive
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, EOFError, BadZipFile) as error:
-        raise InputError(f"{path} is not a statistics file of ggufreap ({error}); make one with calibrate") from None
-
-
-def _not_said(header: Mapping[str, Any], archive: Any) -> dict[str, Any]:
-    """What an earlier header does not say, and today's does."""
-    more: dict[str, Any] = {
-        "statistics": {name: 1 for name in STATISTICS if name in archive},
-        "importance": {"output": bool(archive.get("output", False))} if "input_of" in archive else None,
-        "digest": str(archive.get("chunks sha256", "")),
-    }
-    if header["schema"] == SCHEMA_1:
-        counts = {"tokens": [header["n_tokens"], 0], "chunks": [header["n_chunks"], 0]}
-        more["domains"] = [{"name": ONLY_DOMAIN, **counts}]
-    return more
-
-
-def _provenance(sources: tuple[dict[str, Any], ...] = (), **fields: Any) -> Provenance:
-    return Provenance(**fields, sources=tuple(SourceRecord(**source) for source in sources))

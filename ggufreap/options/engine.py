@@ -4,7 +4,18 @@ import os
 from dataclasses import dataclass
 
 from ggufreap.errors import InputError
-from ggufreap.options.flag import Flag, check, flagged, flags_of, names, one_of, overrides, proportions, whole
+from ggufreap.options.flag import (
+    Flag,
+    check,
+    endpoints,
+    flagged,
+    flags_of,
+    names,
+    one_of,
+    overrides,
+    proportions,
+    whole,
+)
 
 AUTO_LAYERS, ALL_LAYERS = -1, -2  # common/arg.cpp, --n-gpu-layers
 # What -ctk and -ctv know, with ggml's numbers (common/arg.cpp, kv_cache_types; ggml/include/ggml.h, enum ggml_type).
@@ -72,6 +83,18 @@ class EngineSettings:
         None,
         Flag(
             ("-dev", "--device"), PLACEMENT, "devices to use, with commas; none: the CPU alone", names, "DEV,DEV", str
+        ),
+    )
+    rpc: str | None = flagged(
+        None,
+        Flag(
+            ("--rpc",),
+            PLACEMENT,
+            "other machines to use, on which llama.cpp's ggml-rpc-server runs; repeatable, or with commas",
+            endpoints,
+            "HOST:PORT,HOST:PORT",
+            str,
+            repeatable=True,
         ),
     )
     split_mode: str | None = flagged(
@@ -148,6 +171,9 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        for flag, unused in (("-dev none", self.device == "none"), ("-ngl 0", self.n_gpu_layers == 0)):
+            if self.rpc and unused:
+                raise InputError(f"--rpc: with {flag} no other machine computes anything; leave out one of the two")
 
     @property
     def cpu_threads(self) -> int:
@@ -182,7 +208,7 @@ class EngineSettings:
         """The flag that asks for a device in so many words, if one was given."""
         if self.n_gpu_layers > 0 or self.n_gpu_layers == ALL_LAYERS:
             return "-ngl"
-        return "-dev" if self.device not in (None, "none") else ""
+        return "-dev" if self.device not in (None, "none") else "--rpc" if self.rpc else ""
 
     @property
     def of_gpus(self) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ggufreap.errors import InputError
 
-MOST = 2**31 - 1
+MOST, MOST_PORT = 2**31 - 1, 2**16 - 1
 Parse = Callable[[str], Any]  # text -> the field's value; raises InputError
 
 
@@ -108,6 +108,20 @@ def names(text: str) -> str:
 def split_names(text: str) -> list[str]:
     """What `names` lists."""
     return [name.strip() for name in text.split(",")]
+
+
+def endpoints(text: str) -> str:
+    """HOST:PORT with commas between them, as ggml-rpc.cpp (parse_endpoint) reads each: up to the first colon."""
+    for host, port in split_endpoints(text):
+        if not host or not port.isdecimal() or not 1 <= int(port) <= MOST_PORT:
+            raise InputError(f"{text!r} is not HOST:PORT[,HOST:PORT]; write it as in 192.168.1.2:50052")
+    return text
+
+
+def split_endpoints(text: str) -> list[tuple[str, str]]:
+    """(host, port) of what `endpoints` lists."""
+    parts = [name.partition(":") for name in split_names(text)]
+    return [(host, port) for host, _, port in parts]
 
 
 def proportions(text: str) -> str:

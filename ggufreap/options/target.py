@@ -7,13 +7,14 @@ from ggufreap.limits import SMALL
 from ggufreap.options.fit import AUTO_SIZE, memory_size
 from ggufreap.options.flag import MOST, Flag, check, flagged, number, one_of, whole
 
-REAP, BEST, MIRROR, DROP = "reap", "best", "mirror", "drop"
+REAP, RANK_AVERAGE, BEST, MIRROR, DROP = "reap", "rank_average", "best", "mirror", "drop"
+DEFAULT_METHOD = RANK_AVERAGE  # of all that choose without judging, the one that never lost much
 MTP_MODES = (MIRROR, DROP)
 AUTO_RATIO = "auto"
 MINUTES = 30  # for judging methods
 
-SIZE, FIT_SIZE, SEARCH, CHOICE = "size", "fit size", "search", "choice"
-WEIGHING, MTP, SEED = "weighing", "mtp", "seed"
+SIZE, SHARE, FIT_SIZE, NEURONS = "size", "share", "fit size", "neurons"
+SEARCH, CHOICE, WEIGHING, MTP, SEED = "search", "choice", "weighing", "mtp", "seed"
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,11 @@ class Target:
     chunks that calibration held back, judged for `budget` minutes at most (0: on all of them). `from_imatrix`, a GGUF
     importance matrix of the model, takes the place of any calibration, and is a weaker choice. `blend` says how the
     domains of the text are weighed (ggufreap.blending; None: `uniform` where there are several). `mtp`: MTP blocks keep
-    what the last block keeps, or are left out. `seed` draws for the method `random`. What a number can be, only the
-    model tells: `count_to_keep` refuses.
+    what the last block keeps, or are left out. `width_ratio`: the fraction of the neurons to remove from every expert
+    that stays, as the decimal that was written; columns of down are computed anew to make up for them. `shrink`, in
+    place of `ratio`, `keep` and `width_ratio`: the fraction of the routed experts' weights to remove, divided between
+    experts and neurons (ggufreap.narrowing.splitting). `seed` draws for the method `random`. What a number can be, only
+    the model tells: `count_to_keep` refuses.
     """
 
     ratio: str | float | None = flagged(
@@ -43,6 +47,28 @@ class Target:
         ),
     )
     keep: int | None = flagged(None, Flag(("--keep",), SIZE, "experts to keep in every block", whole(-MOST), "N", int))
+    shrink: str | float | None = flagged(
+        None,
+        Flag(
+            ("--shrink",),
+            SHARE,
+            "fraction of the experts' weights to remove, divided between experts and neurons, such as 0.25",
+            str,
+            "S",
+            int | float,
+        ),
+    )
+    width_ratio: str | float | None = flagged(
+        None,
+        Flag(
+            ("--width-ratio",),
+            NEURONS,
+            "fraction of the neurons to remove from every expert as well, such as 0.15; the others make up for them",
+            str,
+            "W",
+            int | float,
+        ),
+    )
     fit: int | str | None = flagged(
         None,
         Flag(
@@ -60,11 +86,11 @@ class Target:
         Flag(("--max-kld",), SEARCH, "with --ratio auto: mean KLD of the worst domain ({})", number, "X", recipe=None),
     )
     method: str = flagged(
-        REAP,
+        DEFAULT_METHOD,
         Flag(
             ("--method",),
             CHOICE,
-            "reap (default), rank_average, gram, ...; best judges several on held-back text (see README)",
+            "{} (default), reap, gram, ...; best judges several on held-back text (see README)",
             str,
             "NAME",
             str,

@@ -126,7 +126,10 @@ class PruningPlan:
             "blend": self.blend,
             "n_group": self.n_group,
             "corpus": self.corpus,
-            "datasets": [vars(record) for record in self.datasets],
+            "datasets": [
+                {key: value for key, value in vars(record).items() if value or key != "held_out"}  # as earlier versions
+                for record in self.datasets
+            ],
         }
         head |= {"criterion": self.criterion} if self.criterion else {}
         head |= {"remarks": self.remarks} if self.remarks else {}

@@ -27,7 +27,9 @@ _Block = Annotated[int, Meta(ge=0, lt=MAX_BLOCKS)]
 _Expert = Annotated[int, Meta(ge=0, lt=MAX_EXPERTS)]
 
 
-class _Model(Struct, forbid_unknown_fields=True):
+class ModelRecord(Struct, forbid_unknown_fields=True):
+    """A ModelIdentity."""
+
     fingerprint: _Hash
     architecture: _Line
     name: _Line
@@ -47,13 +49,14 @@ class _Source(Struct, forbid_unknown_fields=True):
     samples: _Amount = 0
     tokens: _Amount = 0
     sha256: _Line = ""
+    held_out: _Line = ""
 
 
 class _Plan(Struct, forbid_unknown_fields=True):
     """The keys of the file; those with a default are missing in plans of earlier versions."""
 
     schema: str
-    model: _Model
+    model: ModelRecord
     method: _Word
     ratio: _Word
     n_expert: _Count

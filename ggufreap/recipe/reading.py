@@ -21,7 +21,8 @@ _TEXTS, _TABLES, _RATIO = "a list of strings", "a list of tables", "a number"
 _LEAST = {"seed": 0, "budget": 0}
 _KINDS = {
     "calibration": {"datasets": _TEXTS, "ctx_size": _NUMBER, "chunks": _NUMBER, "seed": _NUMBER},
-    "target": {"ratio": _RATIO, "keep": _NUMBER, "method": _TEXT, "budget": _NUMBER, "blend": _TEXT, "mtp": _TEXT},
+    "target": dict.fromkeys(("ratio", "shrink", "width_ratio"), _RATIO)
+    | {"keep": _NUMBER, "method": _TEXT, "budget": _NUMBER, "blend": _TEXT, "mtp": _TEXT},
     "quantization": {"variants": _TABLES, "keep": _FLAG, "keep_imatrix": _FLAG},
     "evaluation": {"files": _TEXTS, "chunks": _NUMBER, "ctx_size": _NUMBER, "compare": _FLAG, "fail_if": _TEXTS},
 }

@@ -47,13 +47,16 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Target(options.Target):
-    """How many experts go, as one of `ratio` and `keep`, and which, by a criterion that is known."""
+    """How much goes, as one of `ratio`, `keep` and `shrink`, and which experts, by a criterion that is known."""
 
     def __post_init__(self) -> None:
-        if (self.ratio is None) == (self.keep is None):
-            raise InputError("ratio and keep are both given or both missing; give one of them")
-        if self.ratio is not None:
-            as_fraction(str(self.ratio))
+        if [self.ratio, self.keep, self.shrink].count(None) != 2:
+            raise InputError("of ratio, keep and shrink several are given or none is; give one of them")
+        if self.shrink is not None and self.width_ratio is not None:
+            raise InputError("shrink divides the cut between experts and neurons; leave out width_ratio")
+        for fraction in (self.ratio, self.shrink, self.width_ratio):
+            if fraction is not None:
+                as_fraction(str(fraction))
         check_known(self.method, "method", method_names())
         check_known(self.mtp, "mtp", options.MTP_MODES)
         if self.blend is not None:

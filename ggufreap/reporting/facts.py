@@ -7,6 +7,7 @@ are bytes, shares lie in [0, 1], KLD is in nats, speeds are tokens per second.
 from dataclasses import dataclass
 
 from ggufreap.errors import InputError
+from ggufreap.reporting.consistency import check_block
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Model:
-    """The model that was pruned and what the byte-exact result is; `n_used` experts per token, `n_group` 1 for none."""
+    """The model that was pruned and what the byte-exact result is; `n_used` experts per token, `n_group` 1 for none,
+    `n_ff_*` neurons per expert where they are fewer, `compensated` by changed weights of the others.
+    """
 
     name: str
     architecture: str
@@ -48,6 +51,9 @@ class Model:
     parameters_after: int | None = None
     active_before: int | None = None
     active_after: int | None = None
+    n_ff_before: int | None = None
+    n_ff_after: int | None = None
+    compensated: bool = False
     license: str = ""
     license_name: str = ""
     license_link: str = ""
@@ -91,6 +97,7 @@ class Source:
     n_samples: int | None = None
     n_tokens: int | None = None
     sha256: str = ""
+    held_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,10 +112,9 @@ class Routed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the model read before the choice.
+    """What the model read before the choice; `count_mode`: whether samples or tokens of a source are counted.
 
-    `count_mode`: whether source counts are samples or tokens. `built_in`: text that came with the program, for trying
-    out only. `split_half`: the share of kept experts on which plans from two halves of the text agree.
+    `built_in`: text that came with the program, to try out. `split_half`: the share of experts that both halves keep.
     """
 
     n_ctx: int
@@ -284,13 +290,7 @@ class Report:
         if min(before, self.model.nbytes_before, self.original.nbytes if self.original else 1) < 1:
             raise InputError("the unpruned model has no experts or no bytes; give what it has")
         for block in self.plan.blocks:
-            if len(set(block.keep)) != after or len(block.keep) != after or not set(block.keep) <= set(range(before)):
-                raise InputError(
-                    f"block {block.block} keeps {len(set(block.keep))} of {before} experts, the model has {after}; "
-                    "give the plan that it was pruned with"
-                )
-            if len(block.scores) not in (0, before):
-                raise InputError(f"block {block.block} has {len(block.scores)} scores for {before} experts; give all")
+            check_block(block.block, block.keep, len(block.scores), before, after)
         names = [variant.name for variant in self.variants]
         told = ", ".join(names)
         if len(set(names)) != len(names):

@@ -7,19 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
-from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout
+from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout, bind
+from ggufreap.architecture.width import expert_width
 from ggufreap.container import GgufFile
 from ggufreap.errors import InputError
 from ggufreap.observation import ExpertStatistics, Floats
 from ggufreap.planning import PruningPlan
 from ggufreap.reporting import facts
+from ggufreap.rewriting.metadata import WIDTH_BEFORE
 
 _CHUNK = 1 << 22
 _HOMES = ("general.repo_url", "general.source.repo_url", "general.source.url")
 
 
-def model_facts(source: GgufFile, layout: MoeLayout, plan: PruningPlan, pruned: GgufFile) -> facts.Model:
-    """The model before and after, from both headers; `pruned` is the byte-exact file."""
+def model_facts(
+    source: GgufFile, layout: MoeLayout, plan: PruningPlan, pruned: GgufFile, compensated: bool = False
+) -> facts.Model:
+    """The model before and after, from both headers: `pruned` is the byte-exact file, its down maybe `compensated`."""
     before, after = _parameters(source, layout, layout.n_expert), _parameters(pruned, layout, plan.n_keep)
 
     def text(key: str) -> str:
@@ -44,6 +48,9 @@ def model_facts(source: GgufFile, layout: MoeLayout, plan: PruningPlan, pruned: 
         parameters_after=after[0],
         active_before=before[1],
         active_after=after[1],
+        n_ff_before=pruned.get(WIDTH_BEFORE),
+        n_ff_after=expert_width(pruned, bind(pruned)) if WIDTH_BEFORE in pruned.metadata else None,
+        compensated=compensated,
         license=text("license"),
         license_name=text("license.name"),
         license_link=text("license.link"),

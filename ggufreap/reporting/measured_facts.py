@@ -36,6 +36,7 @@ def calibration_facts(
                 source.samples,
                 source.tokens,
                 source.sha256,
+                source.held_out,
             )
             for source in provenance.sources
         ),

@@ -19,6 +19,7 @@ def summary_of(report: Report) -> dict[str, Any]:
     return {
         "removed": model.n_expert_before - model.n_expert_after,
         "removed_share": 1 - model.n_expert_after / model.n_expert_before,
+        "narrowed_share": _narrowed_share(report),
         "size_change": model.nbytes_after / model.nbytes_before - 1,
         "measured": any(variant.domains or variant.overall for variant in report.variants),
         "variants": [_variant(report, variant) for variant in report.variants],
@@ -27,6 +28,12 @@ def summary_of(report: Report) -> dict[str, Any]:
         "scale": [{"level": level, "below": below} for level, below in SCALE],
         "caveats": list(caveats_of(report)),
     }
+
+
+def _narrowed_share(report: Report) -> float | None:
+    """The share of the neurons that is gone of every expert; None where all stay."""
+    before, after = report.model.n_ff_before, report.model.n_ff_after
+    return 1 - after / before if before and after else None
 
 
 def mean_kld(overall: Meters | None, domains: Sequence[Meters]) -> float | None:
@@ -75,6 +82,7 @@ def _comparison(report: Report, variant: Variant) -> Iterator[dict[str, Any]]:
         ("type", "text", "none", before and before.type, after.type or None),
         ("size", "size", "relative", _nbytes_before(report), after.nbytes),
         ("experts per block", "count", "relative", model.n_expert_before, model.n_expert_after),
+        ("neurons per expert", "count", "relative", model.n_ff_before, model.n_ff_after),
         ("parameters", "parameters", "relative", model.parameters_before, model.parameters_after),
         ("active per token", "parameters", "relative", model.active_before, model.active_after),
         ("memory", "size", "relative", before and before.memory, after.memory),

@@ -5,6 +5,8 @@ Every other entry keeps its bytes. Key names: gguf/constants.py, Keys.General.
 
 import logging
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from gguf.constants import GGUFValueType
@@ -15,6 +17,7 @@ from ggufreap.architecture.metadata import OTHER_ARRAYS, PER_BLOCK_ARRAYS
 from ggufreap.container import GgufFile, MetadataEntry, Value, encode
 from ggufreap.container.header import read_header
 from ggufreap.errors import InputError, MismatchError, UnsupportedModel
+from ggufreap.narrowing import Narrowing
 from ggufreap.planning import PruningPlan
 from ggufreap.showing import file_name
 
@@ -23,24 +26,45 @@ PREFIX = "ggufreap."
 EXPERTS_BEFORE = f"{PREFIX}source.expert_count"
 PLAN = f"{PREFIX}plan.sha256"
 SOURCE = f"{PREFIX}source.fingerprint"
+WIDTH_BEFORE = f"{PREFIX}source.expert_feed_forward_length"
+NARROWING = f"{PREFIX}narrowing.sha256"
+COMPENSATED = f"{PREFIX}narrowing.compensated"
 # What the source says of its own past: the base model of its base model, and how it was pruned before.
 _OF_THE_SOURCE = ("general.base_model.", PREFIX)
-_TOLD_LATER = re.compile(r"ggufreap\.(plan\.sha256|dataset\.\d+\.(samples|tokens|sha256))")  # by the calibration
+_TOLD_LATER = re.compile(
+    r"ggufreap\.(narrowing|plan\.sha256|dataset\.\d+\.(samples|tokens|sha256))"
+)  # by the calibration
 STRING, U32, U64 = GGUFValueType.STRING, GGUFValueType.UINT32, GGUFValueType.UINT64
 LINEAGE = ("author", "organization", "version", "repo_url")
 
 
+@dataclass(frozen=True)
+class Narrowed:
+    """What is said of narrower experts: by which `narrowing`, and the `values` of the keys that tell of widths."""
+
+    narrowing: Narrowing
+    values: Mapping[str, Value]
+
+
 def pruned_metadata(
-    file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_block: int, n_parameters: int, version: str
+    file: GgufFile,
+    layout: MoeLayout,
+    plan: PruningPlan,
+    n_block: int,
+    n_parameters: int,
+    version: str,
+    narrowed: Narrowed | None = None,
 ) -> list[MetadataEntry]:
     """The entries of the pruned file, in the order of the original, new ones last.
 
     `n_block`: the blocks that stay, fewer where MTP blocks are dropped; `n_parameters`: the weights that stay.
     """
-    edits = _counts(file, layout, plan, n_block) | _names(file, layout, plan, n_parameters)
+    edits = _counts(file, layout, plan, n_block) | _names(file, layout, plan, n_parameters, narrowed)
     if n_block < layout.n_block:
         edits |= _shorter_arrays(file, layout, n_block)
     edits |= _provenance(file, plan, version) | _datasets(file, plan)
+    if narrowed:
+        edits |= _widths(file, layout, narrowed)
     entries = []
     for key, entry in file.metadata.items():
         if key in edits:
@@ -62,6 +86,19 @@ def _counts(file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_block: int) 
     return {key: _edited(file.metadata[key], value) for key, value in values.items()}
 
 
+def _widths(file: GgufFile, layout: MoeLayout, narrowed: Narrowed) -> dict[str, MetadataEntry]:
+    name, narrowing, entries = layout.architecture.name, narrowed.narrowing, []
+    for suffix, value in narrowed.values.items():
+        entry = file.metadata.get(f"{name}.{suffix}")
+        entries.append(_edited(entry, value) if entry else encode(f"{name}.{suffix}", value, U32))
+    texts = (("width_ratio", narrowing.ratio), ("narrowing.method", narrowing.method))
+    entries += [encode(f"{PREFIX}{key}", text, STRING) for key, text in texts if text]
+    entries.append(encode(COMPENSATED, bool(narrowing.downs), GGUFValueType.BOOL))
+    entries.append(encode(NARROWING, narrowing.sha256, STRING))
+    entries.append(encode(WIDTH_BEFORE, narrowing.source_width, U32))
+    return {entry.key: entry for entry in entries}
+
+
 def _shorter_arrays(file: GgufFile, layout: MoeLayout, n_block: int) -> dict[str, MetadataEntry]:
     prefix = f"{layout.architecture.name}."
     edits = {}
@@ -79,13 +116,16 @@ def _shorter_arrays(file: GgufFile, layout: MoeLayout, n_block: int) -> dict[str
     return edits
 
 
-def _names(file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_parameters: int) -> dict[str, MetadataEntry]:
+def _names(
+    file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_parameters: int, narrowed: Narrowed | None
+) -> dict[str, MetadataEntry]:
+    label = narrowed.narrowing.full_label(plan) if narrowed else plan.label
     name = str(file.get("general.name") or file.path.stem)
     tags = file.get("general.tags")
     tags = [str(tag) for tag in tags] if isinstance(tags, list) else []
     texts = {
-        "general.name": f"{name} {plan.label}",
-        "general.finetune": "-".join(filter(None, (str(file.get("general.finetune", "")), plan.label))),
+        "general.name": f"{name} {label}",
+        "general.finetune": "-".join(filter(None, (str(file.get("general.finetune", "")), label))),
         "general.base_model.0.name": name,
     }
     for field in LINEAGE:
@@ -93,9 +133,12 @@ def _names(file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_parameters: i
             texts[f"general.base_model.0.{field}"] = str(file.get(f"general.{field}"))
     if "general.size_label" in file.metadata:
         old = str(file.get("general.size_label"))
-        texts["general.size_label"] = size_label(old, layout.n_expert, plan.n_keep, n_parameters)
+        # A label such as 128x1.8B tells of whole experts: narrower ones are told of by the total.
+        counted = "" if narrowed and old.startswith(f"{layout.n_expert}x") else old
+        texts["general.size_label"] = size_label(counted, layout.n_expert, plan.n_keep, n_parameters)
     edits = {key: encode(key, text, STRING) for key, text in texts.items()}
-    new_tags = [tag for tag in ("pruned", plan.method) if tag not in tags]
+    own = ("pruned", plan.method) if plan.n_keep < layout.n_expert or not narrowed else ("pruned",)
+    new_tags = [tag for tag in (*own, *(["narrowed"] if narrowed else [])) if tag not in tags]
     edits["general.tags"] = encode("general.tags", [*tags, *new_tags], STRING)
     edits["general.base_model.count"] = encode("general.base_model.count", 1, U32)
     if "general.parameter_count" in file.metadata:
@@ -165,8 +208,8 @@ def _datasets(file: GgufFile, plan: PruningPlan) -> dict[str, MetadataEntry]:
         organization, _, name = record.name.rpartition("/") if record.is_hub else ("", "", file_name(record.name))
         standard = (("name", name), ("organization", organization), ("version", record.revision))
         entries += [encode(f"general.dataset.{first + index}.{key}", text, STRING) for key, text in standard if text]
-        own = (("domain", record.domain), ("subset", record.subset), ("split", record.split), ("sha256", record.sha256))
-        entries += [encode(f"ggufreap.dataset.{index}.{key}", text, STRING) for key, text in own if text]
+        own = {key: getattr(record, key) for key in ("domain", "subset", "split", "sha256", "held_out")}
+        entries += [encode(f"ggufreap.dataset.{index}.{key}", text, STRING) for key, text in own.items() if text]
         entries.append(encode(f"ggufreap.dataset.{index}.samples", record.samples, U64))
         entries.append(encode(f"ggufreap.dataset.{index}.tokens", record.tokens, U64))
     return {entry.key: entry for entry in entries}

@@ -21,6 +21,7 @@ from ggufreap.files import publish
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting.metadata import pruned_metadata
+from ggufreap.rewriting.narrow import Narrow, Narrower
 from ggufreap.version import __version__
 
 _UNITS = {"M": 1000**2, "G": 1000**3}
@@ -31,7 +32,7 @@ class RewriteScript:
     """The files to be written; what `--dry-run` shows.
 
     `n_parameters` are the weights that stay, `metadata` what the file says of itself, in its order; shards are named
-    after `target`.
+    after `target`; `notes` tell what narrower experts change besides their width.
     """
 
     files: tuple[OutputFile, ...]
@@ -39,6 +40,7 @@ class RewriteScript:
     n_parameters: int
     metadata: tuple[MetadataEntry, ...]
     target: Path
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -54,19 +56,26 @@ def lower(
     *,
     split_max_size: int | None = None,
     keep_split: bool = False,
+    narrow: Narrow | None = None,
 ) -> RewriteScript:
-    """The script that writes `plan` of `file` to `out`; the plan must have passed `check_plan`.
+    """The script that writes `plan` of `file` to `out`, with `narrow` experts; the plan must have passed `check_plan`.
 
     One file, or the source's own shards with `keep_split`, or shards of at most `split_max_size` bytes of tensors.
+    Raises UnsupportedModel or InfeasiblePlan where experts cannot be narrowed so.
     """
     n_block = _blocks_that_stay(file, layout, plan)
     records = [record for record in file.tensors if _block(record) < n_block]
-    tensors = {record.name: _output(file, record, layout, plan) for record in records}
+    narrower = Narrower(file, layout, plan, narrow) if narrow else None
+    tensors = {
+        record.name: (narrower and narrower.output(record)) or _output(file, record, layout, plan) for record in records
+    }
     n_parameters = sum(tensor.n_elements for tensor in tensors.values())
-    metadata = pruned_metadata(file, layout, plan, n_block, n_parameters, __version__)
+    said = narrower.said(n_block) if narrower else None
+    metadata = pruned_metadata(file, layout, plan, n_block, n_parameters, __version__, said)
     groups = _groups(file, records, tensors, split_max_size, keep_split)
     files = lay_out(out, metadata, groups, file.alignment)
-    return RewriteScript(files, file.nbytes, n_parameters, tuple(metadata), out)
+    notes = narrower.notes(tensors.values()) if narrower else ()
+    return RewriteScript(files, file.nbytes, n_parameters, tuple(metadata), out, notes)
 
 
 def execute(script: RewriteScript, progress: Progress = silent) -> None:

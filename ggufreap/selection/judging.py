@@ -1,6 +1,7 @@
-"""Candidate keep-sets on held-back chunks: what each loses, by masking experts in one loaded model.
+"""Contenders on held-back chunks: what each loses, by masking experts in one loaded model.
 
-Chunks go in turns over domains, and all candidates see a chunk before the next one comes. So whatever was judged until
+A contender has two keep-sets, one for chunks of either half of the text: what it chose from the other half. Chunks go
+in turns over domains and halves, and all contenders see a chunk before the next one comes. So whatever was judged until
 the time was up, or the run was stopped, is the same text for all of them, as much of every domain.
 """
 
@@ -21,27 +22,36 @@ from ggufreap.errors import InputError
 from ggufreap.evaluation import of_engine
 from ggufreap.evaluation.scores import Map, Reference, compare, targets_of
 from ggufreap.files import replacing
-from ggufreap.observation import Floats
+from ggufreap.observation import Floats, Held
 from ggufreap.progress import Progress, silent
 
 SCHEMA = "ggufreap.judged/1"
 LEAST_LENGTH = 4  # tokens of a chunk, so that something of it is scored
+LEAST_ROUNDS = 2
+Keeps = Sequence[Keep]  # by half: what is judged on its chunks
 Losses = Mapping[str, Floats]  # domain -> mean KLD in nats of each of its chunks
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of the mean KLD over domains, one candidate's less another's on the same chunks; `stderr` is 0 for equal sets."""
+    """Of the mean KLD over domains, one contender's less another's on the same chunks; errors are 0 for equal sets.
+
+    `stderr` is what chance in the chunks of each domain leaves, `between` what the scatter of the domains' own
+    differences does, were they drawn from many (random effects); 0 for one domain, which says nothing of others.
+    """
 
     mean: float
     stderr: float
+    between: float = 0.0
 
     @classmethod
     def of(cls, one: Losses, other: Losses) -> "Difference":
         """Chunks are the units: tokens of one chunk depend on each other."""
         pairs = [one[domain] - other[domain] for domain in one]
         variances = [pair.var(ddof=1) / len(pair) for pair in pairs]
-        return cls(float(np.mean([pair.mean() for pair in pairs])), math.sqrt(sum(variances)) / len(pairs))
+        means = [pair.mean() for pair in pairs]
+        between = float(np.std(means, ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+        return cls(float(np.mean(means)), math.sqrt(sum(variances)) / len(pairs), between)
 
 
 def mean_loss(losses: Losses) -> float:
@@ -83,8 +93,8 @@ class Ledger:
 
 def judge(
     engine: Engine,
-    chunks: Mapping[str, Sequence[Tokens]],
-    candidates: Mapping[str, Keep],
+    chunks: Mapping[str, Sequence[Held]],
+    contenders: Mapping[str, Keeps],
     ledger: Ledger,
     *,
     budget: float = math.inf,
@@ -92,44 +102,46 @@ def judge(
     clock: Callable[[], float] = time.monotonic,
     progress: Progress = silent,
 ) -> dict[str, dict[str, Floats]]:
-    """Candidate -> domain -> KLD of each chunk, for at most `budget` seconds; equal keep-sets are judged once.
+    """Contender -> domain -> KLD of each chunk, for about `budget` seconds; equal keep-sets are judged once.
 
     `chunks` are domain -> held-back chunks. Another round over the domains is begun only if there seems to be time for
-    it; two are always made, since it takes two to tell how sure a mean is. Raises InputError where a domain has fewer.
+    it; two are always made, since it takes two to tell how sure a mean is, and so that every half is judged. Raises
+    InputError where a domain has fewer.
     """
-    rounds = min(map(len, chunks.values()), default=0)
-    if rounds < 2:
-        few = min(chunks, key=lambda domain: len(chunks[domain]), default="the text")
+    least, few = min(((len(held_back), domain) for domain, held_back in chunks.items()), default=(0, "the text"))
+    if least < LEAST_ROUNDS:
         raise InputError(
-            f"{few} has {rounds} held-back chunks, it takes 2 of every domain to judge methods: 4 chunks of text or "
-            "more; give more text, or name a method"
+            f"{few} has {least} chunks to judge methods by, it takes {LEAST_ROUNDS} of every domain; give more text, "
+            "or name a method"
         )
-    names = {name: _digest(keep) for name, keep in candidates.items()}
-    distinct = {names[name]: keep for name, keep in candidates.items()}
-    n_tokens = sum(len(domain[index]) for domain in chunks.values() for index in range(rounds))
-    losses: dict[str, dict[str, list[float]]] = {each: {domain: [] for domain in chunks} for each in distinct}
-    started, finished = clock(), 0
-    with progress(f"judge {len(distinct)} keep-sets", n_tokens * (len(distinct) + 1), "tokens") as bar:
-        for index in range(rounds):
+    names = {name: [_digest(keep) for keep in keeps] for name, keeps in contenders.items()}
+    distinct = [{names[name][half]: keeps[half] for name, keeps in contenders.items()} for half in (0, 1)]
+    cost = [len(sets) + 1 for sets in distinct]  # passes over a chunk
+    n_tokens = sum(len(one.tokens) * cost[one.half] for held_back in chunks.values() for one in held_back)
+    losses: dict[str, dict[str, list[float]]] = {name: {domain: [] for domain in chunks} for name in names}
+    started = clock()
+    with progress(f"judge {len(names)} methods", n_tokens, "tokens") as bar:
+        for index in range(max(map(len, chunks.values()))):
             spent = clock() - started
-            if index >= 2 and spent + spent / index > budget:
+            if index >= LEAST_ROUNDS and spent + spent / index > budget:
                 break
             for domain, held_back in chunks.items():
-                of_chunk = _judge_chunk(engine, held_back[index], distinct, ledger, run)
-                for each, loss in of_chunk.items():
-                    losses[each][domain].append(loss)
-                bar.update(len(held_back[index]) * (len(distinct) + 1))
+                if index >= len(held_back):
+                    continue
+                one = held_back[index]
+                of_chunk = _judge_chunk(engine, one.tokens, distinct[one.half], ledger, run)
+                for name, digests in names.items():
+                    losses[name][domain].append(of_chunk[digests[one.half]])
+                bar.update(len(one.tokens) * cost[one.half])
             ledger.save()
-            finished = index + 1
     return {
-        name: {domain: np.array(values[:finished]) for domain, values in losses[each].items()}
-        for name, each in names.items()
+        name: {domain: np.array(values) for domain, values in by_domain.items()} for name, by_domain in losses.items()
     }
 
 
-def usable(chunks: Mapping[str, Sequence[Tokens]]) -> dict[str, list[Tokens]]:
+def usable(chunks: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
     """The chunks that are long enough to be scored."""
-    return {domain: [tokens for tokens in held if len(tokens) >= LEAST_LENGTH] for domain, held in chunks.items()}
+    return {domain: [one for one in held if len(one.tokens) >= LEAST_LENGTH] for domain, held in chunks.items()}
 
 
 def _judge_chunk(

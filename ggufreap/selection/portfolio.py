@@ -1,27 +1,24 @@
-"""The method `best`: several methods choose from one half of the text, and the other half says which of them to trust.
+"""The method `best`: several methods choose from either half of the text, and the other half says which to trust.
 
-Statistics are kept in halves. Every method chooses from the even chunks, and what it chose is judged by the KLD of the
-masked model on odd chunks, which no statistic behind these keep-sets has seen. `decide` has the rule. Whoever takes the
-place of the default does so with the very keep-set that was judged: from little text a method chooses now well, now
-badly, and another set of the same method would prove nothing. The default chooses from all of the text in the end; that
-set is judged too, and has the advantage of having seen the chunks, so that nothing takes its place by having more luck
-with less text.
+Statistics are kept in halves. Every method chooses once from the even chunks and once from the odd ones, and each set
+is judged by the KLD of the masked model on chunks of the half that it has not seen (cross-validation in two folds). So
+a method is judged by two of its sets, and by text from everywhere. Which one is trusted `decide` says; it then chooses
+from all of the text.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 from ggufreap.blending import MAXMIN, UNIFORM
 from ggufreap.observation import DomainStatistics
-from ggufreap.selection.choosing import Choice, choose
+from ggufreap.options.target import DEFAULT_METHOD
+from ggufreap.options.target import REAP as REAP_METHOD
+from ggufreap.selection.choosing import choose
 from ggufreap.selection.gram import Rows
 from ggufreap.selection.judging import Difference, Losses, mean_loss, worst_loss
 
-_FINAL = "the default from all text"
-SURE = 2.0  # standard errors of a paired difference
-EQUAL = 1.0  # within so many, means are taken for equal
+SURE, LIKELY = 2.0, 1.0  # standard errors of a paired difference, over chunks and over domains
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Contender:
         return self.method if self.blend == UNIFORM else f"{self.method}, {self.blend}"
 
 
-DEFAULT, REAP = Contender("rank_average", UNIFORM), Contender("reap", UNIFORM)
+DEFAULT, REAP = Contender(DEFAULT_METHOD, UNIFORM), Contender(REAP_METHOD, UNIFORM)
 CONTENDERS = (
     DEFAULT,
     REAP,
@@ -78,71 +75,38 @@ class Verdict:
         ratio = ours.mean / reap.mean if reap.mean else 1.0 if ours.mean == 0 else math.inf
         return (
             f"{self.chosen.name} loses {ratio:.2f}x of reap on held-back text (mean KLD {ours.mean:.4f} against "
-            f"{reap.mean:.4f}, worst domain {ours.worst:.4f} against {reap.worst:.4f}; chosen from one half, judged on "
-            f"{self.n_chunks} chunks of the other): {self.reason}"
+            f"{reap.mean:.4f}, worst domain {ours.worst:.4f} against {reap.worst:.4f}; on {self.n_chunks} chunks, each "
+            f"of the half that was not chosen from): {self.reason}"
         )
 
 
-@dataclass(frozen=True)
-class Sets:
-    """What every contender chooses from the even chunks, and the default from all."""
+def crossed(statistics: DomainStatistics, n_keep: int, n_group: int) -> Mapping[Contender, tuple[Rows, Rows]]:
+    """Contender -> for the even and for the odd chunks what is judged on them: the experts that stay by the others."""
+    even, odd = (statistics.half(number) for number in (0, 1))
 
-    even: Mapping[Contender, Choice]
-    default: Choice
+    def rows(each: Contender, seen: DomainStatistics) -> Rows:
+        return choose(seen, each.method, each.blend, n_keep, n_group).rows
 
-    @classmethod
-    def of(cls, statistics: DomainStatistics, n_keep: int, n_group: int) -> Self:
-        """The choices that are judged."""
-        even = statistics.half(0)
-        sets = {each: choose(even, each.method, each.blend, n_keep, n_group) for each in CONTENDERS}
-        return cls(sets, choose(statistics, DEFAULT.method, DEFAULT.blend, n_keep, n_group))
-
-    @property
-    def rows(self) -> dict[str, Rows]:
-        """All of them, by names that are this class's alone."""
-        return {each.name: choice.rows for each, choice in self.even.items()} | {_FINAL: self.default.rows}
-
-    def decide(self, judged: Mapping[str, Losses]) -> tuple[Verdict, Choice]:
-        """What stays, given what each of `rows` loses."""
-        verdict = decide({each: judged[each.name] for each in self.even}, judged[_FINAL])
-        return verdict, self.default if verdict.chosen == DEFAULT else self.even[verdict.chosen]
+    return {each: (rows(each, odd), rows(each, even)) for each in CONTENDERS}
 
 
-def decide(losses: Mapping[Contender, Losses], final: Losses) -> Verdict:
-    """The default, unless another one is surely better: by a lower mean, then by a lower worst domain.
+def decide(losses: Mapping[Contender, Losses]) -> Verdict:
+    """The default, unless another one is better: of those that are, the one with the lowest mean.
 
-    The lowest mean loss that is more than SURE standard errors below the default's takes over; `final` is that of its
-    set from all text, which has to be beaten as well. Among all whose mean is within EQUAL standard errors of that
-    winner's, one takes over in turn that loses less in the winner's worst domain by more than SURE standard errors,
-    and less in its own worst. Differences are paired, with chunks as units.
+    Better is a mean that is lower by more than SURE standard errors over chunks, which speak for this very text, and by
+    more than LIKELY over domains, since other text of the same kind is another document, as different from this one as
+    domains are; and a worst domain that loses no more than the default's. Differences are paired.
     """
     ranked = sorted(losses, key=lambda each: mean_loss(losses[each]))
-    chosen, reason = DEFAULT, f"no other method is better than it by more than {SURE:g} standard errors"
-    holders = [losses[DEFAULT], final]
+    chosen, reason = DEFAULT, f"no other method is surely better than {DEFAULT.name}"
     for each in ranked:
-        gains = [Difference.of(losses[each], holder) for holder in holders]
-        if all(gain.mean < -SURE * gain.stderr for gain in gains):
-            chosen, least = each, max(gains, key=lambda gain: gain.mean)
-            reason = f"{-least.mean:.4f} ± {least.stderr:.4f} better than {DEFAULT.name} in the mean"
-            holders = [losses[each]]
+        gain = Difference.of(losses[each], losses[DEFAULT])
+        least = max(SURE * gain.stderr, LIKELY * gain.between)
+        if gain.mean < -least and worst_loss(losses[each]) <= worst_loss(losses[DEFAULT]):
+            chosen, reason = each, f"{-gain.mean:.4f} ± {gain.stderr:.4f} better than {DEFAULT.name} in the mean"
             break
-    fairer = [each for each in ranked if all(_is_fairer(losses[each], holder) for holder in holders)]
-    if fairer:
-        winner = min(fairer, key=lambda each: worst_loss(losses[each]))
-        chosen, reason = winner, f"as good as {chosen.name} in the mean, and surely better in its worst domain"
     rows = tuple(
         Row(each, mean_loss(losses[each]), worst_loss(losses[each]), Difference.of(losses[each], losses[REAP]))
         for each in ranked
     )
     return Verdict(rows, chosen, reason, sum(map(len, losses[chosen].values())))
-
-
-def _is_fairer(one: Losses, other: Losses) -> bool:
-    in_mean = Difference.of(one, other)
-    worst = max(other, key=lambda domain: other[domain].mean())
-    there = Difference.of({worst: one[worst]}, {worst: other[worst]})
-    return (
-        in_mean.mean <= EQUAL * in_mean.stderr
-        and there.mean < -SURE * there.stderr
-        and worst_loss(one) < worst_loss(other)
-    )

@@ -14,10 +14,11 @@ from ggufreap.container import GgufFile, open_gguf
 from ggufreap.engine.quantizer import ImatrixData, Quantizer, QuantizerCall
 from ggufreap.errors import EngineError
 from ggufreap.files import private_folder
+from ggufreap.narrowing import Narrowing
 from ggufreap.planning import PruningPlan, ratio_label
 from ggufreap.quantization import Quantized, QuantRequest, foretell, foretell_types, written_metadata
 from ggufreap.quantization.forecast import entries_nbytes, header_nbytes
-from ggufreap.rewriting import RewriteScript, lower, write_skeleton
+from ggufreap.rewriting import Narrow, RewriteScript, lower, write_skeleton
 from ggufreap.rewriting.metadata import EXPERTS_BEFORE
 
 Rewriter = Callable[[int], RewriteScript]  # experts kept in every block -> what writes the file
@@ -31,6 +32,7 @@ def rewriter(
     *,
     split_max_size: int | None = None,
     keep_split: bool = False,
+    narrow: Narrow | None = None,
 ) -> Rewriter:
     """The scripts of all counts, from a plan of any of them; raises InfeasiblePlan for one that cannot be routed.
 
@@ -42,12 +44,20 @@ def rewriter(
     def rewrite(n_keep: int) -> RewriteScript:
         layout.check_keep(n_keep)
         if n_keep == plan.n_keep:
-            return cut(plan)
+            return cut(plan, narrow=narrow)
         removed = layout.group_size - n_keep // layout.n_group
         label, kept = ratio_label(layout.group_size, removed, None), tuple(range(n_keep))
-        return cut(replace(plan, n_keep=n_keep, ratio=label, keep=dict.fromkeys(plan.keep, kept)))
+        other = replace(plan, n_keep=n_keep, ratio=label, keep=dict.fromkeys(plan.keep, kept))
+        return cut(other, narrow=narrow and _any_neurons(narrow, n_keep))
 
     return rewrite
+
+
+def _any_neurons(narrow: Narrow, n_keep: int) -> Narrow:
+    """The same for another number of experts, of which the first neurons stay."""
+    own = narrow.narrowing
+    other = Narrowing.of_first(own.source_width, own.width, own.neurons, n_keep, own.method)
+    return replace(narrow, narrowing=other, importance={})
 
 
 class Sizer:

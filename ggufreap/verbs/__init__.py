@@ -11,6 +11,7 @@ from ggufreap.verbs.frontier import Frontier, frontier
 from ggufreap.verbs.imatrix import ImatrixReport, imatrix
 from ggufreap.verbs.inspect import inspect
 from ggufreap.verbs.merge import merge
+from ggufreap.verbs.narrow import Narrowed, narrow
 from ggufreap.verbs.plan import plan
 from ggufreap.verbs.preview import Preview, preview
 from ggufreap.verbs.probe import probe
@@ -29,6 +30,7 @@ __all__ = [
     "Fitted",
     "Frontier",
     "ImatrixReport",
+    "Narrowed",
     "Preview",
     "Pruned",
     "Variants",
@@ -45,6 +47,7 @@ __all__ = [
     "imatrix",
     "inspect",
     "merge",
+    "narrow",
     "plan",
     "preview",
     "probe",

@@ -9,7 +9,7 @@ from ggufreap.model import AnyModel, Model
 from ggufreap.options.output import Output
 from ggufreap.planning import PruningPlan, check_plan, load_plan
 from ggufreap.progress import Progress, silent
-from ggufreap.rewriting import RewriteScript, execute, parse_size
+from ggufreap.rewriting import Narrow, RewriteScript, execute, parse_size
 from ggufreap.sizing import Rewriter, rewriter
 from ggufreap.verbs import trust
 
@@ -42,13 +42,17 @@ def apply(
     return script
 
 
-def script_of(model: Model, plan: PruningPlan, path: Path, asked: Output) -> RewriteScript:
-    """What would be written at `path`, cut into files as `asked`."""
-    return scripts_of(model, plan, path, asked)(plan.n_keep)
+def script_of(
+    model: Model, plan: PruningPlan, path: Path, asked: Output, narrow: Narrow | None = None
+) -> RewriteScript:
+    """What would be written at `path`, with `narrow` experts, cut into files as `asked`."""
+    return scripts_of(model, plan, path, asked, narrow)(plan.n_keep)
 
 
-def scripts_of(model: Model, plan: PruningPlan, path: Path, asked: Output) -> Rewriter:
+def scripts_of(model: Model, plan: PruningPlan, path: Path, asked: Output, narrow: Narrow | None = None) -> Rewriter:
     """The same for any number of experts, told of as the plan is."""
     split = asked.split_max_size
     nbytes = parse_size(split) if isinstance(split, str) else split
-    return rewriter(model.file, model.layout, plan, path, split_max_size=nbytes, keep_split=asked.keep_split)
+    return rewriter(
+        model.file, model.layout, plan, path, split_max_size=nbytes, keep_split=asked.keep_split, narrow=narrow
+    )

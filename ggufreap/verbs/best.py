@@ -1,6 +1,7 @@
-"""The method `best`: candidates judged on the model itself, with what calibration kept beside its statistics."""
+"""The method `best`: contenders judged on the model itself, with what calibration kept beside its statistics."""
 
 import json
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ from ggufreap.model import Model
 from ggufreap.observation import DomainStatistics, Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
-from ggufreap.selection.choosing import Choice
 from ggufreap.selection.judging import Ledger, judge, usable
-from ggufreap.selection.portfolio import Sets, Verdict
+from ggufreap.selection.portfolio import Verdict, crossed, decide
+
+_LOG = logging.getLogger(__name__)
 
 
 def best_method(
@@ -27,10 +29,10 @@ def best_method(
     budget: int,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
-) -> tuple[Verdict, Choice]:
-    """The method that loses least on held-back chunks of the calibration text, and what stays by it.
+) -> Verdict:
+    """The method that loses least on held-back chunks of the calibration text.
 
-    They are judged for `budget` minutes at most, 0: until all chunks are. What was judged is kept in a file beside the
+    They are judged for about `budget` minutes, 0: until all chunks are. What was judged is kept in a file beside the
     statistics, so that a run that was stopped goes on. Raises InputError where these hold no such chunks, or fewer than
     two of a domain.
     """
@@ -38,14 +40,18 @@ def best_method(
     if nodes.headless:
         raise InputError(f"{model.path}: this model ends in hidden states, so methods cannot be judged; name a method")
     held_back = usable(stored.held_back().chunks)
-    missing = [domain for domain in statistics.domains if domain not in held_back]
-    if missing:
-        raise InputError(
-            f"{stored.path} holds no chunks of {missing[0]} to judge methods by; calibrate again with more of it"
-        )
-    sets = Sets.of(statistics, n_keep, model.layout.n_group)
-    keeps = {name: dict(zip(statistics.blocks, rows, strict=True)) for name, rows in sets.rows.items()}
-    longest = max(len(tokens) for chunks in held_back.values() for tokens in chunks)
+    for domain, halves in statistics.halves.items():
+        if not held_back.get(domain) or not all(half.n_tokens for half in halves):
+            raise InputError(
+                f"{stored.path} does not hold two halves of {domain} and chunks of them to judge methods by; calibrate "
+                "again with more of it, or name a method"
+            )
+    sets = crossed(statistics, n_keep, model.layout.n_group)
+    keeps = {
+        each.name: [dict(zip(statistics.blocks, rows, strict=True)) for rows in by_half]
+        for each, by_half in sets.items()
+    }
+    longest = max(len(one.tokens) for chunks in held_back.values() for one in chunks)
     settings = replace(settings or EngineSettings(), n_ctx=longest)
     how = json.dumps([model.file.fingerprint, *map(str, settings.attention), settings.graph_tokens])
     path = ledger_beside(stored.path)
@@ -63,7 +69,10 @@ def best_method(
             run=run,
             progress=progress,
         )
-    return sets.decide(losses)
+    verdict = decide({each: losses[each.name] for each in sets})
+    if verdict.n_chunks < (kept := sum(map(len, held_back.values()))):
+        _LOG.info("judged methods on %d of %d held-back chunks: --budget %d was up", verdict.n_chunks, kept, budget)
+    return verdict
 
 
 def ledger_beside(stats: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from ggufreap.engine.hollow import Weights, block_of, hollow
 from ggufreap.engine.piecewise import Piecewise
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InputError
-from ggufreap.files import check_space, make_folder
+from ggufreap.files import check_space, kept_folder
+from ggufreap.interrupts import Stopped
 from ggufreap.model import Model
 from ggufreap.observation import (
     Importance,
@@ -45,13 +46,14 @@ def goes_blockwise(source: GgufFile, settings: EngineSettings, out: Path) -> boo
     Where nobody says, as an unfinished run does, or else if it does not fit into memory, there is no GPU to take a part
     of it, and no flag says where its weights go. Raises InputError where such a flag contradicts --blockwise.
     """
-    elsewhere = moved(settings)
-    if settings.blockwise not in (AUTO_BLOCKS, ALL_BLOCKS) and elsewhere:
-        raise InputError(f"--blockwise maps the file and computes on the CPU; leave out {', '.join(elsewhere)}")
-    if settings.blockwise != AUTO_BLOCKS:
-        return settings.blockwise != ALL_BLOCKS
-    if checkpoint_path(out).exists():
-        return Stored.open(checkpoint_path(out)).through is not None
+    asked = None if settings.blockwise == AUTO_BLOCKS else settings.blockwise != ALL_BLOCKS
+    who, begun = "--blockwise", checkpoint_path(out)
+    if asked is None and begun.exists():
+        asked, who = Stored.open(begun).through is not None, f"the unfinished run in {begun.name}"
+    if asked and (elsewhere := moved(settings)):
+        raise InputError(f"{who} maps the file and computes on the CPU; leave out {', '.join(elsewhere)}")
+    if asked is not None:
+        return asked
     if fits(source.nbytes, settings):
         return False
     _LOG.info(
@@ -77,16 +79,17 @@ def calibrate_blockwise(
     source, nodes = model.file, model.layout.nodes
     settings = replace(settings, n_gpu_layers=0, device="none", mmap=True, repack=False)
     with (
-        _room(hidden_path(out)),
+        kept_folder(hidden_path(out)),
         hollow(source, hidden_path(out)) as path,
         LlamaSession(path, nodes, settings) as session,
         data.chunks(session, source, settings.n_ctx) as chunks,
         doing("calibrating with", source.path, kept=checkpoint_path(out)),
+        _telling_what_is_kept(checkpoint_path(out)),
     ):
         texts = Texts.read(chunks, Shard.parse(provenance.shard))
         engine = Piecewise(session, nodes, Weights(source, path))
         ends = engine.ends(max((chunk.tokens for chunk in texts.chunks), key=len))
-        sizes = _sizes(source)
+        sizes = weights_nbytes(source)
         run = resume(out, nodes, chunks, texts, provenance, importance)
         ends = [end for end in ends if end > run.through]
         pieces = into_pieces(
@@ -122,14 +125,15 @@ def calibrate_blockwise(
 
 
 @contextmanager
-def _room(folder: Path) -> Iterator[None]:
-    """A folder that stays behind only with something in it."""
-    make_folder(folder)
+def _telling_what_is_kept(checkpoint: Path) -> Iterator[None]:
     try:
         yield
-    finally:
-        with suppress(OSError):  # there is, or the folder has gone with the finished run
-            folder.rmdir()
+    except KeyboardInterrupt:
+        kept = "the same command begins anew, since no piece of the model was finished"
+        if checkpoint.exists():
+            block = Stored.open(checkpoint).through
+            kept = f"the same command goes on behind block {block}; the blocks after it are computed again"
+        raise Stopped(kept) from None
 
 
 def into_pieces(first: int, ends: Sequence[int], sizes: dict[int, int], n_blocks: int, budget: int) -> list[Piece]:
@@ -150,7 +154,7 @@ def into_pieces(first: int, ends: Sequence[int], sizes: dict[int, int], n_blocks
     return pieces
 
 
-def _sizes(source: GgufFile) -> dict[int, int]:
+def weights_nbytes(source: GgufFile) -> dict[int, int]:
     """Block -> bytes of its weights."""
     sizes: dict[int, int] = {}
     for record in source.tensors:

@@ -12,10 +12,19 @@ from ggufreap.engine.fitting import insisted
 from ggufreap.engine.importance import OUTPUT
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import GgufReapError
-from ggufreap.files import check_free, claim, discard, private_folder, same_bytes, written_by
+from ggufreap.files import check_free, claim, discard, private_folder, remove_kept, same_bytes, written_by
 from ggufreap.imatrix import Imatrix
 from ggufreap.model import AnyModel, Model, warn_of_context
-from ggufreap.observation import DomainStatistics, Importance, Provenance, Stored, checkpoint_path, finished, observe
+from ggufreap.observation import (
+    DomainStatistics,
+    Importance,
+    Provenance,
+    Stored,
+    checkpoint_path,
+    finished,
+    hidden_path,
+    observe,
+)
 from ggufreap.options.engine import ALL_BLOCKS, CALIBRATING, EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs.blockwise import calibrate_blockwise, goes_blockwise
@@ -112,6 +121,7 @@ def observed_of(
         run = calibrate_blockwise if blockwise else _run
         run(model, out, data, provenance, importance, settings, progress)
         stored = Stored.open(out)
+    remove_kept(hidden_path(out))  # of a run in another order, or one that died when all was saved
     matrix = export_matrix(stored, imatrix_out, process_output, older) if imatrix_out is not None else None
     return Observed(stored, matrix)
 

@@ -8,7 +8,7 @@ from ggufreap.errors import MismatchError
 from ggufreap.observation import AnyStatistics, Stored
 from ggufreap.options.target import REAP
 from ggufreap.planning import PruningPlan, load_plan
-from ggufreap.selection.methods import calibrates, method_of
+from ggufreap.selection.methods import calibrates
 
 
 def coverage(stats: AnyStatistics, plan: PruningPlan | str | Path) -> Coverage:
@@ -25,5 +25,5 @@ def coverage(stats: AnyStatistics, plan: PruningPlan | str | Path) -> Coverage:
             f"{stored.path} has {statistics.n_expert} experts in each block, the plan chooses among {chosen.n_expert}; "
             "give what belongs together"
         )
-    method = method_of(chosen.scored_by).criterion if calibrates(chosen.scored_by) else REAP
+    method = chosen.scored_by if calibrates(chosen.scored_by) else REAP
     return measure(statistics, chosen.keep, method, chosen.blend or blending.TOKENS, chosen.n_group)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ggufreap.cache import cache_folder
-from ggufreap.engine.devices import build
+from ggufreap.engine.build import build
 from ggufreap.errors import EngineError, GgufReapError
 from ggufreap.inspection import Inspection, inspect_file
 from ggufreap.memory import memory

@@ -46,12 +46,15 @@ def exact_file(
 
 @dataclass(frozen=True)
 class Planned:
-    """The files that `prune` will write after its calibration; `exact` where they stay, `sliced` where it is made."""
+    """The files that `prune` will write after its calibration; `exact` where they stay, `sliced` and `narrowing` where
+    they are made.
+    """
 
     plan: Path
     exact: Sequence[OutputFile]
     quantized: Sequence[Quantized]
     sliced: Path | None
+    narrowing: Path | None = None
 
     def claim(self, source: GgufFile, plan: PruningPlan, stats: Path | None, matrix: Path | None) -> None:
         """Claim them, and those of the calibration; raises OutputError, also where a file of other work is in the way
@@ -62,7 +65,7 @@ class Planned:
         """
         of_pass = (stats, checkpoint_path(stats), matrix) if stats else ()
         quantized = (path for made in self.quantized for path in made.paths)
-        ours = (self.plan, *(file.path for file in self.exact), *quantized, self.sliced)
+        ours = (self.plan, *(file.path for file in self.exact), *quantized, self.sliced, self.narrowing)
         claim(*(path for path in (*of_pass, *ours) if path))
         same_plan = _is_like(self.plan, plan)
         check_free(self.plan, same_plan)
@@ -71,18 +74,18 @@ class Planned:
         for made in self.quantized:
             for path in made.paths:
                 check_free(path, has_origin(path, source, plan) and has_types(path, made.types))
-        if self.sliced is not None:
-            check_free(self.sliced, same_plan)
+        for path in filter(None, (self.sliced, self.narrowing)):
+            check_free(path, same_plan)
 
-    def check_room(self, source: GgufFile, script: RewriteScript, compare: bool) -> None:
-        """Raise OutputError unless all of them have room, with the byte-exact file of `script` and, to `compare`, the
-        rival, which is about as large as the first file that stays.
+    def check_room(self, source: GgufFile, script: RewriteScript, compare: bool, columns: int) -> None:
+        """Raise OutputError unless all of them have room, with the byte-exact file of `script`, what a narrowing takes
+        for its `columns` of down and, to `compare`, the rival, which is about as large as the first file that stays.
         """
         sizes = [sum(file.nbytes for file in self.exact), *(made.nbytes for made in self.quantized)]
         # The importance sums lie there with the statistics, as a matrix, sliced, and as the quantiser is given them.
         more = 4 * full_nbytes(source) if self.quantized else 0
         rival = next(filter(None, sizes)) if compare else 0
-        check_space(self.plan.parent, script.nbytes + sum(sizes[1:]) + more + rival)
+        check_space(self.plan.parent, script.nbytes + sum(sizes[1:]) + more + rival + columns)
 
 
 def _is_like(path: Path, plan: PruningPlan) -> bool:

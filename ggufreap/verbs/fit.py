@@ -159,6 +159,11 @@ def _check(target: Target, fit: Fit, quantisation: Quantisation, judgement: Judg
             "or go by the estimate with --fast"
         )
     for given, flag, why in (
+        (
+            bool(target.width_ratio) or bool(target.shrink),
+            "--width-ratio and --shrink",
+            "experts stay as wide as they are",
+        ),
         (quantisation.quant not in ((), (AUTO,)), "--quant", "the types follow from the size"),
         (quantisation.keep_intermediate, "--keep-intermediate", "what does not fit is not kept"),
         (bool(output.split_max_size) or output.keep_split, "--split-max-size and --keep-split", "it makes one file"),

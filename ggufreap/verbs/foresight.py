@@ -8,11 +8,12 @@ from ggufreap import naming, saliency
 from ggufreap.files import make_folder
 from ggufreap.planning import PruningPlan, make_plan
 from ggufreap.quantization import Quantized
-from ggufreap.rewriting import RewriteScript
+from ggufreap.rewriting import Narrow, RewriteScript
 from ggufreap.sizing import Sizer
 from ggufreap.verbs.apply import scripts_of
 from ggufreap.verbs.exact import Planned
 from ggufreap.verbs.job import Job
+from ggufreap.verbs.narrowing import any_narrowing, check_down, columns_nbytes
 from ggufreap.verbs.plan import default_blend
 from ggufreap.verbs.variants import VariantJobs
 from ggufreap.verification import check_room
@@ -22,13 +23,26 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Foreseen:
-    """The byte-exact file `script`, and whether it `stays`; a plan of the same counts as the real one; the variants."""
+    """The byte-exact file `script`, and whether it `stays`; a plan of the same counts as the real one; the variants.
+
+    Where they are made of it alone, it is `intermediate`.
+    """
 
     script: RewriteScript
     plan: PruningPlan
     jobs: VariantJobs
     quantized: tuple[Quantized, ...]
     stays: bool
+
+    @property
+    def intermediate(self) -> bool:
+        """Whether the byte-exact file is only there to be quantised."""
+        return bool(self.jobs.variants) and not self.stays
+
+    @property
+    def narrowing_path(self) -> Path:
+        """Where the neurons that stay are named."""
+        return self.jobs.result.with_name(f"{naming.stem_of(self.jobs.result)}.narrowing.json")
 
     @property
     def plan_path(self) -> Path:
@@ -45,22 +59,26 @@ def foresee(job: Job) -> Foreseen:
     """
     model = job.model
     plan = any_plan(job)
-    result = naming.target(model.path, job.out, plan.label)
-    scripts = scripts_of(model, plan, result, job.output)
+    narrowing = any_narrowing(model, plan, job.width) if job.width else None
+    result = naming.target(model.path, job.out, narrowing.full_label(plan) if narrowing else plan.label)
+    stays = not job.wanted.variants or job.wanted.keep_exact or job.quantisation.keep_intermediate or result == job.out
+    if narrowing:
+        check_down(model, job.quantisation.allow_requantize, not stays)
+    scripts = scripts_of(model, plan, result, job.output, Narrow(narrowing, not stays) if narrowing else None)
     script = scripts(plan.n_keep)
     n_threads = job.settings.n_threads if job.settings else 0
-    jobs = VariantJobs(job.wanted.variants, model.layout, result, job.quantisation.allow_requantize, n_threads)
+    jobs = VariantJobs(job.wanted.variants, model, result, job.quantisation.allow_requantize, n_threads)
     jobs.check_names(script)
     with Sizer(model.file, scripts) as sizer:
-        quantized = jobs.foresee(sizer, plan, job.given, job.data.names if job.data else None)
-    stays = not job.wanted.variants or job.wanted.keep_exact or job.quantisation.keep_intermediate or result == job.out
+        quantized = jobs.foresee(sizer, plan, job.given, job.data.names if job.data else None, narrowing)
     foreseen = Foreseen(script, plan, jobs, quantized, stays)
     if not job.output.dry_run:
         make_folder(result.parent)
         sliced = jobs.imatrix_path if job.wanted.variants and (job.given or job.collected_path) else None
-        places = Planned(foreseen.plan_path, script.files if stays else (), quantized, sliced)
+        downs = foreseen.narrowing_path if narrowing else None
+        places = Planned(foreseen.plan_path, script.files if stays else (), quantized, sliced, downs)
         places.claim(model.file, plan, job.stats_path, job.collected_path)
-        places.check_room(model.file, script, job.judgement.compare)
+        places.check_room(model.file, script, job.judgement.compare, columns_nbytes(model, narrowing))
         if job.output.verify:
             check_room(model.file, model.layout)
     _tell(job, foreseen)

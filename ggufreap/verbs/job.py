@@ -25,6 +25,7 @@ from ggufreap.selection.methods import calibrates
 from ggufreap.verbs.calibrate import Observed, observed_of
 from ggufreap.verbs.data import Data, open_data, split_off
 from ggufreap.verbs.laws import require_laws
+from ggufreap.verbs.narrowing import settled
 from ggufreap.verbs.plan import check_data, chosen_method
 from ggufreap.verbs.ratio import limit_of, search
 from ggufreap.verbs.variants import Wanted, resolved
@@ -36,7 +37,8 @@ _LOG = logging.getLogger(__name__)
 class Job:
     """All that is wanted: `data` to calibrate on, an `exam` on held-out text, `given` the matrix that was named.
 
-    The method of `target` is the one that will be used; `wanted` are the variants of the pruned file.
+    The method of `target` is the one that will be used, and its number of experts is known where they are to be
+    narrower, `width` neurons each (0: as they are); `wanted` are the variants of the pruned file.
     """
 
     model: Model
@@ -50,6 +52,7 @@ class Job:
     given: Imatrix | None
     settings: EngineSettings | None
     progress: Progress
+    width: int = 0
 
     @property
     def out(self) -> Path | None:
@@ -106,7 +109,13 @@ def settle(
 ) -> Job:
     """Open and check all of it; raises InputError or OutputError for what would else stop the work later."""
     method = chosen_method(target)
+    target, width = settled(model, target)
     check_data(method, data is not None)
+    if width and not calibrates(method):
+        raise InputError(
+            f"neurons are chosen by what text runs through them, and method {method} chooses experts without any; name "
+            "another method, or leave out --width-ratio and --shrink"
+        )
     data, split = split_off(data, judgement.split, target.seed)
     judges = bool(judgement.files or split)
     if not judges and (target.ratio == AUTO_RATIO or judgement.compare or judgement.fail_if):
@@ -134,7 +143,7 @@ def settle(
     data_paths, exam_paths = opened.paths if opened else (), exam.paths if exam else ()
     claim(inputs=(*model.file.paths, *data_paths, *exam_paths, quantisation.imatrix, target.from_imatrix))
     target = replace(target, method=method)
-    return Job(model, target, quantisation, judgement, output, wanted, opened, exam, given, settings, progress)
+    return Job(model, target, quantisation, judgement, output, wanted, opened, exam, given, settings, progress, width)
 
 
 def with_ratio_found(job: Job) -> tuple[Job, Observed | None]:

@@ -1,6 +1,5 @@
 """Which experts stay."""
 
-import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ggufreap.evidence import require_scores
 from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, DomainStatistics, Floats, Stored
 from ggufreap.options.engine import EngineSettings
-from ggufreap.options.target import AUTO_RATIO, BEST, MINUTES, REAP, Target
+from ggufreap.options.target import AUTO_RATIO, BEST, DEFAULT_METHOD, MINUTES, Target
 from ggufreap.planning import NOTES, PruningPlan, count_to_keep, make_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.selection.choosing import choose
@@ -20,8 +19,6 @@ from ggufreap.selection.methods import calibrates, check_weighing, method_names,
 from ggufreap.selection.portfolio import Contender
 from ggufreap.verbs import trust
 from ggufreap.verbs.best import best_method
-
-_LOG = logging.getLogger(__name__)
 
 
 def plan(
@@ -80,14 +77,13 @@ def _by_statistics(
     statistics = _statistics_of(stored, model)
     remarks: tuple[str, ...] = ()
     if target.method == BEST:
-        judged = best_method(
+        verdict = best_method(
             model, stored, statistics, n_keep, budget=target.budget, settings=settings, progress=progress
         )
-        verdict, choice = judged
         by, remarks = verdict.chosen, (verdict.line,)
     else:
         by = Contender(target.method, target.blend or default_blend(statistics.domains))
-        choice = choose(statistics, by.method, by.blend, n_keep, model.layout.n_group)
+    choice = choose(statistics, by.method, by.blend, n_keep, model.layout.n_group)
     row = method_of(by.method)
     # Ranks tell any experts apart, so what they rank has to.
     evidence = blending.blend(statistics, by.blend, row.criterion)
@@ -96,7 +92,7 @@ def _by_statistics(
         "scores": row.score(statistics, by.blend),
         "chosen": choice.rows,
         "blend": by.blend,
-        "remarks": (*remarks, *filter(None, [choice.note])),
+        "remarks": (*remarks, *filter(None, [blending.remark(by.method, by.blend), choice.note])),
         "criterion": by.method if target.method == BEST else "",
         "corpus": stored.provenance.corpus,
         "datasets": stored.provenance.sources,
@@ -106,7 +102,7 @@ def _by_statistics(
 def _of_matrix(model: Model, path: Path, progress: Progress) -> Floats:
     matrix = matrices.load_for(path, model.file)
     matrices.check(matrix, model.file, model.layout)
-    _LOG.warning("the experts that stay are %s. Calibrate where you can.", NOTES[saliency.IMATRIX])
+    model.warn(f"the experts that stay are {NOTES[saliency.IMATRIX]}. Calibrate where you can.")
     return saliency.imatrix_scores(matrix, model.file, model.layout, progress)
 
 
@@ -118,7 +114,7 @@ def chosen_method(target: Target) -> str:
     if target.budget != MINUTES and method != BEST:
         raise InputError(f"--budget is for judging methods, which method {method} does not; use --method {BEST}")
     if target.from_imatrix is not None:
-        if method not in (REAP, saliency.IMATRIX):
+        if method not in (DEFAULT_METHOD, saliency.IMATRIX):
             raise InputError(f"method {method} does not work from an importance matrix; leave it or the matrix out")
         return saliency.IMATRIX
     if method == saliency.IMATRIX:
@@ -161,10 +157,9 @@ def _statistics_of(stored: Stored, model: Model) -> DomainStatistics:
     statistics = stored.domain_statistics()
     statistics.check()
     if mute := statistics.total.mute:
-        _LOG.warning(
-            "%d experts gave exactly nothing for all of their tokens, first expert %d of block %d: they have zero "
-            "weights, or never act. If that is not meant so, the model file is not whole",
-            len(mute),
-            *mute[0][::-1],
+        block, expert = mute[0]
+        model.warn(
+            f"{len(mute)} experts gave exactly nothing for all of their tokens, first expert {expert} of block "
+            f"{block}: they have zero weights, or never act. If that is not meant so, the model file is not whole"
         )
     return statistics

@@ -10,7 +10,7 @@ from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.judgement import HeldOut
-from ggufreap.options.target import BEST, REAP, Target
+from ggufreap.options.target import BEST, DEFAULT_METHOD, Target
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
 from ggufreap.saliency import CONTROLS
@@ -50,7 +50,7 @@ def preview(
     target: Target | None = None,
     stats: AnyStatistics | None = None,
     ratios: Sequence[str | float] = RATIOS,
-    methods: Sequence[str] = (REAP,),
+    methods: Sequence[str] = (DEFAULT_METHOD,),
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Preview:

@@ -1,5 +1,6 @@
 """The whole job over the stages: prune."""
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from ggufreap.coverage import Coverage
 from ggufreap.files import written_by
 from ggufreap.model import AnyModel, Model
+from ggufreap.narrowing import Narrowing
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
@@ -16,7 +18,7 @@ from ggufreap.planning import PruningPlan, save_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization import Quantized
 from ggufreap.reporting import facts
-from ggufreap.rewriting import RewriteScript
+from ggufreap.rewriting import Narrow, RewriteScript
 from ggufreap.verbs.apply import script_of
 from ggufreap.verbs.calibrate import Observed
 from ggufreap.verbs.coverage import coverage
@@ -24,10 +26,13 @@ from ggufreap.verbs.data import Data
 from ggufreap.verbs.exact import exact_file
 from ggufreap.verbs.foresight import Foreseen, foresee
 from ggufreap.verbs.job import Job, settle, with_ratio_found
+from ggufreap.verbs.narrowing import narrow_by, narrowing_of
 from ggufreap.verbs.plan import plan
 from ggufreap.verbs.report import Account, report
 from ggufreap.verbs.verify import verify
 from ggufreap.verification import Verification
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ class Pruned:
     """What `prune` made: the files, the plan and what it leaves of each domain, and the proof (None if turned off).
 
     `script` tells of the byte-exact file, which `quantized` variants were made from; `imatrix_path` is the importance
-    matrix of the pruned model that guided them; `account` tells what the files are worth, where there was held-out
-    text. After a dry run all of it is what would be made.
+    matrix of the pruned model that guided them; `narrowing` names the neurons that stay, where not all do; `account`
+    tells what the files are worth, where there was held-out text. After a dry run all of it is what would be made.
     """
 
     script: RewriteScript
@@ -48,6 +53,13 @@ class Pruned:
     account: Account | None = None
     quantized: tuple[Quantized, ...] = ()
     imatrix_path: Path | None = None
+    narrowing: Narrowing | None = None
+    narrowing_path: Path | None = None
+
+    @property
+    def summary(self) -> str:
+        """What was done, in the words that every verb prints."""
+        return f"{self.plan.summary}; {self.narrowing.summary}" if self.narrowing else self.plan.summary
 
 
 @written_by
@@ -93,8 +105,16 @@ def prune(
 def made(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
     """Plan, write, prove and quantise what was foreseen; nothing is quantised of what is not as the plan promised."""
     pruned = _planned(job, foreseen, observed)
-    prove = partial(verify, job.model, plan=pruned.plan, settings=job.settings, progress=job.progress)
-    lowered = partial(script_of, job.model, pruned.plan, asked=job.output)
+    narrow = _narrow(job, foreseen, pruned)
+    prove = partial(
+        verify,
+        job.model,
+        plan=pruned.plan,
+        narrowing=pruned.narrowing,
+        settings=job.settings,
+        progress=job.progress,
+    )
+    lowered = partial(script_of, job.model, pruned.plan, asked=job.output, narrow=narrow)
     verified = prove if job.output.verify else None
     with exact_file(pruned.script, lowered, verified, foreseen.stays, job.progress) as (exact, proof):
         pruned = replace(pruned, verification=proof)
@@ -109,8 +129,22 @@ def _planned(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
     chosen = plan(job.model, job.target, stats=stored, settings=job.settings, progress=job.progress)
     covered = coverage(stored, chosen) if stored else None
     save_plan(foreseen.plan_path, chosen)
-    script = script_of(job.model, chosen, foreseen.jobs.result, job.output)
-    return Pruned(script, chosen, foreseen.plan_path, job.stats_path, None, covered)
+    pruned = Pruned(foreseen.script, chosen, foreseen.plan_path, job.stats_path, None, covered)
+    if job.width and job.data:
+        path = foreseen.narrowing_path
+        narrowing = narrowing_of(job.model, chosen, job.width, path, job.data, job.settings, job.progress)
+        pruned = replace(pruned, narrowing=narrowing, narrowing_path=path)
+    script = script_of(job.model, chosen, foreseen.jobs.result, job.output, _narrow(job, foreseen, pruned))
+    for note in script.notes:
+        _LOG.info("%s", note)
+    return replace(pruned, script=script)
+
+
+def _narrow(job: Job, foreseen: Foreseen, pruned: Pruned) -> Narrow | None:
+    """How the byte-exact file gets narrower, if it does."""
+    if pruned.narrowing is None:
+        return None
+    return narrow_by(job.model, pruned.plan, pruned.narrowing, job.given, foreseen.intermediate)
 
 
 def _quantised(job: Job, foreseen: Foreseen, observed: Observed | None, pruned: Pruned, exact: Path) -> Pruned:
@@ -118,7 +152,7 @@ def _quantised(job: Job, foreseen: Foreseen, observed: Observed | None, pruned: 
     if not job.wanted.variants:
         return pruned
     matrix = job.given or (observed.matrix if observed else None)
-    quantized, sliced = foreseen.jobs.make(exact, pruned.plan, matrix, job.progress)
+    quantized, sliced = foreseen.jobs.make(exact, pruned.plan, matrix, job.progress, pruned.narrowing)
     return replace(pruned, quantized=quantized, imatrix_path=sliced)
 
 

@@ -1,6 +1,6 @@
 """Requantising with llama.cpp's own quantiser, guided by an importance matrix."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +15,9 @@ from ggufreap.errors import InputError, OutputError, UnsupportedModel
 from ggufreap.files import check_space, claim, make_folder, written_by
 from ggufreap.imatrix import Filled, Imatrix
 from ggufreap.model import AnyModel, file_of
+from ggufreap.options.quantisation import Quantiser
 from ggufreap.progress import Progress, silent
-from ggufreap.quantization import Quantized, QuantRequest, imatrix_metadata, quantize_file
+from ggufreap.quantization import Quantized, QuantRequest, imatrix_metadata, parse_tensor_type, quantize_file
 from ggufreap.recipe import Variant, load_quantization
 from ggufreap.rewriting.metadata import EXPERTS_BEFORE
 from ggufreap.sizing import Sizer
@@ -69,38 +70,22 @@ def quantize(
     model: AnyModel,
     out: str | Path,
     type: str,
+    asked: Quantiser | None = None,
     *,
-    imatrix: str | Path | None = None,
-    tensor_types: Sequence[tuple[str, str]] = (),
-    token_embedding_type: str | None = None,
-    output_tensor_type: str | None = None,
-    pure: bool = False,
-    keep_split: bool = False,
-    allow_requantize: bool = False,
-    threads: int = 0,
     dry_run: bool = False,
     force: bool = False,
     progress: Progress = silent,
 ) -> Quantized:
     """Quantise `model` to `type` (Q4_K_M, IQ4_XS ...) at `out`, or with `dry_run` tell exactly what it would be.
 
-    `imatrix` is a GGUF or .dat importance matrix of this very model: for a pruned model one that was sliced with it.
+    The importance matrix of a pruned model is one that was sliced with it.
     A model that ggufreap pruned gets the types that it would have had before, where llama.cpp's mix counts experts.
     Files of other work are replaced with `force` alone.
     """
-    source = file_of(model)
-    request = QuantRequest(
-        type,
-        tuple(tensor_types),
-        token_embedding_type,
-        output_tensor_type,
-        pure,
-        keep_split,
-        threads,
-        allow_requantize,
-    )
-    guide = guide_of(imatrix, source)
-    claim(inputs=(imatrix,))
+    source, asked = file_of(model), asked or Quantiser()
+    request = _request(type, asked)
+    guide = guide_of(asked.imatrix, source)
+    claim(inputs=(asked.imatrix,))
     if dry_run:
         with Sizer(source) as sizer:
             return foresee(sizer, None, Path(out), request, guide)
@@ -112,11 +97,8 @@ def quantize_variants(
     model: AnyModel,
     out: str | Path,
     recipe: str | Path,
+    asked: Quantiser | None = None,
     *,
-    imatrix: str | Path | None = None,
-    keep_split: bool = False,
-    allow_requantize: bool = False,
-    threads: int = 0,
     dry_run: bool = False,
     force: bool = False,
     progress: Progress = silent,
@@ -126,7 +108,12 @@ def quantize_variants(
     `out` is a folder, or for a single variant a file that ends in .gguf. Everything is checked before the first one.
     Files of other work are replaced with `force` alone.
     """
-    chosen = load_variants(recipe)
+    chosen, asked = load_variants(recipe), asked or Quantiser()
+    if asked.types:
+        raise InputError(
+            f"{', '.join(asked.types)} was given beside recipe {recipe}, which tells the types of tensors; "
+            "give one or the other"
+        )
     out, source = Path(out), file_of(model)
     if out.suffix == ".gguf" and not out.is_dir():
         if len(chosen) > 1:
@@ -134,10 +121,9 @@ def quantize_variants(
         paths = [out]
     else:
         paths = [out / naming.pruned_name(source.path, "", variant.suffix) for variant in chosen]
-    guide, n_block = guide_of(imatrix, source), _n_block(source)
-    requests = [
-        replace(variant.of(n_block).request(threads, allow_requantize), keep_split=keep_split) for variant in chosen
-    ]
+    guide, n_block = guide_of(asked.imatrix, source), _n_block(source)
+    variants = [variant.of(n_block).request(asked.n_threads, asked.allow_requantize) for variant in chosen]
+    requests = [replace(request, keep_split=asked.keep_split) for request in variants]
     jobs = list(zip(paths, requests, strict=True))
     with Sizer(source) as sizer:
         foreseen = Variants(tuple(foresee(sizer, None, path, request, guide) for path, request in jobs))
@@ -146,7 +132,7 @@ def quantize_variants(
     check_space(paths[0].parent, foreseen.nbytes)
     if paths != [out]:
         make_folder(out)
-    claim(*(path for made in foreseen.quantized for path in made.paths), inputs=(*source.paths, imatrix, recipe))
+    claim(*(path for made in foreseen.quantized for path in made.paths), inputs=(*source.paths, asked.imatrix, recipe))
     return Variants(tuple(make(source, path, request, guide, progress) for path, request in jobs))
 
 
@@ -156,6 +142,19 @@ def load_variants(recipe: str | Path) -> tuple[Variant, ...]:
     if not chosen:
         raise InputError(f"recipe {recipe} has no quantization.variants; add one, or give a type such as Q4_K_M")
     return chosen
+
+
+def _request(type: str, asked: Quantiser) -> QuantRequest:
+    return QuantRequest(
+        type,
+        tuple(map(parse_tensor_type, asked.tensor_types)),
+        asked.token_embedding_type,
+        asked.output_tensor_type,
+        asked.pure,
+        asked.keep_split,
+        asked.n_threads,
+        asked.allow_requantize,
+    )
 
 
 def foresee(sizer: Sizer, n_keep: int | None, out: Path, request: QuantRequest, guide: Guide) -> Quantized:

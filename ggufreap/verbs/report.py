@@ -17,7 +17,7 @@ from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.judgement import Judgement
-from ggufreap.options.target import BEST, Target
+from ggufreap.options.target import Target
 from ggufreap.planning import PruningPlan, check_plan, load_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.reporting import check_report, facts, write_report
@@ -101,8 +101,7 @@ def report(
     if exam is None and judgement.files:
         exam = Exam.of(judgement, settings)
     stored = Stored.of(stats) if stats is not None and calibrates(chosen.scored_by) else None
-    # What another ratio would cost by the method best is not known without judging all methods again.
-    draws = exam and stored and judgement.report and chosen.method != BEST
+    draws = exam and judgement.report
     wanted = _curve(model, chosen, stored, ratios, progress) if draws and stored else []
     claim(inputs=exam.paths if exam else ())
     judged, curve, rival = _on_text(model, files, exam, wanted, judgement.compare, imatrix, progress)
@@ -145,10 +144,10 @@ def _belonging(model: Model, pruned: Sequence[str | Path], plan: PruningPlan, co
 def _curve(
     model: Model, plan: PruningPlan, stored: Stored, ratios: Sequence[str], progress: Progress
 ) -> list[PruningPlan]:
-    """The plan's own ratio among others, by its method."""
-    target = Target(method=plan.method, blend=plan.blend or None)
+    """The plan's own ratio among others, by the method that chose; a method such as `best` might settle on others."""
+    target = Target(method=plan.scored_by, blend=plan.blend or None)
     plans, _ = plans_of(model, [target], sorted({*ratios, plan.ratio}, key=float), stored, progress)
-    return plans
+    return [replace(each, method=plan.method, criterion=plan.criterion) for each in plans]
 
 
 def _on_text(

@@ -5,13 +5,10 @@ it, so nothing is written until pruning was tried out on that very file (ggufrea
 """
 
 import importlib.metadata
-import logging
 
 from ggufreap import cache
 from ggufreap.errors import UnsupportedModel
 from ggufreap.model import Model
-
-_LOG = logging.getLogger(__name__)
 
 
 def trust(model: Model) -> bool:
@@ -35,7 +32,7 @@ def require_trust(model: Model) -> None:
 def warn(model: Model) -> None:
     """Say that nothing is known of this file, where that is so."""
     if not is_trusted(model):
-        _LOG.warning("%s; apply asks for ggufreap doctor %s", unproven(model), model.path)
+        model.warn(f"{unproven(model)}; apply asks for ggufreap doctor {model.path}")
 
 
 def unproven(model: Model) -> str:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ggufreap import imatrix as matrices
 from ggufreap import naming
-from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, bits_per_weight, open_gguf, type_name
 from ggufreap.container.header import is_quantized
 from ggufreap.errors import InputError
 from ggufreap.imatrix import Imatrix
+from ggufreap.model import Model
+from ggufreap.narrowing import Narrowing
 from ggufreap.options.quantisation import AUTO, KEEP
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress
@@ -19,10 +20,10 @@ from ggufreap.quantization import Quantized, QuantRequest, file_type_name
 from ggufreap.recipe import Variant, recipe_names
 from ggufreap.rewriting import RewriteScript
 from ggufreap.sizing import Sizer
+from ggufreap.verbs.narrowing import GOOD_BITS, sliced
 from ggufreap.verbs.quantize import Guide, foresee, gap_note, load_variants, make
 
 AUTO_TYPES = ("Q4_K_M", "IQ4_XS")
-GOOD_BITS = 8  # per weight: what has fewer was quantised for its size, and would lose a second time
 _LOG = logging.getLogger(__name__)
 
 
@@ -83,10 +84,10 @@ def _named(text: str) -> Iterable[Variant]:
 
 @dataclass(frozen=True)
 class VariantJobs:
-    """All variants of one pruned file, `result`, in a folder beside it; `layout` is that of the model before."""
+    """All variants of one pruned file, `result`, in a folder beside it; `model` is the one before."""
 
     variants: tuple[Variant, ...]
-    layout: MoeLayout
+    model: Model
     result: Path
     allow_requantize: bool
     threads: int
@@ -110,7 +111,12 @@ class VariantJobs:
                 )
 
     def foresee(
-        self, sizer: Sizer, plan: PruningPlan, matrix: Imatrix | None, dataset: str | None
+        self,
+        sizer: Sizer,
+        plan: PruningPlan,
+        matrix: Imatrix | None,
+        dataset: str | None,
+        narrowing: Narrowing | None = None,
     ) -> tuple[Quantized, ...]:
         """What all variants will be, exactly, before the pruned file is there.
 
@@ -120,33 +126,36 @@ class VariantJobs:
         """
         guide = Guide()
         if self.variants and matrix is not None:
-            complete, _ = matrices.filled(matrix)
-            part = matrices.sliced(complete, self.layout, plan.keep)
+            part = sliced(self.model, plan, narrowing, matrix)
             guide = Guide.of(part, self.imatrix_path.name, sizer.opened(plan.n_keep))
         elif self.variants and dataset is not None:
-            tensors = matrices.reached(sizer.opened(plan.n_keep), self.layout)
+            tensors = matrices.reached(sizer.opened(plan.n_keep), self.model.layout)
             guide = Guide.promised(self.imatrix_path.name, dataset, tensors)
         return tuple(
             foresee(sizer, plan.n_keep, self.path(variant), self._request(variant), guide) for variant in self.variants
         )
 
     def make(
-        self, exact: Path, plan: PruningPlan, matrix: Imatrix | None, progress: Progress
+        self,
+        exact: Path,
+        plan: PruningPlan,
+        matrix: Imatrix | None,
+        progress: Progress,
+        narrowing: Narrowing | None = None,
     ) -> tuple[tuple[Quantized, ...], Path | None]:
         """Make all variants of the pruned file `exact`; also gives the importance matrix that guided them, sliced."""
-        source, guide, sliced = open_gguf(exact), Guide(), None
+        source, guide, path = open_gguf(exact), Guide(), None
         if matrix is not None:
             # Gaps are filled before the slice: what the dropped experts saw still tells about the block's input.
-            complete, gaps = matrices.filled(matrix)
-            for gap in gaps:
+            for gap in matrices.filled(matrix)[1]:
                 _LOG.info("%s", gap_note(gap))
-            sliced = self.imatrix_path
-            matrices.save(sliced, matrices.sliced(complete, self.layout, plan.keep))
-            guide = Guide.of(matrices.load(sliced), sliced.name, source)
+            path = self.imatrix_path
+            matrices.save(path, sliced(self.model, plan, narrowing, matrix))
+            guide = Guide.of(matrices.load(path), path.name, source)
         made = tuple(
             make(source, self.path(variant), self._request(variant), guide, progress) for variant in self.variants
         )
-        return made, sliced
+        return made, path
 
     def _request(self, variant: Variant) -> QuantRequest:
-        return variant.of(self.layout.n_trunk).request(self.threads, self.allow_requantize)
+        return variant.of(self.model.layout.n_trunk).request(self.threads, self.allow_requantize)

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout, bind
+from ggufreap.architecture.width import Along, along, expert_width
 from ggufreap.container import GgufFile, MetadataEntry, TensorRecord, open_gguf
 from ggufreap.errors import FormatError, InfeasiblePlan, UnsupportedModel
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Bar, Progress
-from ggufreap.rewriting.metadata import EXPERTS_BEFORE, SOURCE
+from ggufreap.rewriting.metadata import EXPERTS_BEFORE, NARROWING, SOURCE, WIDTH_BEFORE
+from ggufreap.verification.narrow import NarrowLaw
 
 COMPARE_BYTES = 16 << 20
 # What a pruned file says of itself.
@@ -33,26 +35,34 @@ class Check:
     detail: str
 
 
-def check_header(plan: PruningPlan, out: Path) -> tuple[Check, GgufFile | None]:
+def check_header(plan: PruningPlan, out: Path, law: NarrowLaw | None = None) -> tuple[Check, GgufFile | None]:
     """Whether `out` is a model with the experts that the plan leaves; the file only where it can be read as one."""
     try:
         pruned = open_gguf(out)
         layout = bind(pruned)
+        width = expert_width(pruned, layout) if law else 0
     except (FormatError, UnsupportedModel, InfeasiblePlan) as error:
         return Check("header", False, str(error)), None
     actual = (layout.n_expert, {block.index for block in layout.blocks})
     detail = f"{actual[0]} experts in each of {len(actual[1])} MoE blocks"
     if actual != (plan.n_keep, set(plan.keep)):
         return Check("header", False, f"{detail}, plan: {plan.n_keep} in {len(plan.keep)}"), pruned
+    if law:
+        detail += f", {width} neurons in each of them"
+        if width != law.narrowing.width:
+            return Check("header", False, f"{detail}, narrowing: {law.narrowing.width}"), pruned
     return Check("header", True, detail), pruned
 
 
-def check_metadata(source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: PruningPlan) -> Check:
+def check_metadata(
+    source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: PruningPlan, law: NarrowLaw | None = None
+) -> Check:
     """Everything that a pruner has no business changing must be there bit by bit, and nothing else."""
     name, n_block = layout.architecture.name, _n_block(layout, plan)
     counts = ("expert_count", "block_count", "nextn_predict_layers")
     free = (*FREE, *(f"{name}.{key}" for key in (counts if n_block < layout.n_block else counts[:1])))
-    keys = [key for key in source.metadata | pruned.metadata if not key.startswith(free)]
+    widths = {f"{name}.{key}": value for key, value in law.resized.values.items()} if law else {}
+    keys = [key for key in source.metadata | pruned.metadata if not key.startswith(free) and key not in widths]
     for key in keys:
         before, after = source.metadata.get(key), pruned.metadata.get(key)
         if before is None or after is None:
@@ -60,6 +70,9 @@ def check_metadata(source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: 
         if before.raw != after.raw and not _is_cut(before, after, layout.n_block, n_block):
             return Check("metadata", False, f"{key} differs from the source")
     expected: dict[str, Any] = {EXPERTS_BEFORE: layout.n_expert, SOURCE: source.fingerprint}
+    expected |= {key: value[:n_block] if isinstance(value, list) else value for key, value in widths.items()}
+    if law:
+        expected |= {WIDTH_BEFORE: law.narrowing.source_width, NARROWING: law.narrowing.sha256}
     for key, value in expected.items():
         if (actual := pruned.get(key)) != value:
             return Check("metadata", False, f"{key} is {actual!r}, and should be {value!r}")
@@ -76,8 +89,15 @@ def _n_block(layout: MoeLayout, plan: PruningPlan) -> int:
     return layout.n_trunk if plan.mtp == "drop" else layout.n_block
 
 
-def check_bytes(source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: PruningPlan, progress: Progress) -> Check:
-    """Every tensor of the source must be there, every expert that stays byte for byte."""
+def check_bytes(
+    source: GgufFile,
+    pruned: GgufFile,
+    layout: MoeLayout,
+    plan: PruningPlan,
+    progress: Progress,
+    law: NarrowLaw | None = None,
+) -> Check:
+    """Every tensor of the source must be there, every expert that stays byte for byte, or as the `law` has it."""
     expected = {record.name for record in source.tensors if _block(record) < _n_block(layout, plan)}
     if set(pruned.by_name) != expected:
         wrong = sorted(set(pruned.by_name) ^ expected)
@@ -85,6 +105,10 @@ def check_bytes(source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: Pru
     with progress("verify bytes", sum(record.nbytes for record in pruned.tensors), "B") as bar:
         for record in pruned.tensors:
             before = source.by_name[record.name]
+            if law and law.concerns(record.name):
+                if (wrong_how := law.difference(pruned, record, bar)) is not None:
+                    return Check("bytes", False, f"{record.name} {wrong_how}")
+                continue
             block = layout.per_expert.get(record.name)
             if (record.type, record.shape[1:]) != (before.type, before.shape[1:]):
                 return Check("bytes", False, f"{record.name} has another type or shape than in the source")
@@ -94,7 +118,22 @@ def check_bytes(source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: Pru
                 what = f"expert {wrong_expert} of the source" if kept is not None else "the source"
                 return Check("bytes", False, f"{record.name} differs from {what}")
     total = sum(record.nbytes for record in pruned.tensors)
-    return Check("bytes", True, f"{len(pruned.tensors)} tensors, {total:,} bytes equal the source's")
+    detail = f"{len(pruned.tensors)} tensors, {total:,} bytes equal the source's"
+    return Check("bytes", True, detail if law is None else _told(pruned, law))
+
+
+def _told(pruned: GgufFile, law: NarrowLaw) -> str:
+    """What of the bytes is the source's and what is not."""
+    anew = [record for record in pruned.tensors if along(record.name) is Along.COLUMNS]
+    if not law.narrowing.n_removed:
+        anew = []
+    equal = sum(record.nbytes for record in pruned.tensors) - sum(record.nbytes for record in anew)
+    off = max(law.rounding.values(), default=0.0)
+    how = f"up to {off:.1e} off it by rounding" if off else "to the bit"
+    return (
+        f"{len(pruned.tensors) - len(anew)} tensors, {equal:,} bytes equal the source's, zeros behind shared experts "
+        f"aside; {len(anew)} matrices of down are the narrowing's, {how}"
+    )
 
 
 def _block(record: TensorRecord) -> int:

@@ -19,7 +19,7 @@ from ggufreap.blending import BLENDS, blend
 from ggufreap.container import open_gguf
 from ggufreap.coverage import measure
 from ggufreap.engine.session import LlamaSession
-from ggufreap.observation import DomainStatistics, observables
+from ggufreap.observation import DomainStatistics, load, observables
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import METHODS
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("-c", "--ctx-size", type=int, default=256)
     parser.add_argument("-t", "--threads", type=int, default=0)
     parser.add_argument("--calibration-chunks", type=int, default=48, help="per domain")
+    parser.add_argument("--stats", type=Path, help="statistics of these domains that are there already")
     parser.add_argument("--chunks", type=int, default=16, help="held-out chunks per domain")
     parser.add_argument("--skip", type=int, default=0, help="held-out chunks to leave out before them")
     options = parser.parse_args()
@@ -47,13 +48,17 @@ def main() -> None:
         def chunks(name: str) -> np.ndarray:
             return corpus.from_text(engine, corpus.read_text(str(options.folder / name)), options.ctx_size, name).chunks
 
-        blocks, used = [block.index for block in layout.trunk], [block.n_used for block in layout.trunk]
-        statistics = DomainStatistics.empty(blocks, used, layout.n_expert, names)
-        for name in names:
-            for number, chunk in enumerate(chunks(f"{name}.calib.txt")[: options.calibration_chunks]):
-                statistics = statistics.observe(
-                    name, number, engine.route(chunk, observables=observables()), len(chunk)
-                )
+        def observed() -> DomainStatistics:
+            used = [block.n_used for block in layout.trunk]
+            statistics = DomainStatistics.empty(blocks, used, layout.n_expert, names)
+            for name in names:
+                for number, chunk in enumerate(chunks(f"{name}.calib.txt")[: options.calibration_chunks]):
+                    batches = engine.route(chunk, observables=observables())
+                    statistics = statistics.observe(name, number, batches, len(chunk))
+            return statistics
+
+        blocks = [block.index for block in layout.trunk]
+        statistics = load(options.stats)[0] if options.stats else observed()
         statistics.check()
         held_out = {name: chunks(f"{name}.eval.txt")[options.skip :][: options.chunks] for name in names}
         reference = {name: [log_probabilities(engine.logits(chunk)) for chunk in held_out[name]] for name in names}

@@ -54,7 +54,7 @@ def main() -> None:
         made = prune(
             options.model,
             work / "ids.npy",
-            target=Target(ratio=options.ratio),
+            target=Target(ratio=options.ratio, method="reap"),
             quantisation=Quantisation(tuple(options.types), keep_intermediate=True),
             output=Output(work, verify=False),
             settings=settings,

@@ -4,13 +4,13 @@
 
 FOLDER holds `<domain>.calib.txt` and `<domain>.eval.txt`. Nothing is written but the cache, with which a run that was
 stopped goes on: the statistics of every size, and the KLD of every keep-set on every chunk. The experts are masked in
-the router. `best` sees calibration text alone: it judges its candidates on odd chunks, having chosen from even ones.
+the router. `best` sees calibration text alone: it judges on each half of it what was chosen from the other.
 """
 
 import argparse
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +19,16 @@ from ggufreap import corpus
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import open_gguf
 from ggufreap.corpus import Chunk
-from ggufreap.engine.protocol import Tokens
+from ggufreap.engine.protocol import Keep
 from ggufreap.engine.session import LlamaSession
-from ggufreap.observation import DomainStatistics, HeldBack, Provenance, load, observables, save
+from ggufreap.observation import DomainStatistics, Held, HeldBack, Provenance, load, observables, save
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.target import BEST
 from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import random_scores
 from ggufreap.selection.choosing import choose
 from ggufreap.selection.judging import Difference, Ledger, judge, mean_loss, worst_loss
-from ggufreap.selection.portfolio import Sets
+from ggufreap.selection.portfolio import crossed, decide
 
 REAP = ("reap", "tokens")
 METHODS = (
@@ -62,7 +62,7 @@ class Bench:
         self.text = {name: chunks(f"{name}.calib.txt") for name in names}
         self.held_out = {name: list(chunks(f"{name}.eval.txt")[: options.chunks]) for name in names}
 
-    def statistics(self, size: int | None) -> tuple[DomainStatistics, Mapping[str, list[Tokens]]]:
+    def statistics(self, size: int | None) -> tuple[DomainStatistics, Mapping[str, list[Held]]]:
         """Of the first `size` chunks of every domain, and what calibration would keep of them to judge by."""
         path = self.cache / f"{size or 'all'}.npz"
         kept = HeldBack()
@@ -84,14 +84,21 @@ class Bench:
         save(path, statistics, Provenance(self.model, "", 0, 0, "benchmark", ""))
         return statistics, kept.chunks
 
-    def losses(self, sets: Mapping[str, Rows], chunks: Mapping[str, list[Tokens]]) -> dict[str, dict[str, np.ndarray]]:
-        keeps = {name: dict(zip(self.blocks, rows, strict=True)) for name, rows in sets.items()}
+    def keep(self, rows: Rows) -> Keep:
+        return dict(zip(self.blocks, rows, strict=True))
+
+    def judged(
+        self, keeps: Mapping[str, Sequence[Keep]], chunks: Mapping[str, Sequence[Held]]
+    ) -> dict[str, dict[str, np.ndarray]]:
         return judge(self.engine, chunks, keeps, Ledger(self.cache / "judged.json", self.model))
 
-    def best(self, statistics: DomainStatistics, chunks: Mapping[str, list[Tokens]], n_keep: int) -> tuple[Rows, str]:
-        sets = Sets.of(statistics, n_keep, self.layout.n_group)
-        verdict, chosen = sets.decide(self.losses(sets.rows, chunks))
-        return chosen.rows, f"{BEST} ({verdict.chosen.name})"
+    def best(self, statistics: DomainStatistics, chunks: Mapping[str, Sequence[Held]], n_keep: int) -> tuple[Rows, str]:
+        sets = crossed(statistics, n_keep, self.layout.n_group)
+        keeps = {each.name: [self.keep(rows) for rows in by_half] for each, by_half in sets.items()}
+        found = self.judged(keeps, chunks)
+        chosen = decide({each: found[each.name] for each in sets}).chosen
+        rows = choose(statistics, chosen.method, chosen.blend, n_keep, self.layout.n_group).rows
+        return rows, f"{BEST} ({chosen.name})"
 
     def table(self, size: int | None, ratio: str) -> None:
         statistics, kept = self.statistics(size)
@@ -106,7 +113,8 @@ class Bench:
         started = time.perf_counter()
         rows, name = self.best(statistics, kept, n_keep)
         sets[name], seconds[name] = rows, time.perf_counter() - started
-        found = self.losses(sets, self.held_out)
+        held_out = {domain: [Held(tokens, 0) for tokens in chunks] for domain, chunks in self.held_out.items()}
+        found = self.judged({name: [self.keep(rows)] * 2 for name, rows in sets.items()}, held_out)
         reap = found[", ".join(REAP)]
         title = f"{size or 'all'} chunks of {', '.join(self.text)}; {ratio} removed, {n_keep} stay"
         header = "| method | mean | x | worst | x | difference to REAP | seconds |"

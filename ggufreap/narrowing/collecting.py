@@ -1,0 +1,131 @@
+"""Runs text through a model whose other experts are masked, and narrows its blocks, some at a time.
+
+All chunks go through the blocks of a piece, whose curvature must fit into memory together; then these are solved, and
+the next piece follows.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import BinaryIO, Protocol
+
+from ggufreap.architecture.nodes import RoutingNodes
+from ggufreap.container import GgufFile
+from ggufreap.engine.graph import Piece
+from ggufreap.engine.observing import Wanted
+from ggufreap.engine.protocol import RoutedBatch, Tokens
+from ggufreap.errors import MismatchError
+from ggufreap.narrowing.curvature import NEEDS, Curvature
+from ggufreap.narrowing.workplace import Solution, Workplace
+from ggufreap.observation import Texts
+from ggufreap.observation.experts import only_counted
+from ggufreap.observation.hidden import reading, spill_path, writing
+from ggufreap.progress import Bar, Progress, silent
+
+_LOG = logging.getLogger(__name__)
+
+
+class Pieces(Protocol):
+    """A model of which some blocks at a time can be observed: Piecewise or Prefixes.
+
+    `spills`: a piece goes on from what the one before it left; else each begins at the first block.
+    """
+
+    spills: bool
+
+    def observe(
+        self, tokens: Tokens, piece: Piece, source: BinaryIO | None, sink: BinaryIO | None, wanted: Wanted
+    ) -> Sequence[RoutedBatch]:
+        """What the blocks of `piece` did with a chunk, which is read from `source` and left at `sink`."""
+
+    def begin(self, piece: Piece) -> None:
+        """The weights of `piece` are needed now."""
+
+    def end(self, piece: Piece) -> None:
+        """The weights of `piece` are needed no more."""
+
+
+def through(place: Workplace, nodes: RoutingNodes, spills: bool) -> int:
+    """The last block behind which an unfinished run can go on; -1 at the beginning."""
+    last = -1
+    for block in nodes.blocks:
+        if block.index not in place.solved:
+            break
+        if not spills or spill_path(place.folder, block.index).exists():
+            last = block.index
+    return last
+
+
+def shares(texts: Texts) -> dict[str, float]:
+    """What a token of each domain counts, so that all domains count the same, and all tokens 1 in the mean."""
+    n_tokens: Counter[str] = Counter()
+    for chunk in texts.chunks:
+        n_tokens[chunk.domain] += len(chunk.tokens) if chunk.counted is None else int(chunk.counted.sum())
+    total = n_tokens.total()
+    return {domain: total / (len(n_tokens) * count) for domain, count in n_tokens.items() if count}
+
+
+def narrow(
+    engine: Pieces,
+    pieces: Sequence[Piece],
+    nodes: RoutingNodes,
+    file: GgufFile,
+    texts: Texts,
+    place: Workplace,
+    progress: Progress = silent,
+) -> Solution:
+    """Solve all blocks that are not solved yet; `pieces` are the rest of the model behind `through`.
+
+    Blocks that no text reaches (MTP) are solved without: by the norms of down's columns. Raises NumericFailure on NaN
+    or infinite activations, OutputError when the disk is full.
+    """
+    before = pieces[0].first - 1 if pieces else -1
+    for piece in pieces:
+        with progress(f"observe {piece}", texts.n_tokens * len(piece.blocks), "tokens x blocks") as bar:
+            curvatures = collect(engine, piece, nodes, texts, place, before, bar)
+        _solve(curvatures, str(piece), file, place, progress)
+        spill_path(place.folder, before).unlink(missing_ok=True)
+        before = piece.last
+    keep, width = place.task.keep, place.task.source_width
+    unseen = {block: Curvature.empty(block, keep[block], width) for block in keep if block not in place.solved}
+    _solve(unseen, "what no text reaches", file, place, progress)
+    solution = place.solution()
+    for remark in solution.narrowing.remarks:
+        _LOG.warning("%s", remark)
+    return solution
+
+
+def _solve(curvatures: dict[int, Curvature], what: str, file: GgufFile, place: Workplace, progress: Progress) -> None:
+    """Solve blocks, and give back the memory of each as soon as it is."""
+    if not curvatures:
+        return
+    with progress(f"solve {what}", sum(len(each.experts) for each in curvatures.values()), "experts") as bar:
+        for block in list(curvatures):
+            place.write(curvatures.pop(block), file, bar)
+
+
+def collect(
+    engine: Pieces, piece: Piece, nodes: RoutingNodes, texts: Texts, place: Workplace, before: int, bar: Bar
+) -> dict[int, Curvature]:
+    """The sums of the blocks of `piece` that are not solved yet; the piece before it ended with the block `before`."""
+    keep, width, counting = place.task.keep, place.task.source_width, shares(texts)
+    mine = [each.index for each in nodes.blocks if each.index in piece.blocks and each.index not in place.solved]
+    curvatures = {block: Curvature.empty(block, keep[block], width) for block in mine}
+    wanted = Wanted(observables=NEEDS, keep=keep)
+    engine.begin(piece)
+    spills = engine.spills
+    with (
+        reading(place.folder, before if spills else -1) as source,
+        writing(place.folder, piece) if spills else nullcontext() as sink,
+    ):
+        for chunk in texts.chunks:
+            batches = engine.observe(chunk.tokens, piece, source, sink, wanted)
+            for batch in batches if chunk.counted is None else only_counted(batches, chunk.counted):
+                if batch.block in curvatures:
+                    curvatures[batch.block].fold(batch, nodes.weighted_input, counting.get(chunk.domain, 0.0))
+            bar.update(len(chunk.tokens) * len(piece.blocks))
+        if source is not None and source.read(1):
+            raise MismatchError(f"{source.name} holds more than {piece} read; delete {place.folder}, and start again")
+    engine.end(piece)
+    return curvatures

@@ -1,0 +1,69 @@
+"""One block: which neurons of its experts stay, what that costs, and the columns of down that make up for the rest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ggufreap.container import GgufFile
+from ggufreap.engine.observables import Float32s
+from ggufreap.narrowing.curvature import Curvature
+from ggufreap.narrowing.surgeon import Floats, Ids, Removal, damped, refitted, remove, remove_alone
+from ggufreap.saliency import expert_scale, expert_weights
+
+# An expert with fewer tokens than neurons does not tell how they go together: H has not even full rank.
+LEAST_TOKENS = 1.0  # per neuron
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Of the experts of one block that stay, in their order.
+
+    `neurons` `[n_keep, width]` stay, ascending. `losses` `[n_keep, n_removed + 1]`: what the removal of so many neurons
+    costs, as the mean over all tokens of (‖change of the block's output‖ / ‖residual stream‖)², errors of experts taken
+    for independent. `counts` `[n_keep]`: tokens of each expert. `alone` `[n_keep]`: whether they were too few, so that
+    its neurons were chosen by energy x norm and none makes up for another.
+    """
+
+    neurons: npt.NDArray[np.int32]
+    losses: Floats
+    counts: npt.NDArray[np.int64]
+    alone: npt.NDArray[np.bool_]
+
+
+def down_name(block: int) -> str:
+    """The tensor whose inputs are the neurons of a block's experts."""
+    return f"blk.{block}.ffn_down_exps.weight"
+
+
+def solve(curvature: Curvature, file: GgufFile, width: int, put: Callable[[Float32s], object]) -> Solved:
+    """Choose `width` neurons of every expert, and `put` the columns `[n_embd, width]` of each of them, in order.
+
+    Raises UnsupportedModel for a type of down that gguf cannot read.
+    """
+    record = file.by_name[down_name(curvature.block)]
+    source_width = record.shape[-1]
+    neurons, losses = [], []
+    alone = curvature.counts < LEAST_TOKENS * source_width
+    for place, expert in enumerate(curvature.experts):
+        down, scale = expert_weights(file, record, expert), expert_scale(file, record, expert)
+        removal, kept, columns = _solve(curvature.sums[place], down, width, bool(alone[place]))
+        put(columns)
+        neurons.append(kept)
+        losses.append(scale**2 * removal.losses / max(curvature.weight, 1e-30))
+    return Solved(np.array(neurons, np.int32), np.array(losses), curvature.counts, alone)
+
+
+def _solve(sums: Float32s, down: Float32s, width: int, alone: bool) -> tuple[Removal, Ids, Float32s]:
+    source_width = down.shape[1]
+    weights = down.astype(np.float64)
+    gram = weights.T @ weights
+    if alone:
+        removal = remove_alone(sums, gram, source_width - width)
+        kept = removal.kept(width, source_width)
+        return removal, kept, down[:, kept]
+    hessian = damped(sums)
+    removal = remove(hessian, gram, source_width - width)
+    kept = removal.kept(width, source_width)
+    return removal, kept, refitted(weights, hessian, kept)

@@ -1,0 +1,162 @@
+"""Where solved blocks wait for the others: a folder, each block in it bound to its task, and there whole or not at all.
+
+So a run that was killed goes on behind the last block that it solved.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ggufreap.container import GgufFile
+from ggufreap.engine.observables import Float32s
+from ggufreap.errors import InputError, MismatchError
+from ggufreap.files import forced, replacing
+from ggufreap.narrowing.curvature import Curvature
+from ggufreap.narrowing.narrowing import Narrowing
+from ggufreap.narrowing.solving import Solved, down_name, solve
+from ggufreap.narrowing.surgeon import DAMPING, Floats
+from ggufreap.progress import Bar
+
+SCHEMA = "ggufreap.narrowing-work/1"
+METHOD = "optimal brain surgeon"
+NAMED = 16  # experts of a block in one line
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that decides on a solution.
+
+    `model`: the file's fingerprint; `keep`: the experts that stay, of every MoE block; `text` and `count`: which text,
+    and which tokens of it, as in Provenance.
+    """
+
+    model: str
+    keep: Mapping[int, tuple[int, ...]]
+    source_width: int
+    width: int
+    text: str
+    count: str
+    n_ctx: int
+    n_ubatch: int
+    damping: float = DAMPING
+
+    @cached_property
+    def sha256(self) -> str:
+        """Its identity."""
+        return hashlib.sha256(json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Solution:
+    """All blocks solved: the `narrowing`, its downs mapped from disk, and block -> what was found of it."""
+
+    narrowing: Narrowing
+    solved: Mapping[int, Solved]
+
+    @property
+    def loss(self) -> float:
+        """The sum over blocks of what their narrowing is expected to cost: see Solved."""
+        return float(sum(each.losses[:, -1].sum() for each in self.solved.values()))
+
+    @property
+    def losses(self) -> Floats:
+        """The same if only the first r neurons of every expert went, `[n_removed + 1]`."""
+        total: Floats = np.stack([each.losses for each in self.solved.values()]).sum(axis=(0, 1))
+        return total
+
+
+class Workplace:
+    """The solved blocks of a `task` in `folder`, which exists.
+
+    Raises MismatchError where blocks of another task lie there; where the run may `force`, they give way.
+    """
+
+    def __init__(self, folder: Path, task: Task) -> None:
+        self.folder, self.task = folder, task
+        self.solved = {block: solved for block in task.keep if (solved := self._read(block)) is not None}
+
+    def write(self, curvature: Curvature, file: GgufFile, bar: Bar) -> None:
+        """Solve a block and keep what was found, on disk; `bar` counts experts. Raises OutputError."""
+
+        def put(columns: Float32s) -> None:
+            downs.write(np.ascontiguousarray(columns, "<f4").data)
+            bar.update(1)
+
+        n_embd = file.by_name[down_name(curvature.block)].shape[1]
+        shape = len(curvature.experts), n_embd, self.task.width
+        with replacing(self._downs(curvature.block), own=True) as downs:
+            np.lib.format.write_array_header_1_0(downs, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            solved = solve(curvature, file, self.task.width, put)
+        with replacing(self._path(curvature.block), own=True) as out:  # the last: it tells that the downs are whole
+            np.savez(out, task=np.array(self.task.sha256), **vars(solved))
+        self.solved[curvature.block] = solved
+
+    def solution(self) -> Solution:
+        """All of it, once every block is solved."""
+        downs = {block: np.load(self._downs(block), mmap_mode="r", allow_pickle=False) for block in self.task.keep}
+        neurons = {block: self.solved[block].neurons for block in self.task.keep}
+        remarks = tuple(filter(None, (self._few(block) for block in self.task.keep)))
+        narrowing = Narrowing(self.task.source_width, self.task.width, neurons, downs, METHOD, remarks)
+        return Solution(narrowing, self.solved)
+
+    def _few(self, block: int) -> str:
+        """The experts of a block that were narrowed without compensation, in words; empty where there are none."""
+        solved = self.solved[block]
+        rows = solved.alone.nonzero()[0]
+        if not rows.size:
+            return ""
+        if not solved.counts.any():
+            return (
+                f"block {block}: no text reaches it; neurons were chosen by norm, and those that stay make up for none"
+            )
+        few = ", ".join(f"{self.task.keep[block][row]} ({solved.counts[row]})" for row in rows[:NAMED])
+        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        return (
+            f"block {block}: too few tokens (fewer than {self.task.source_width} neurons) for expert {few}{more}: "
+            "chosen by energy x norm, and the neurons that stay make up for nothing; calibrate on more text"
+        )
+
+    def remove(self) -> None:
+        """Take the solved blocks away."""
+        for block in self.solved:
+            self._path(block).unlink(missing_ok=True)
+            self._downs(block).unlink(missing_ok=True)
+
+    def _read(self, block: int) -> Solved | None:
+        path = self._path(block)
+        if not path.exists():
+            return None
+        with _reading(path) as archive:
+            if str(archive["task"]) == self.task.sha256:
+                return Solved(*(archive[name] for name in ("neurons", "losses", "counts", "alone")))
+        if forced():
+            return None
+        raise MismatchError(
+            f"{self.folder} holds blocks that were narrowed for another model, plan, text or width; choose another -o, "
+            "or --force to begin anew"
+        )
+
+    def _path(self, block: int) -> Path:
+        return self.folder / f"{block}.npz"
+
+    def _downs(self, block: int) -> Path:
+        return self.folder / f"{block}.downs.npy"
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            yield archive
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except (KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
+        raise InputError(f"{path} is no block that was narrowed ({error}); delete it") from None

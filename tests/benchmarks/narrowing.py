@@ -1,0 +1,203 @@
+"""What fewer neurons cost on a trained model, alone and beside fewer experts: KLD on held-out text, against REAP.
+
+    python tests/benchmarks/narrowing.py MODEL.gguf FOLDER [--bytes 0.75 0.5] [--cache DIR]
+
+FOLDER holds `<domain>.calib.txt` and `<domain>.eval.txt`. All rows of a table have about as many bytes of routed
+experts left. Nothing is written but the cache, with which a run that was stopped goes on: the solved blocks of every
+candidate, and its KLD on every chunk. Experts are masked in the router; narrower ones, their down in half precision,
+are computed in place of the whole ones.
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ggufreap import corpus
+from ggufreap.architecture.layout import MoeLayout, bind
+from ggufreap.container import open_gguf
+from ggufreap.corpus import Chunk
+from ggufreap.engine.graph import Piece
+from ggufreap.engine.neuron_tap import Narrowed
+from ggufreap.engine.prefixes import Prefixes
+from ggufreap.engine.protocol import Tokens
+from ggufreap.engine.session import LlamaSession
+from ggufreap.evaluation.scores import Reference, compare, first_scored, targets_of
+from ggufreap.files import writing
+from ggufreap.narrowing.collecting import narrow
+from ggufreap.narrowing.solving import down_name
+from ggufreap.narrowing.workplace import Solution, Task, Workplace
+from ggufreap.observation import DomainStatistics, Texts, observables
+from ggufreap.options.engine import EngineSettings
+from ggufreap.selection.choosing import choose
+from ggufreap.selection.judging import Difference, mean_loss, worst_loss
+
+REAP = "reap, tokens"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Experts that stay, by a method and a blend, and the neurons that each of them keeps."""
+
+    method: str
+    blend: str
+    n_keep: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """As in the tables."""
+        return f"{self.method}, {self.blend}: {self.n_keep} x {self.width}"
+
+
+class Bench:
+    """One loaded model, its texts, and what was found so far."""
+
+    def __init__(self, engine: LlamaSession, file, layout: MoeLayout, options: argparse.Namespace) -> None:
+        self.engine, self.file, self.layout, self.cache = engine, file, layout, options.cache
+        self.blocks = [block.index for block in layout.trunk]
+        self.source_width = file.by_name[down_name(self.blocks[0])].shape[-1]
+        self.n_ctx = options.ctx_size
+        names = sorted(path.name.removesuffix(".eval.txt") for path in options.folder.glob("*.eval.txt"))
+        text = {name: self.chunks(options.folder / f"{name}.calib.txt")[: options.calibration_chunks] for name in names}
+        rounds = max(map(len, text.values()))
+        self.texts = Texts(
+            tuple(Chunk(text[name][i], name, i) for i in range(rounds) for name in names if i < len(text[name])), ""
+        )
+        self.held_out = {name: self.chunks(options.folder / f"{name}.eval.txt")[: options.chunks] for name in names}
+        self.ledger = self.cache / "judged.json"
+        self.judged = json.loads(self.ledger.read_text()) if self.ledger.exists() else {}
+        self._statistics: DomainStatistics | None = None
+
+    def chunks(self, path: Path) -> Tokens:
+        return corpus.from_text(self.engine, corpus.read_text(str(path)), self.n_ctx, path.name).chunks
+
+    @property
+    def statistics(self) -> DomainStatistics:
+        if self._statistics is None:
+            used = [block.n_used for block in self.layout.trunk]
+            found = DomainStatistics.empty(self.blocks, used, self.layout.n_expert, self.held_out)
+            for chunk in self.texts.chunks:
+                batches = self.engine.route(chunk.tokens, observables=observables())
+                found = found.observe(chunk.domain, chunk.number, batches, len(chunk.tokens))
+            self._statistics = found
+        return self._statistics
+
+    def keep(self, candidate: Candidate) -> dict[int, tuple[int, ...]]:
+        path = self.cache / f"{candidate.method}-{candidate.blend}-{candidate.n_keep}.json"
+        if not path.exists():
+            n_group = self.layout.n_group
+            rows = (
+                [range(self.layout.n_expert)] * len(self.blocks)
+                if candidate.n_keep == self.layout.n_expert
+                else choose(self.statistics, candidate.method, candidate.blend, candidate.n_keep, n_group).rows
+            )
+            path.write_text(json.dumps([list(map(int, row)) for row in rows]))
+        return dict(zip(self.blocks, map(tuple, json.loads(path.read_text())), strict=True))
+
+    def solution(self, candidate: Candidate) -> Solution:
+        folder = self.cache / candidate.name.replace(", ", "-").replace(": ", "-").replace(" ", "")
+        folder.mkdir(exist_ok=True)
+        keep = self.keep(candidate)
+        task = Task(self.file.fingerprint, keep, self.source_width, candidate.width, "", "all", self.n_ctx, self.n_ctx)
+        with writing():
+            place = Workplace(folder, task)
+            if len(place.solved) == len(keep):
+                return place.solution()
+            pieces = [Piece(0, self.layout.n_trunk - 1, True)]
+            return narrow(
+                Prefixes(self.engine, self.layout.n_trunk), pieces, self.layout.nodes, self.file, self.texts, place
+            )
+
+    def losses(self, candidate: Candidate) -> dict[str, np.ndarray]:
+        """Domain -> KLD of each chunk."""
+        if candidate.name not in self.judged:
+            keep, narrowed = self.keep(candidate), None
+            if candidate.width < self.source_width:
+                found = self.solution(candidate).narrowing
+                narrowed = {
+                    block: Narrowed(keep[block], found.neurons[block], half(found.downs[block])) for block in keep
+                }
+            self.judged[candidate.name] = {
+                name: [self._loss(chunk, keep, narrowed) for chunk in chunks] for name, chunks in self.held_out.items()
+            }
+            self.ledger.write_text(json.dumps(self.judged))
+        return {name: np.array(losses) for name, losses in self.judged[candidate.name].items()}
+
+    def _loss(
+        self, tokens: Tokens, keep: Mapping[int, Sequence[int]], narrowed: Mapping[int, Narrowed] | None
+    ) -> float:
+        start = first_scored(len(tokens))
+        reference = Reference.of(self.engine.logits(tokens, None, start)[:-1], map)
+        if narrowed is None:
+            logits = self.engine.logits(tokens, keep, start)
+        else:
+            logits = self.engine.narrowed_logits(tokens, narrowed, start)
+        return float(compare(reference, logits[:-1], targets_of(tokens), map).kld.mean())
+
+    def table(self, share: float, candidates: Sequence[Candidate]) -> None:
+        whole = self.layout.n_expert * self.source_width
+        reap = self.losses(candidates[0])
+        print(f"\n{share:.0%} of the routed experts' bytes; {len(self.texts.chunks)} chunks of {', '.join(reap)}")
+        print(f"| experts x neurons | bytes | mean | x | worst | x | difference to REAP | seconds |\n{'|---' * 8}|")
+        for candidate in candidates:
+            started = time.process_time()
+            found = self.losses(candidate)
+            mean, worst, difference = mean_loss(found), worst_loss(found), Difference.of(found, reap)
+            print(
+                f"| {candidate.name} | {candidate.n_keep * candidate.width / whole:.1%} | {mean:.4f} "
+                f"| {mean / mean_loss(reap):.2f} | {worst:.4f} | {worst / worst_loss(reap):.2f} "
+                f"| {difference.mean:+.4f} ± {difference.stderr:.4f} | {time.process_time() - started:.0f} |",
+                flush=True,
+            )
+
+
+def half(values: np.ndarray) -> np.ndarray:
+    """What half precision leaves of them."""
+    return values.astype(np.float16).astype(np.float32)
+
+
+def splits(n_expert: int, width: int, share: float, step: int) -> list[tuple[int, int]]:
+    """(experts, neurons) with at most `share` of all, from experts alone to neurons alone, in steps of a sixteenth."""
+    found = []
+    for n_keep in range(int(n_expert * share), n_expert + 1, max(1, n_expert // 16)):
+        neurons = min(width, int(share * n_expert * width / n_keep) // step * step)
+        if n_keep == int(n_expert * share) or neurons < width:
+            found.append((n_keep, neurons))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--bytes", nargs="+", type=float, default=[0.75, 0.5], help="of the routed experts")
+    parser.add_argument("--method", nargs="+", default=["rank_average"], help="which experts stay beside fewer neurons")
+    parser.add_argument("--step", type=int, default=8, help="widths are multiples of it")
+    parser.add_argument("--calibration-chunks", type=int, default=48, help="per domain")
+    parser.add_argument("--chunks", type=int, default=16, help="held-out chunks per domain")
+    parser.add_argument("-c", "--ctx-size", type=int, default=256)
+    parser.add_argument("-t", "--threads", type=int, default=0)
+    parser.add_argument("--cache", type=Path, default=Path("narrowing-benchmark"), help="folder")
+    options = parser.parse_args()
+    options.cache.mkdir(exist_ok=True)
+    file = open_gguf(options.model)
+    layout = bind(file)
+    settings = EngineSettings(options.ctx_size, options.ctx_size, options.threads)
+    with LlamaSession(file.path, layout.nodes, settings) as engine:
+        bench = Bench(engine, file, layout, options)
+        for share in options.bytes:
+            pairs = splits(layout.n_expert, bench.source_width, share, options.step)
+            candidates = [Candidate("reap", "tokens", *pairs[0])]
+            candidates += [Candidate(method, "uniform", *pair) for method in options.method for pair in pairs]
+            bench.table(share, candidates)
+    print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
