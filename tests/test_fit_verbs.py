@@ -18,7 +18,7 @@ from ggufreap.options.engine import EngineSettings
 from ggufreap.options.fit import Fit
 from ggufreap.options.judgement import HeldOut, Judgement
 from ggufreap.options.output import Output
-from ggufreap.options.quantisation import Quantisation
+from ggufreap.options.quantisation import Quantisation, Quantiser
 from ggufreap.options.target import Target
 
 pytestmark = pytest.mark.native
@@ -111,8 +111,10 @@ def test_a_loser_that_was_there_before_stays(folder: Path) -> None:
         pytest.skip("the unpruned file won")
     verbs.quantize(
         *(folder / "Tiny-F16.gguf", unpruned.path, str(unpruned.prospect.mix.type)),
-        imatrix=folder / "out" / "Tiny-F16.imatrix.gguf",
-        tensor_types=unpruned.prospect.mix.variant(open_layout(folder)).tensor_types,
+        Quantiser(
+            folder / "out" / "Tiny-F16.imatrix.gguf",
+            tuple(map("=".join, unpruned.prospect.mix.variant(open_layout(folder)).tensor_types)),
+        ),
     )
     fitted(folder, TIGHT)
     assert unpruned.path.name in left(folder)

@@ -17,6 +17,8 @@ from ggufreap import Fit, Judgement, Output, Target, fit, fitting, quantize
 from ggufreap.container import open_gguf
 from ggufreap.judging import Exam, compare_files
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.quantisation import Quantiser
+from ggufreap.options.target import DEFAULT_METHOD
 from ggufreap.sizing import TYPES
 
 SIZES = (6, 7, 8, 9, 10, 12, 14, 16)
@@ -29,7 +31,7 @@ def unpruned(model: Path, folder: Path, imatrix: Path, exam: Exam) -> Measured:
     source, measured = open_gguf(model), {}
     for kind in TYPES:
         path = folder / f"unpruned-{kind}.gguf"
-        made = quantize(model, path, kind, imatrix=imatrix, threads=exam.settings.n_threads)
+        made = quantize(model, path, kind, Quantiser(imatrix, n_threads=exam.settings.n_threads))
         (comparison,) = compare_files(source, [open_gguf(path)], exam).files
         measured[f"unpruned, {kind}"] = made.nbytes, comparison.mean.kld
         path.unlink()
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, help="MB")
     parser.add_argument("--chunks", type=int, default=8, help="held-out chunks per domain")
-    parser.add_argument("--method", default="reap")
+    parser.add_argument("--method", default=DEFAULT_METHOD)
     parser.add_argument("-t", "--threads", type=int, default=1)
     options = parser.parse_args()
     settings = EngineSettings(CTX, CTX, options.threads)

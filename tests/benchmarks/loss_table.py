@@ -17,6 +17,8 @@ from ggufreap.container import open_gguf
 from ggufreap.judging import Exam, compare_files
 from ggufreap.options.data import Request
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.quantisation import Quantiser
+from ggufreap.options.target import DEFAULT_METHOD
 from ggufreap.sizing import TYPES
 from ggufreap.sizing.classes import REST, ROUTED
 
@@ -27,6 +29,7 @@ EXPERT_TYPES = (
 REST_MIXES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K")
 RATIOS = ("0.0625", "0.125", "0.1875", "0.25", "0.3125", "0.375", "0.5", "0.625", "0.75")
 WHOLE, PRUNING = "whole", "pruning"
+OTHERS = ".=F16"  # everything stays as it is, but what was named before
 CALIBRATION_LETTERS = 50_000  # of every domain
 CHUNKS, CTX = 4, 256
 
@@ -47,14 +50,20 @@ def held_out(folder: Path, chunks: int = CHUNKS) -> HeldOut:
     return HeldOut(tuple(f"{name}={folder / name}.eval.txt" for name in domains(folder)), chunks, CTX)
 
 
-def requests() -> dict[str, dict[str, tuple[str, list[tuple[str, str]]]]]:
-    """Table -> type -> what the quantiser is asked for, and of which tensors."""
-    routed = [(pattern, "F16") for pattern in ROUTED.values()]
+def requests() -> dict[str, dict[str, tuple[str, tuple[str, ...]]]]:
+    """Table -> type -> what the quantiser is asked for, and the types of some tensors."""
+    routed = tuple(f"{pattern}=F16" for pattern in ROUTED.values())
     classes = {
-        name: {kind: ("Q8_0", [(pattern, kind), (".", "F16")]) for kind in EXPERT_TYPES}
+        name: {kind: ("Q8_0", (f"{pattern}={kind}", OTHERS)) for kind in EXPERT_TYPES}
         for name, pattern in ROUTED.items()
     }
-    return {**classes, REST: {kind: (kind, routed) for kind in REST_MIXES}, WHOLE: {kind: (kind, []) for kind in TYPES}}
+    return {**classes, REST: {kind: (kind, routed) for kind in REST_MIXES}, WHOLE: {kind: (kind, ()) for kind in TYPES}}
+
+
+def quantiser(types: tuple[str, ...], imatrix: Path, n_threads: int) -> Quantiser:
+    """What the quantiser is told beside the type."""
+    embedding = "F16" if OTHERS in types else None
+    return Quantiser(imatrix, types, token_embedding_type=embedding, n_threads=n_threads)
 
 
 def main() -> None:
@@ -69,19 +78,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stats, matrix = Path(folder, "S.npz"), Path(folder, "S.imatrix.gguf")
         calibrate(options.model, stats, calibration(options.folder), imatrix_out=matrix, settings=settings)
-        told = preview(options.model, held_out(options.folder), stats=stats, ratios=RATIOS, settings=settings)
+        told = preview(
+            options.model,
+            held_out(options.folder),
+            stats=stats,
+            ratios=RATIOS,
+            methods=(DEFAULT_METHOD,),
+            settings=settings,
+        )
         found[PRUNING] = {each.plan.ratio: each.comparison.mean.kld for each in told.candidates}
         print(PRUNING, found[PRUNING], file=sys.stderr, flush=True)
         for table, wanted in requests().items():
             paths = {kind: Path(folder, f"{kind}.gguf") for kind in wanted}
             for kind, (asked, types) in wanted.items():
-                quantize(
-                    *(options.model, paths[kind], asked),
-                    imatrix=matrix,
-                    tensor_types=types,
-                    threads=options.threads,
-                    token_embedding_type="F16" if (".", "F16") in types else None,
-                )
+                quantize(options.model, paths[kind], asked, quantiser(types, matrix, options.threads))
             compared = compare_files(source, list(map(open_gguf, paths.values())), exam).files
             found[table] = {kind: each.mean.kld for kind, each in zip(wanted, compared, strict=True)}
             print(table, found[table], file=sys.stderr, flush=True)
