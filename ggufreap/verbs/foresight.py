@@ -59,7 +59,7 @@ def foresee(job: Job) -> Foreseen:
     would for want of importance or of leave to quantise twice.
     """
     model = job.model
-    plan = _any_plan(job)
+    plan = any_plan(job)
     narrowing = any_narrowing(model, plan, job.width) if job.width else None
     result = naming.target(model.path, job.out, narrowing.full_label(plan) if narrowing else plan.label)
     stays = not job.wanted.variants or job.wanted.keep_exact or job.quantisation.keep_intermediate or result == job.out
@@ -89,7 +89,8 @@ def foresee(job: Job) -> Foreseen:
     return foreseen
 
 
-def _any_plan(job: Job) -> PruningPlan:
+def any_plan(job: Job) -> PruningPlan:
+    """A plan of the count that is wanted, by no method: all but the choice itself is as it will be."""
     target, layout, records = job.target, job.model.layout, job.data.records if job.data else ()
     return make_plan(
         layout,
