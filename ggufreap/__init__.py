@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ggufreap.demonstration import demo
     from ggufreap.options.data import Reading, Request
     from ggufreap.options.engine import EngineSettings
+    from ggufreap.options.fit import Fit
     from ggufreap.options.judgement import HeldOut, Judgement
     from ggufreap.options.output import Output
     from ggufreap.options.quantisation import Quantisation, Quantiser
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ggufreap.verbs.calibrate import calibrate
     from ggufreap.verbs.doctor import doctor
     from ggufreap.verbs.eval import eval
+    from ggufreap.verbs.fit import fit
+    from ggufreap.verbs.frontier import frontier
     from ggufreap.verbs.inspect import inspect
     from ggufreap.verbs.merge import merge
     from ggufreap.verbs.narrow import narrow
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EngineSettings",
+    "Fit",
     "HeldOut",
     "Judgement",
     "Output",
@@ -56,6 +60,8 @@ __all__ = [
     "demo",
     "doctor",
     "eval",
+    "fit",
+    "frontier",
     "inspect",
     "merge",
     "narrow",
@@ -75,6 +81,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _OPTIONS = {
     "EngineSettings": "engine",
+    "Fit": "fit",
     "HeldOut": "judgement",
     "Judgement": "judgement",
     "Output": "output",

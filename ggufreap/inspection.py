@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufreap.architecture.layout import MoeLayout
-from ggufreap.container import GgufFile, type_name
+from ggufreap.container import type_name
 from ggufreap.errors import InfeasiblePlan
+from ggufreap.model import Model
 from ggufreap.planning import count_to_keep
 
 RATIOS = ("0.10", "0.20", "0.30", "0.40", "0.50")
@@ -50,8 +50,9 @@ class Inspection:
     outlook: tuple[Outlook, ...]
 
 
-def inspect_file(file: GgufFile, layout: MoeLayout) -> Inspection:
-    """Describe an opened model."""
+def described(model: Model) -> Inspection:
+    """All of it."""
+    file, layout = model.file, model.layout
     expert_types: Counter[str] = Counter()
     other_types: Counter[str] = Counter()
     for record in file.tensors:
@@ -60,7 +61,7 @@ def inspect_file(file: GgufFile, layout: MoeLayout) -> Inspection:
     expert_nbytes = expert_types.total()
     return Inspection(
         path=file.path,
-        name=str(file.get("general.name") or file.path.stem),
+        name=model.identity.name,
         architecture=layout.architecture.name,
         proven=layout.proven,
         fingerprint=file.fingerprint,
@@ -77,13 +78,14 @@ def inspect_file(file: GgufFile, layout: MoeLayout) -> Inspection:
         expert_nbytes=expert_nbytes,
         expert_types=dict(expert_types.most_common()),
         other_types=dict(other_types.most_common()),
-        outlook=tuple(_outlook(ratio, file, layout, expert_nbytes) for ratio in RATIOS),
+        outlook=tuple(_outlook(ratio, model, expert_nbytes) for ratio in RATIOS),
     )
 
 
-def _outlook(ratio: str, file: GgufFile, layout: MoeLayout, expert_nbytes: int) -> Outlook:
+def _outlook(ratio: str, model: Model, expert_nbytes: int) -> Outlook:
+    n_expert = model.layout.n_expert
     try:
-        n_keep = count_to_keep(layout, ratio)
+        n_keep = count_to_keep(model.layout, ratio)
     except InfeasiblePlan as error:
         return Outlook(ratio, 0, 0, str(error))
-    return Outlook(ratio, n_keep, file.nbytes - expert_nbytes // layout.n_expert * (layout.n_expert - n_keep))
+    return Outlook(ratio, n_keep, model.file.nbytes - expert_nbytes // n_expert * (n_expert - n_keep))

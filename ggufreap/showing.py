@@ -33,6 +33,11 @@ def shown(text: object, most: int | None = None, allowed: str = "") -> str:
     return _head(escaped, most)
 
 
+def as_text(name: str) -> str:
+    r"""A file's name as valid Unicode: bytes of it that are none stand there as `\xff`."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def excerpt(value: object) -> str:
     """A value that was found where another was due, as Python writes it, in EXCERPT characters at most."""
     try:

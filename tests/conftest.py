@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # own runs have left.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ggufreap-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
+@atexit.register
+def _close() -> None:
+    """Close what llama-cpp-python opens as it is imported (llama_cpp/_utils.py) and never closes.
+
+    At the end of Python warnings may still be errors, as they are in tests.
+    """
+    if utilities := sys.modules.get("llama_cpp._utils"):
+        utilities.outnull_file.close()
+        utilities.errnull_file.close()
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from ggufreap.engine.observables import ACTIVATIONS, STREAM_NORMS
 from ggufreap.engine.observing import Wanted
 from ggufreap.engine.protocol import RoutedBatch
 from ggufreap.engine.session import LlamaSession
-from ggufreap.errors import InputError, MismatchError, NumericFailure
+from ggufreap.errors import InputError, MismatchError, NumericFailure, UnsupportedModel
 from ggufreap.files import writing
 from ggufreap.model import Model
 from ggufreap.narrowing.collecting import shares
@@ -420,3 +420,74 @@ def test_blocks_that_no_text_reaches_are_narrowed_by_their_norms(
         assert neurons.tolist() == sorted(np.argsort(-(down**2).sum(axis=0), kind="stable")[:32])
         assert np.array_equal(found.narrowing.downs[block][place], down[:, neurons])
     assert f"block {block}: no text reaches it; neurons were chosen by norm" in caplog.text
+
+
+# Block by block, each making up for those before it.
+
+
+def missing(path: Path, solution: Solution, keep: Mapping[int, tuple[int, ...]], chunks: np.ndarray) -> float:
+    """‖logits of the original - logits of the narrowed‖² over the text."""
+    narrowed = {
+        block: Narrowed(kept, solution.narrowing.neurons[block], solution.narrowing.downs[block])
+        for block, kept in keep.items()
+    }
+    with session(path) as engine:
+        return sum(float(((engine.logits(c) - engine.narrowed_logits(c, narrowed)) ** 2).sum()) for c in chunks)
+
+
+def run_sequentially(model: Path, plan: PruningPlan, ids: Path, folder: Path) -> Solution:
+    data = open_request(Request(tokens=str(ids)))
+    return compensated(Model.open(model), plan, LEFT, folder, data, sequential=True, settings=WHOLE)
+
+
+@pytest.mark.native
+def test_later_blocks_make_up_for_earlier_ones(model: Path, plan: PruningPlan, tmp_path: Path) -> None:
+    chunks = np.random.default_rng(3).integers(0, 320, (40, 64)).astype(np.int32)
+    np.save(tmp_path / "ids.npy", chunks)
+    plain = run(model, plan, tmp_path / "ids.npy", tmp_path / "plain")
+    found = run_sequentially(model, plan, tmp_path / "ids.npy", tmp_path / "work")
+    losses = [missing(model, each, plan.keep, chunks[:10]) for each in (plain, found)]
+    assert losses[1] < 0.95 * losses[0]
+    assert {path.suffix for path in (tmp_path / "work").iterdir()} == {".npz", ".npy"}
+    assert_same(found, run_sequentially(model, plan, tmp_path / "ids.npy", tmp_path / "work"))
+
+
+SEQUENTIALLY = DYING.replace("import WHOLE, run", "import WHOLE, run_sequentially").replace(
+    "run(Path(model), planning.load_plan(Path(plan)), Path(ids), Path(folder), "
+    "replace(WHOLE, blockwise=int(blockwise)))",
+    "run_sequentially(Path(model), planning.load_plan(Path(plan)), Path(ids), Path(folder))",
+)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("function", "number"),
+    [
+        ("ggufreap.narrowing.sequential:Curvature.fold", 20),
+        ("ggufreap.narrowing.sequential:_fold", 20),
+        ("ggufreap.narrowing.workplace:np.savez", 2),
+        ("ggufreap.narrowing.sequential:spill_path", 3),
+    ],
+)
+def test_a_killed_sequence_goes_on(
+    function: str, number: int, model: Path, plan: PruningPlan, ids: Path, tmp_path: Path
+) -> None:
+    whole = run_sequentially(model, plan, ids, tmp_path / "whole")
+    folder, saved = tmp_path / "work", tmp_path / "plan.json"
+    saved.write_text(plan.to_json())
+    command = [sys.executable, "-c", SEQUENTIALLY, function, str(number), "1", model, saved, ids, folder]
+    assert subprocess.run(command, cwd=Path(__file__).parent, check=False).returncode == -9
+    left = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    assert_same(whole, run_sequentially(model, plan, ids, folder))
+    assert all(path.stat().st_mtime_ns == time for path, time in left.items())
+
+
+@pytest.mark.native
+def test_a_sequence_is_refused_where_the_stream_is_not_what_experts_add_to(tmp_path: Path, ids: Path) -> None:
+    path = tiny_native.build("gemma4", tmp_path / "m.gguf")  # a norm behind the experts
+    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 128, (20, 64)).astype(np.int32))
+    plan = verbs.plan(path, Target(method="random", keep=12))
+    with pytest.raises(
+        UnsupportedModel, match=r"is changed before it joins the residual stream.*leave out --sequential"
+    ):
+        run_sequentially(path, plan, tmp_path / "ids.npy", tmp_path / "work")

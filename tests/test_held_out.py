@@ -166,6 +166,7 @@ class Hub:
 
     def __init__(self, *said: str) -> None:
         self.said, self.position, self.skipped, self.nbytes, self.has_rows, self.read = said, 0, {}, None, True, 0
+        self.n_missing = 0
 
     def files(self) -> "list[Hub]":
         return [self]

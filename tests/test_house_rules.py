@@ -48,6 +48,7 @@ ROWS = (
     ("sizing",),
     ("reporting",),
     ("recipe",),
+    ("fitting",),
     ("judging",),
     ("verbs",),
     ("demonstration",),

@@ -422,7 +422,6 @@ def test_a_summary_made_by_hand() -> None:
     assert (gate.weight, gate.n_mat, gate.n_in, gate.most_rows, gate.n_empty, gate.energy) == (GATE, 3, 2, 3, 1, 5)
     assert gate.share == pytest.approx(2 / 3)
     assert (dense.energy, dense.share) == (0, 0)
-    assert summary.without_data == (DENSE,)
     assert summary.share == pytest.approx(2 / 4)
 
 

@@ -16,7 +16,7 @@ import tiny_gguf
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.engine import machine as room
-from ggufreap.engine.machine import Machine, chooses_repack, extra_buffers_work, find_out, machine
+from ggufreap.engine.machine import Machine, chooses_repack, find_out, machine
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError
 from ggufreap.memory import Memory
@@ -59,13 +59,13 @@ def test_it_goes_without_what_dies_and_says_so_once(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     dying(tmp_path, monkeypatch)
-    assert not extra_buffers_work()
+    assert not machine().extra_buffers
     died = "it died of SIGSEGV: it touched memory that is not there"
     line = f"llama.cpp's repacked buffers do not work on this machine: {died}; going without them"
     assert [(each.levelno, each.getMessage()) for each in caplog.records] == [(logging.WARNING, line)]
     machine.cache_clear()
     monkeypatch.setattr(room, "_trial", None)  # whoever tried again would fail
-    assert not extra_buffers_work()
+    assert not machine().extra_buffers
     assert len(caplog.records) == 1
     assert len(list(fresh.iterdir())) == 1
 
@@ -101,7 +101,7 @@ def test_repacked_or_not_the_logits_agree(tmp_path: Path) -> None:
 
     tokens = np.arange(3, 67, dtype=np.int32)
     found = []
-    for repack in (False, extra_buffers_work()):
+    for repack in (False, machine().extra_buffers):
         with LlamaSession(
             MODEL, bind(open_gguf(MODEL)).nodes, EngineSettings(n_ctx=64, n_threads=1, repack=repack)
         ) as engine:

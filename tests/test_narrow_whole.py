@@ -90,7 +90,7 @@ def test_prune_with_a_width(folder: Path) -> None:
     assert made.verification
     made.verification.require()
     assert made.narrowing
-    name = f"Tiny-REAP-0.25-{made.narrowing.label}-F16.gguf"
+    name = f"Tiny-RANK-AVERAGE-0.25-{made.narrowing.label}-F16.gguf"
     assert made.script.files[0].path == folder / name
     assert load_narrowing(made.narrowing_path, load_plan(made.plan_path)).sha256 == made.narrowing.sha256
     assert made.summary == ("removes 2 of 8, keeps 6; removes 32 of 96 neurons of every expert, down made up for them")
@@ -147,7 +147,7 @@ def test_without_a_width_nothing_is_narrowed(folder: Path) -> None:
         folder / "Tiny-F16.gguf", folder / "calib.txt", keep=6, method="reap", quant=["keep"], settings=SETTINGS
     )
     assert made.narrowing is None
-    assert made.script.files[0].path.name == "Tiny-REAP-0.25-F16.gguf"
+    assert made.script.files[0].path.name == "Tiny-RANK-AVERAGE-0.25-F16.gguf"
     assert not any(key.startswith("ggufreap.narrowing") for key in open_gguf(made.script.files[0].path).metadata)
 
 

@@ -25,6 +25,7 @@ from ggufreap.options.engine import (
     SEQUENCES,
     EngineSettings,
 )
+from ggufreap.options.fit import Fit
 from ggufreap.options.flag import Flag, flagged, flags_of
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
@@ -37,6 +38,7 @@ LOADING = (
     "calibrate",
     "verify",
     "preview",
+    "frontier",
     "eval",
     "report",
     "probe",
@@ -85,7 +87,7 @@ def asked_of(verb: str, kind: type, arguments: Sequence[str]) -> Any:
         "run": ("tiny", "m.gguf"),
         "quantize": ("m.gguf", "-o", "q.gguf", "--type", "Q8_0"),
     }[verb]
-    if kind is Target and {"--ratio", "--keep", "--shrink"} & set(arguments):
+    if kind is Target and {"--ratio", "--keep", "--shrink", "--fit"} & set(arguments):
         needed = needed[:1]
     return value(parser_of(verb).parse_args([*needed, *arguments]), kind)
 
@@ -175,6 +177,7 @@ ASKED = (
     (("--keep", "9"), Target, "keep", 9, "[target]\nkeep = 9\n"),
     (("--shrink", "0.25"), Target, "shrink", "0.25", "[target]\nshrink = 0.25\n"),
     (("--width-ratio", "0.1"), Target, "width_ratio", "0.1", "[target]\nkeep = 8\nwidth_ratio = 0.1\n"),
+    (("--fit", "16GB"), Target, "fit", 16 * 10**9, None),
     (("--max-kld", "0.3"), Target, "max_kld", 0.3, None),
     (("--method", "frequency"), Target, "method", "frequency", "[target]\nkeep = 8\nmethod = 'frequency'\n"),
     (("--budget", "5"), Target, "budget", 5, "[target]\nkeep = 8\nmethod = 'best'\nbudget = 5\n"),
@@ -202,6 +205,11 @@ ASKED = (
     (("--compare",), Judgement, "compare", True, "[evaluation]\nfiles = ['a']\ncompare = true\n"),
     (("--fail-if", "kld>1"), Judgement, "fail_if", ("kld>1",), "[evaluation]\nfiles = ['a']\nfail_if = ['kld>1']\n"),
     (("--report", "R"), Judgement, "report", "R", None),
+    (("--fit-ctx", "100"), Fit, "ctx", 100, None),
+    (("--fit-margin", "2GiB"), Fit, "margin", 2 << 30, None),
+    (("--mmproj", "V"), Fit, "mmproj", "V", None),
+    (("--fast",), Fit, "fast", True, None),
+    (("--round", "friendly"), Fit, "round", "friendly", None),
     (("-o", "O"), Output, "out", "O", None),
     (("--split-max-size", "2G"), Output, "split_max_size", "2G", None),
     (("--keep-split",), Output, "keep_split", True, None),
@@ -221,7 +229,7 @@ ASKED = (
 )
 TABLES = {Target: ("target", {"keep": 8}), Judgement: ("evaluation", {}), Request: ("calibration", {})}
 TABLES[Reading] = TABLES[Request]
-KINDS = (Target, Quantisation, Quantiser, Judgement, Output, Request, Reading)
+KINDS = (Target, Fit, Quantisation, Quantiser, Judgement, Output, Request, Reading)
 VERB_OF = {kind: "quantize" if kind is Quantiser else "prune" for kind in KINDS}
 
 
@@ -229,7 +237,7 @@ VERB_OF = {kind: "quantize" if kind is Quantiser else "prune" for kind in KINDS}
 def test_what_is_asked_for_is_one_in_all_three(
     arguments: Sequence[str], kind: Any, field: str, value: Any, written: str | None, tmp_path: Path
 ) -> None:
-    usual = {"keep": 8} if kind is Target and field not in ("ratio", "keep", "shrink") else {}
+    usual = {"keep": 8} if kind is Target and field not in ("ratio", "keep", "shrink", "fit") else {}
     expected = kind(**usual, **{field: value})
     assert expected != kind(**usual)
     assert asked_of(VERB_OF[kind], kind, arguments) == expected

@@ -29,7 +29,7 @@ from ggufreap.reporting.caveats import caveats_of
 from ggufreap.reporting.document import document_of, from_json, to_json
 from ggufreap.reporting.formats import MINUS, MISSING, TIMES, written
 from ggufreap.reporting.known_facts import file_facts
-from ggufreap.reporting.pages import lookup, render
+from ggufreap.reporting.pages import render
 from ggufreap.reporting.plots import PLOTS, draw
 from ggufreap.reporting.saliency_plots import removed_of, scores_of
 from ggufreap.reporting.summary import summary_of
@@ -267,11 +267,17 @@ class Page(HTMLParser):
             self.loose.append(data)
 
 
+def _value_at(document: Any, path: str) -> Any:
+    for key in path.split("."):
+        document = document[int(key)] if isinstance(document, list) else document[key]
+    return document
+
+
 def _unfounded(html: str, document: Mapping[str, Any]) -> list[Any]:
     """The numbers of a page that are not the document's."""
     page = Page(html)
     wrong: list[Any] = list(page.loose)
-    return wrong + [place for place in page.marked if written(lookup(document, place[0]), place[1]) != place[2]]
+    return wrong + [place for place in page.marked if written(_value_at(document, place[0]), place[1]) != place[2]]
 
 
 @NAMES

@@ -245,7 +245,6 @@ OTHER = Contender("sum_squares", "uniform")
             "no other",
         ),  # in one domain alone
         ({DEFAULT: losses(1, 2), REAP: losses(2, 2), OTHER: losses(0.9, 0.5)}, OTHER, "0.8000 ± 0.0000"),
-        ({DEFAULT: losses(1, 1), REAP: losses(2, 2), OTHER: losses(0.5, 1.01)}, DEFAULT, "no other"),  # a worse worst
     ],
 )
 def test_the_default_gives_way_only_to_what_is_surely_better(found: dict, chosen: Contender, reason: str) -> None:
@@ -255,6 +254,18 @@ def test_the_default_gives_way_only_to_what_is_surely_better(found: dict, chosen
     assert verdict.n_chunks == 8
     assert [row.mean for row in verdict.rows] == sorted(row.mean for row in verdict.rows)
     assert "of reap on held-back text" in verdict.line
+
+
+def test_a_worst_domain_that_surely_loses_more_is_a_veto() -> None:
+    wave = np.array([1.0, -1.0, 1.0, -1.0])
+
+    def by_domain(rest: float, worst: float, noise: float = 0.0) -> dict[str, np.ndarray]:
+        return dict.fromkeys("abc", rest + 0 * wave) | {"d": worst + noise * wave}
+
+    found = {DEFAULT: by_domain(1, 2), REAP: by_domain(2, 2)}
+    assert decide(found | {OTHER: by_domain(0.5, 1.9)}).chosen == OTHER
+    assert decide(found | {OTHER: by_domain(0.5, 2.1)}).chosen == DEFAULT
+    assert decide(found | {OTHER: by_domain(0.5, 2.1, 0.3)}).chosen == OTHER
 
 
 def test_a_difference_takes_chunks_in_pairs() -> None:

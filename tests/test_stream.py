@@ -34,7 +34,7 @@ class Listed:
     """A source whose samples are there already."""
 
     def __init__(self, *samples: Sample) -> None:
-        self.samples, self.position, self.skipped = samples, 0, {}
+        self.samples, self.position, self.skipped, self.n_missing = samples, 0, {}, 0
 
     @property
     def nbytes(self) -> int:

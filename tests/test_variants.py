@@ -187,7 +187,13 @@ def test_a_dry_run_tells_every_variant_to_the_byte(model: Path, tmp_path: Path, 
 
 
 def test_shards_are_foretold_as_well(model: Path, tokens: Path, tmp_path: Path) -> None:
-    options = {"ratio": "0.25", "data": tokens, "quant": ["IQ4_XS"], "split_max_size": 1_000_000, "out": tmp_path}
+    options = {
+        "ratio": "0.25",
+        "data": tokens,
+        "quant": ["keep", "IQ4_XS"],
+        "split_max_size": 1_000_000,
+        "out": tmp_path,
+    }
     foreseen = prune(model, **options, settings=SETTINGS, dry_run=True)
     assert len(foreseen.script.files) > 1
     made = prune(model, **options, settings=SETTINGS)

@@ -13,7 +13,7 @@ import llama_cpp
 import numpy as np
 from llama_cpp._ctypes_extensions import load_shared_library
 
-from ggufreap.engine.machine import extra_buffers_work
+from ggufreap.engine.machine import machine
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -82,7 +82,7 @@ def quantize_rows(array: np.ndarray, kind: int) -> np.ndarray:
 def _model_params(load_mtp: bool) -> Any:
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers, params.load_mtp = 0, load_mtp
-    params.use_extra_bufts = extra_buffers_work()
+    params.use_extra_bufts = machine().extra_buffers
     return params
 
 

@@ -26,6 +26,7 @@ WITH_ENGINE = frozenset(
         "calibrate",
         "demo",
         "eval",
+        "frontier",
         "narrow",
         "preview",
         "probe",

@@ -4,9 +4,11 @@ import argparse
 from dataclasses import replace
 
 from ggufreap.cli.flags import AddFlags
-from ggufreap.cli.generated import flags, titled, value
-from ggufreap.options import data, judgement, output, quantisation, target
+from ggufreap.cli.generated import flags, given, titled, value
+from ggufreap.errors import InputError
+from ggufreap.options import data, fit, judgement, output, quantisation, target
 from ggufreap.options.data import Reading, Request
+from ggufreap.options.fit import Fit
 from ggufreap.options.flag import flags_of
 from ggufreap.options.judgement import HeldOut, Judgement
 from ggufreap.options.output import Output
@@ -35,11 +37,16 @@ TARGET = flags(
 )
 CUT = flags(
     Target(),
-    *(target.SIZE, target.SHARE, target.NEURONS, target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
+    *(target.SIZE, target.SHARE, target.FIT_SIZE, target.NEURONS),
+    *(target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
     title="target",
-    one_of=("ratio", "keep", "shrink"),
+    one_of=("ratio", "keep", "shrink", "fit"),
     required=True,
 )
+METHOD = flags(Target(), target.CHOICE)
+FIT_SIZE = flags(Target(), target.FIT_SIZE, title="memory")
+MEMORY = flags(Fit(), fit.MEMORY, fit.ROUNDING, title="memory")
+EFFORT = flags(Fit(), fit.EFFORT, title="memory")
 SEARCH = flags(Target(), target.SEARCH, title="target")
 WEIGHING = flags(Target(), target.WEIGHING, target.MTP, target.SEED, title="target")
 OUTPUT_HEAD = flags(Quantisation(), quantisation.IMPORTANCE)
@@ -74,6 +81,13 @@ _INSTEAD = {name: replace(flags_of(HeldOut)[name], names=names, help=help) for n
 _HELD_OUT = (judgement.HELD_OUT, judgement.GATES)
 HELD_OUT = flags(HeldOut(), *_HELD_OUT, title="held-out text", instead=_INSTEAD)
 JUDGED = flags(Judgement(), *_HELD_OUT, judgement.RIVAL, title="held-out text", instead=_INSTEAD)
+
+
+def check_unused_fit(options: argparse.Namespace, *needed: str) -> None:
+    """Raise InputError where flags of these groups of Fit were given that mean nothing without a size."""
+    known = flags_of(Fit)
+    if unused := [known[name].names[0] for name in given(options, Fit) if known[name].group in needed]:
+        raise InputError(f"{', '.join(unused)}: no effect without --fit SIZE; leave out, or give a size")
 
 
 def request(options: argparse.Namespace) -> Request | None:

@@ -10,6 +10,7 @@ from ggufreap.cli.flags import argument, model, out
 from ggufreap.cli.generated import given, value
 from ggufreap.errors import InputError
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.flag import refuse_unused
 from ggufreap.options.output import Output
 from ggufreap.options.target import BEST, Target
 
@@ -19,10 +20,13 @@ def _run_plan(options: argparse.Namespace) -> Result:
     from ggufreap.container import open_gguf
     from ggufreap.files import claim, writing
     from ggufreap.planning import save_plan
+    from ggufreap.saliency import RANDOM
 
     path, target = Path(options.output), value(options, Target)
     if given(options, EngineSettings) and target.method != BEST:
         raise InputError(f"flags of llama.cpp are for --method {BEST}; without it a plan does not run the model")
+    if target.method != RANDOM:
+        refuse_unused(target, {"seed": f"--method {RANDOM}"})
     with writing(value(options, Output).force):
         claim(path, inputs=(*open_gguf(options.model).paths, options.stats, target.from_imatrix))
         plan = verbs.plan(options.model, target, stats=options.stats, settings=settings(options), progress=progress())

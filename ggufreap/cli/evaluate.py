@@ -3,11 +3,13 @@
 import argparse
 from dataclasses import replace
 
-from ggufreap.cli.asked import FORCE, HELD_OUT, JUDGED, WEIGHING
+from ggufreap.cli.asked import FIT_SIZE, FORCE, HELD_OUT, JUDGED, MEMORY, METHOD, WEIGHING, check_unused_fit
 from ggufreap.cli.common import Result, Verbs, command, progress
 from ggufreap.cli.engine import engine_of_text, settings
-from ggufreap.cli.flags import argument, model, out
+from ggufreap.cli.flags import argument, at_least, model, out
 from ggufreap.cli.generated import value
+from ggufreap.options import fit
+from ggufreap.options.fit import Fit
 from ggufreap.options.judgement import HeldOut, Judgement
 from ggufreap.options.output import Output
 from ggufreap.options.target import DEFAULT_METHOD, Target
@@ -46,6 +48,25 @@ def _run_preview(options: argparse.Namespace) -> Result:
         progress=progress(),
     )
     return preview, FAILED if held_out.fail_if and not preview.ok else 0
+
+
+def _run_frontier(options: argparse.Namespace) -> Result:
+    from ggufreap import verbs
+
+    if value(options, Target).fit is None:
+        check_unused_fit(options, fit.MEMORY)
+    found = verbs.frontier(
+        options.model,
+        value(options, HeldOut),
+        target=value(options, Target),
+        fit=value(options, Fit),
+        stats=options.stats,
+        steps=options.steps,
+        allow_requantize=options.allow_requantize,
+        settings=settings(options),
+        progress=progress(),
+    )
+    return found, 0
 
 
 def _run_report(options: argparse.Namespace) -> Result:
@@ -123,6 +144,24 @@ VERBS: Verbs = {
             FORCE,
             JUDGED,
             _tasks,
+            engine_of_text,
+        ),
+    ),
+    "frontier": (
+        _run_frontier,
+        "show the best unpruned and pruned file of every size, without making any",
+        (
+            model,
+            argument("--stats", metavar="S.npz", help="what calibrate saved; with -f what pruning loses is measured"),
+            argument("--steps", type=at_least(2), default=12, metavar="N", help="sizes to show (12)"),
+            argument(
+                "--allow-requantize", action="store_true", help="also types that weights would lose a second time in"
+            ),
+            METHOD,
+            WEIGHING,
+            FIT_SIZE,
+            MEMORY,
+            HELD_OUT,
             engine_of_text,
         ),
     ),

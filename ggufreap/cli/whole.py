@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from ggufreap.cli.asked import (
     CUT,
     DRY_RUN,
+    EFFORT,
     FORCE,
     JUDGEMENT,
+    MEMORY,
     OUTPUT_HEAD,
     PLACE,
     PROOF,
@@ -17,6 +19,7 @@ from ggufreap.cli.asked import (
     SOURCE,
     SPLIT,
     VARIANTS,
+    check_unused_fit,
     request,
 )
 from ggufreap.cli.common import Result, Verbs, command, progress
@@ -24,7 +27,9 @@ from ggufreap.cli.engine import engine_of_data, engine_of_fixed_batch, engine_of
 from ggufreap.cli.evaluate import FAILED
 from ggufreap.cli.flags import argument, model
 from ggufreap.cli.generated import given, value
+from ggufreap.options import fit
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.fit import Fit
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
 from ggufreap.options.quantisation import Quantisation
@@ -37,6 +42,9 @@ if TYPE_CHECKING:
 def _run_prune(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
+    if value(options, Target).fit is not None:
+        return _run_fit(options)
+    check_unused_fit(options, fit.MEMORY, fit.EFFORT, fit.ROUNDING)
     pruned = verbs.prune(
         options.model,
         request(options),
@@ -49,6 +57,25 @@ def _run_prune(options: argparse.Namespace) -> Result:
         progress=progress(),
     )
     return _shown(pruned, value(options, Output))
+
+
+def _run_fit(options: argparse.Namespace) -> Result:
+    from ggufreap import verbs
+
+    fitted = verbs.fit(
+        options.model,
+        request(options),
+        target=value(options, Target),
+        fit=value(options, Fit),
+        quantisation=value(options, Quantisation),
+        judgement=value(options, Judgement),
+        output=value(options, Output),
+        command=command(),
+        settings=settings(options),
+        progress=progress(),
+    )
+    failed = FAILED if fitted.account and not fitted.account.ok else 0
+    return fitted, failed if fitted.best.proven else 3
 
 
 def _run_recipe(options: argparse.Namespace) -> Result:
@@ -103,6 +130,8 @@ VERBS: Verbs = {
             FORCE,
             CUT,
             SEARCH,
+            MEMORY,
+            EFFORT,
             *SOURCE,
             OUTPUT_HEAD,
             engine_of_data,

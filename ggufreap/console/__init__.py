@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console import account, doctor, evaluation, imatrix, narrowing, probing, stages, whole
+from ggufreap.console import account, doctor, evaluation, fitting, imatrix, narrowing, probing, stages, whole
 from ggufreap.console.draw import Drawers, Plain
 from ggufreap.console.stages import Choice, DryRun
 from ggufreap.progress import Bar
@@ -26,6 +26,7 @@ _DRAWERS: Drawers = {
     **probing.DRAWERS,
     **account.DRAWERS,
     **narrowing.DRAWERS,
+    **fitting.DRAWERS,
     **whole.DRAWERS,
     **doctor.DRAWERS,
 }
@@ -35,6 +36,7 @@ _PLAIN: Plain = {
     **probing.PLAIN,
     **account.PLAIN,
     **narrowing.PLAIN,
+    **fitting.PLAIN,
     **whole.PLAIN,
     **doctor.PLAIN,
 }

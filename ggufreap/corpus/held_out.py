@@ -121,6 +121,11 @@ class Side:
         """As of the source."""
         return self.source.has_rows
 
+    @property
+    def n_missing(self) -> int:
+        """As of the source."""
+        return self.source.n_missing
+
     def files(self) -> Sequence[Samples]:
         """This side of every file of the source."""
         return [replace(self, source=file) for file in self.source.files()]

@@ -7,6 +7,7 @@ import csv
 import glob
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -22,16 +23,19 @@ from ggufreap.corpus.spec import COMPRESSED, SUFFIXES, suffix_of
 from ggufreap.corpus.streams import CsvLines, elements, lines, opened, pieces
 from ggufreap.decoding import Damaged, check_limits
 from ggufreap.decoding.documents import DEPTH, VALUES
+from ggufreap.decoding.signatures import HEAD, PAGE, what_is
 from ggufreap.errors import InputError
-from ggufreap.showing import shown
+from ggufreap.showing import excerpt, shown
 
 NOT_UTF8 = "a row is not UTF-8"
 NOT_JSON = "a row is not JSON"
 NOT_OBJECT = "a row is no JSON object"
 NOT_CSV = "a row is not CSV"
 TOO_MUCH = f"a row nests more than {DEPTH} deep or holds more than {VALUES:,} values"
+LONGEST_NAME = 255  # of the file systems that people use
 PARQUET_ROWS = 32  # as many are held at once
 
+_LOG = logging.getLogger(__name__)
 _CARD = re.compile(r"---\s*\n(?:(?!---).*\n)*?(configs|dataset_info):")
 _CARD_SIZE = 1 << 20
 
@@ -115,6 +119,12 @@ class LocalFiles:
             before += path.stat().st_size
 
 
+def check_name(path: str) -> None:
+    """Raise InputError for what no file can be called; the system's own error would repeat all of it."""
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(path).parts):
+        raise InputError(f"there is no file {excerpt(path)}: no name has more than {LONGEST_NAME} bytes")
+
+
 def is_repository(folder: Path) -> bool:
     """Whether a folder is laid out as a data set on the hub: its README.md says which files are which subset."""
     try:
@@ -131,10 +141,21 @@ _Found = Iterator[tuple[int, int, Any]]
 def _texts(path: Path) -> _Found:
     with opened(path) as (file, position):
         first = True
+        _check_text(path, file.peek(HEAD)[:HEAD])
         for piece in pieces(file, path):
             empty = first and not piece.continues and not piece.text.strip()
             yield 1, position(), Unusable(EMPTY) if empty else piece
             first = False
+
+
+def _check_text(path: Path, head: bytes) -> None:
+    """Raise InputError, or say, that what is read as text is something else."""
+    if not (found := what_is(head)):
+        return
+    if found not in ("JSON", PAGE):
+        raise InputError(f"{path} is {found}, and no text; name the text itself")
+    way = "name it .json or .jsonl to read its rows" if found == "JSON" else "take the text out of it"
+    _LOG.warning("%s is %s, and read as if it were text; %s", path, found, way)
 
 
 def _json_lines(path: Path) -> _Found:

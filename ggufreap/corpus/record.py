@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ggufreap.showing import as_text
+
 
 @dataclass(frozen=True)
 class SourceRecord:
@@ -21,3 +23,8 @@ class SourceRecord:
     tokens: int = 0
     sha256: str = ""
     held_out: str = ""
+
+    def __post_init__(self) -> None:
+        """File names are bytes, and what is told on is text."""
+        for name in ("name", "domain"):
+            object.__setattr__(self, name, as_text(getattr(self, name)))

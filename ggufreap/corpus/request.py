@@ -14,16 +14,19 @@ import numpy.typing as npt
 from ggufreap.container import GgufFile
 from ggufreap.corpus.chat import ChatTemplate, Rendered, Renderer, plain
 from ggufreap.corpus.chunks import Chunks, from_tokens, read_tokens
+from ggufreap.corpus.local import check_name
 from ggufreap.corpus.record import SourceRecord
 from ggufreap.corpus.samples import Conversation, Sample, Text
 from ggufreap.corpus.sources import Skipped, Source, open_source
-from ggufreap.corpus.spec import SourceSpec, domain_names, parse_sources
+from ggufreap.corpus.spec import SourceSpec, domain_names, parse_sources, suffix_of
 from ggufreap.corpus.stream import NamedSource, Samples, Stream
 from ggufreap.corpus.turns import IN_TURN
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import InputError
 from ggufreap.options.data import ALL, ASSISTANT, STANDARD_INPUT, Request
+from ggufreap.options.flag import refuse_unused
 
+MORE_TOKENS = 4  # that stand for no byte: at the beginning, at the end, a space before the first word
 TEXT_CTX, ROWS_CTX = 512, 2048  # llama-imatrix's chunk; what REAP's own code packs samples to
 
 
@@ -56,11 +59,25 @@ class Opened:
         """What the data are called in one line."""
         return ", ".join(record.name for record in self.records) + self.note
 
+    @property
+    def draws(self) -> bool:
+        """Whether the seed decides on anything: which samples, rows or files are read."""
+        limited = self.request.reading.n_chunks is not None
+        counted = (isinstance(each.source, Source) and each.source.spec.samples is not None for each in self.sources)
+        return any(counted) or (limited and any(len(each.source.files()) > 1 for each in self.sources))
+
     def chunk_length(self, asked: int) -> int:
         """Tokens per chunk: as `asked`; for 0, 512 of text and 2048 of rows. Ids may be cut already."""
         if self.ids is not None and self.ids.ndim == 2 and self.ids.shape[1] <= (asked or self.ids.shape[1]):
             return int(self.ids.shape[1])
         return asked or (ROWS_CTX if any(named.source.has_rows for named in self.sources) else TEXT_CTX)
+
+    def check_length(self, n_ctx: int) -> None:
+        """Raise InputError where plain text has too few bytes for a chunk, which the model would tell late."""
+        for domain in dict.fromkeys(each.domain for each in self.sources):
+            sources = [each.source for each in self.sources if each.domain == domain]
+            if self.ids is None and all(map(_is_plain, sources)):
+                check_nbytes(domain, sum(each.nbytes or 0 for each in sources), n_ctx)
 
     @contextmanager
     def chunks(self, engine: Engine, model: GgufFile, n_ctx: int) -> Iterator[Chunks]:
@@ -84,6 +101,19 @@ class Opened:
             yield Stream(engine, self.sources, n_ctx, reading, render)
 
 
+def check_nbytes(name: str, nbytes: int, n_ctx: int) -> None:
+    """Raise InputError where a text of `nbytes` cannot fill a chunk: a token has a byte or more, but for the first."""
+    if nbytes + MORE_TOKENS < n_ctx:
+        raise InputError(f"{name} has {nbytes:,} bytes, too few for a chunk of -c {n_ctx}; give more or a smaller -c")
+
+
+def _is_plain(source: Samples) -> bool:
+    """Whether all of it is text that lies there as it is read."""
+    if isinstance(source, Source):
+        return not source.has_rows and not any(suffix_of(path.name)[1] for path in source.paths)
+    return isinstance(source, _Given)
+
+
 @dataclass
 class _Given:
     """A text that is there already."""
@@ -99,6 +129,10 @@ class _Given:
     @property
     def has_rows(self) -> bool:
         return False
+
+    @property
+    def n_missing(self) -> int:
+        return 0
 
     def files(self) -> Sequence[Samples]:
         return (self,)
@@ -126,6 +160,8 @@ def open_request(request: Request) -> Opened:
     named += [NamedSource(name, _Given(text), SourceRecord(name, name)) for name, text in texts.items()]
     if not named:
         raise InputError("no data was given; give text with -f FILE, or a data set with --dataset NAME:N")
+    if not any(each.source.has_rows for each in named):
+        refuse_unused(request, {"text_field": "rows, and no file of rows was given"})
     n_domains, n_chunks = len({each.domain for each in named}), request.reading.n_chunks
     if n_chunks is not None and n_chunks < n_domains:
         raise InputError(
@@ -140,6 +176,8 @@ def _open_tokens(request: Request, path: Path) -> Opened:
         raise InputError("both text and token ids were given; give one of them")
     if request.reading.count != ALL:
         raise InputError("token ids tell no speaker; leave out --count assistant, or give conversations")
+    refuse_unused(request, dict.fromkeys(("text_field", "chat_template"), "text, and token ids were given"))
+    refuse_unused(request.reading, dict.fromkeys(("packing", "parse_special"), "text, and token ids were given"))
     ids = read_tokens(path)
     digest = _sha256(f"{ids.dtype}{ids.shape}".encode() + np.ascontiguousarray(ids).tobytes())
     named = NamedSource("tokens", _Given(""), SourceRecord(str(path), "tokens"))
@@ -162,6 +200,7 @@ def _sha256(data: bytes) -> str:
 
 def _file(name: str) -> tuple[SourceSpec, ...]:
     """A path as it stands where it exists, whatever it looks like; else what the grammar makes of it."""
+    check_name(name)
     return (SourceSpec(name),) if Path(name).expanduser().exists() else parse_sources(name)
 
 

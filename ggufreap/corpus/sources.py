@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufreap.corpus.hub import DataSet
-from ggufreap.corpus.local import LocalFiles, is_repository
+from ggufreap.corpus.local import LocalFiles, check_name, is_repository
 from ggufreap.corpus.rows import to_sample
 from ggufreap.corpus.samples import Entry, Sample, Text, Unusable
 from ggufreap.corpus.spec import SourceSpec
@@ -87,6 +87,11 @@ class Source:
             return (self,)
         order = sorted(range(len(self.data.paths)), key=lambda number: _key(self.seed, number))
         return [_File(self, self.data.paths[number]) for number in order]
+
+    @property
+    def n_missing(self) -> int:
+        """How many samples fewer than were asked for were there, once it was read."""
+        return max(0, (self.spec.samples or 0) - self.taken)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -182,6 +187,7 @@ def open_source(spec: SourceSpec, *, seed: int, text_field: str | None = None) -
     """Find the data that `spec` names; raises InputError where there is none, and says what could be had."""
     if not spec.local:
         return Source(spec, DataSet.open(spec), seed, text_field)
+    check_name(spec.name)
     folder = Path(spec.name).expanduser()
     chosen = spec.subset is not None or spec.split is not None
     if folder.is_dir() and (chosen or is_repository(folder)):

@@ -20,6 +20,7 @@ from pathlib import PurePath
 from typing import NoReturn
 
 from ggufreap.errors import InputError
+from ggufreap.showing import as_text
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet", ".csv")
 COMPRESSED = (".gz", ".zst")
@@ -123,7 +124,7 @@ def parse_sources(text: str) -> tuple[SourceSpec, ...]:
 
 def domain_names(specs: Sequence[SourceSpec]) -> tuple[str, ...]:
     """A domain's name for each source: the given one, else subset or last part of the path, made unique."""
-    names = [spec.domain or _default_domain(spec) for spec in specs]
+    names = [as_text(spec.domain or _default_domain(spec)) for spec in specs]
     taken = Counter(spec.domain for spec in specs if spec.domain)
     for index, spec in enumerate(specs):
         if not spec.domain:

@@ -46,6 +46,10 @@ class Samples(Protocol):
     def has_rows(self) -> bool:
         """Whether any of it is read row by row, and not as text."""
 
+    @property
+    def n_missing(self) -> int:
+        """How many samples fewer than were asked for were there."""
+
     def files(self) -> "Sequence[Samples]":
         """The same samples file by file, in an order that the seed draws; itself where they cannot be read apart."""
 
@@ -138,7 +142,14 @@ class Stream:
 
     def notes(self) -> tuple[str, ...]:
         """What was left out so far and why, a line for each source and reason."""
-        return (*self._unreached(), *self._skipped())
+        return (*self._unreached(), *self._skipped(), *self._missing())
+
+    def _missing(self) -> Iterator[str]:
+        """What was asked for and is not there, once all is read."""
+        for index, named in enumerate(self._sources):
+            n_missing = sum(file.n_missing for file in self._of(index))
+            if n_missing and named.domain not in self._next:
+                yield f"{named.record.name}: {n_missing:,} fewer samples that can be used than were asked for"
 
     def _unreached(self) -> Iterator[str]:
         """What a limit of chunks has left out."""

@@ -138,6 +138,9 @@ def pieces(file: io.BufferedReader, path: Path) -> Iterator[Text]:
         while block := file.read(PIECE):
             pending = len(decoder.getstate()[0])
             held += decoder.decode(block)
+            if b"\0" in block:
+                place = offset + block.index(b"\0")
+                raise InputError(f"{path} is no text: a NUL byte at offset {place:,}; convert it, or give another file")
             offset += len(block)
             while len(held) > PIECE and (cut := _cut(held, sought)):
                 yield Text(held[:cut], continues=True)

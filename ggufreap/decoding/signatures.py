@@ -1,6 +1,7 @@
 """What a file is, by its first bytes: people name the wrong one, and servers send pages in place of files."""
 
 HEAD = 512
+PAGE = "a web page, which a server sent in place of the file"
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"GGUF", "a GGUF file"),
@@ -17,14 +18,14 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x80\x02\x8a\nl\xfc", "a PyTorch file, which convert_hf_to_gguf.py of llama.cpp turns into a GGUF"),
     (b"%PDF", "a PDF"),
 )
-_PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<head")
+_PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<head>")
 
 
 def what_is(head: bytes) -> str | None:
     """What the first HEAD bytes of a file say that it is, to be put behind "is"; None where they say nothing."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.lower().startswith(_PAGES):
-        return "a web page, which a server sent in place of the file"
+        return PAGE
     if head[8:10] == b'{"' and not head.startswith(b"{"):  # u64 length, then JSON
         return "a safetensors file, which convert_hf_to_gguf.py of llama.cpp turns into a GGUF"
     if head and not head.strip(b"\0"):

@@ -88,11 +88,6 @@ def machine() -> Machine:
     return known
 
 
-def extra_buffers_work() -> bool:
-    """Whether llama.cpp computes with repacked weights here."""
-    return machine().extra_buffers
-
-
 def find_out(trial: Trial, library: Sequence[object], cpu: str, devices: Sequence[str]) -> Machine:
     """Try, the most first, until something works as it does without extra buffers on the CPU alone."""
     plain = trial(False, False)

@@ -87,7 +87,7 @@ class NeuronTap(DownTap):
         self._graphs.append({})
 
     @property
-    def activations(self) -> list[Float32s]:
+    def values(self) -> list[Float32s]:
         """Of all graphs so far, in order of micro-batches, then blocks, as RoutingTap.batches."""
         return [graph[block] for graph in self._graphs for block in sorted(graph)]
 

@@ -15,7 +15,7 @@ Float32s = npt.NDArray[np.float32]
 
 PIECE_NBYTES = 512 << 10  # of expert outputs: half of a usual L2 cache
 NORMS, CONTRIBUTIONS, PEAKS, OUTPUT_NORMS, PRODUCTS = "norms", "contributions", "peaks", "output_norms", "products"
-STREAM_NORMS, ACTIVATIONS = "stream_norms", "activations"
+STREAM_NORMS, ACTIVATIONS, STREAM = "stream_norms", "activations", "stream"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ OBSERVABLES: Mapping[str, str] = {
     PRODUCTS: "g_i g_j <f_i, f_j> [n_tokens, n_used, n_used]",
     STREAM_NORMS: "‖s‖₂ [n_tokens], s the residual stream behind the block; 1 where its graph names no such node",
     ACTIVATIONS: "what the chosen experts' down matrices multiply, [n_tokens, n_used, width]",
+    STREAM: "s [n_tokens, n_embd] itself, where a model has one stream",
 }
 
 

@@ -37,11 +37,6 @@ class ImatrixSummary:
     entries: tuple[EntrySummary, ...]
 
     @property
-    def without_data(self) -> tuple[str, ...]:
-        """The weights that no row reached."""
-        return tuple(entry.weight for entry in self.entries if entry.n_empty == entry.n_mat)
-
-    @property
     def share(self) -> float:
         """The share of all matrices with data, over all weights."""
         n_mat = sum(entry.n_mat for entry in self.entries)

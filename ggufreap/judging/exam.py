@@ -12,7 +12,7 @@ from ggufreap.container import GgufFile
 from ggufreap.corpus import Corpus, overlap
 from ggufreap.corpus import held_out as held_out_data
 from ggufreap.corpus.held_out import Texts
-from ggufreap.corpus.request import Opened
+from ggufreap.corpus.request import Opened, check_nbytes
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError, UnsupportedModel
 from ggufreap.evaluation import METRICS, Comparison, Gate, Outcome, parse_gate
@@ -59,6 +59,9 @@ class Exam:
         texts = held_out_data.named((*held_out.files, *more))
         for gate in parsed:
             gate.require(texts, metrics)
+        for name, text in texts.items():
+            if isinstance(text, str):
+                check_nbytes(name, len(text.encode()), exam.settings.n_ctx)
         opened = (path for each in texts.values() if isinstance(each, Opened) for path in each.paths)
         plain = (Path(given_name(file)[1]) for file in held_out.files if isinstance(file, str))
         return replace(exam, texts=texts, paths=(*opened, *plain))

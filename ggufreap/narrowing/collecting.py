@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ggufreap.architecture.nodes import RoutingNodes
@@ -20,7 +21,7 @@ from ggufreap.narrowing.curvature import NEEDS, Curvature
 from ggufreap.narrowing.workplace import Solution, Workplace
 from ggufreap.observation import Texts
 from ggufreap.observation.experts import only_counted
-from ggufreap.observation.hidden import reading, spill_path, writing
+from ggufreap.observation.hidden import clear, reading, spill_path, writing
 from ggufreap.progress import Bar, Progress, silent
 
 _LOG = logging.getLogger(__name__)
@@ -46,13 +47,16 @@ class Pieces(Protocol):
         """The weights of `piece` are needed no more."""
 
 
-def through(place: Workplace, nodes: RoutingNodes, spills: bool) -> int:
-    """The last block behind which an unfinished run can go on; -1 at the beginning."""
+def through(place: Workplace, nodes: RoutingNodes, folders: Sequence[Path]) -> int:
+    """The last block behind which an unfinished run can go on; -1 at the beginning.
+
+    `folders` are those in which hidden states have to wait for that.
+    """
     last = -1
     for block in nodes.blocks:
         if block.index not in place.solved:
             break
-        if not spills or spill_path(place.folder, block.index).exists():
+        if all(spill_path(folder, block.index).exists() for folder in folders):
             last = block.index
     return last
 
@@ -81,12 +85,18 @@ def narrow(
     or infinite activations, OutputError when the disk is full.
     """
     before = pieces[0].first - 1 if pieces else -1
+    clear(place.folder, but=before)
     for piece in pieces:
         with progress(f"observe {piece}", texts.n_tokens * len(piece.blocks), "tokens x blocks") as bar:
             curvatures = collect(engine, piece, nodes, texts, place, before, bar)
         _solve(curvatures, str(piece), file, place, progress)
         spill_path(place.folder, before).unlink(missing_ok=True)
         before = piece.last
+    return finished(file, place, progress)
+
+
+def finished(file: GgufFile, place: Workplace, progress: Progress) -> Solution:
+    """The solution, once all blocks that text reaches are solved; says which experts nothing makes up for."""
     keep, width = place.task.keep, place.task.source_width
     unseen = {block: Curvature.empty(block, keep[block], width) for block in keep if block not in place.solved}
     _solve(unseen, "what no text reaches", file, place, progress)

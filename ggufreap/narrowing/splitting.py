@@ -13,7 +13,7 @@ from ggufreap.errors import InfeasiblePlan
 from ggufreap.narrowing.widths import BLOCK
 from ggufreap.planning import as_fraction
 
-NEURONS = 2.0  # the share of the neurons that goes, for each of the experts
+NEURONS = 1.5  # the share of the neurons that goes, for each of the experts
 
 
 @dataclass(frozen=True)

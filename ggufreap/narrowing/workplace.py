@@ -5,7 +5,7 @@ So a run that was killed goes on behind the last block that it solved.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -35,7 +35,7 @@ class Task:
     """All that decides on a solution.
 
     `model`: the file's fingerprint; `keep`: the experts that stay, of every MoE block; `text` and `count`: which text,
-    and which tokens of it, as in Provenance.
+    and which tokens of it, as in Provenance; `sequential`: later blocks make up for what earlier ones lost.
     """
 
     model: str
@@ -47,6 +47,7 @@ class Task:
     n_ctx: int
     n_ubatch: int
     damping: float = DAMPING
+    sequential: bool = False
 
     @cached_property
     def sha256(self) -> str:
@@ -86,18 +87,28 @@ class Workplace:
     def write(self, curvature: Curvature, file: GgufFile, bar: Bar) -> None:
         """Solve a block and keep what was found, on disk; `bar` counts experts. Raises OutputError."""
 
-        def put(columns: Float32s) -> None:
-            downs.write(np.ascontiguousarray(columns, "<f4").data)
-            bar.update(1)
+        def columns(put: Callable[[Float32s], object]) -> Solved:
+            def told(found: Float32s) -> None:
+                put(found)
+                bar.update(1)
+
+            return solve(curvature, file, self.task.width, told)
 
         n_embd = file.by_name[down_name(curvature.block)].shape[1]
-        shape = len(curvature.experts), n_embd, self.task.width
-        with replacing(self._downs(curvature.block), own=True) as downs:
+        self.keep(curvature.block, n_embd, columns)
+
+    def keep(self, block: int, n_embd: int, columns: Callable[[Callable[[Float32s], object]], Solved]) -> None:
+        """Keep what `columns` tells of a block, which puts those of every expert, `[n_embd, width]`, in order.
+
+        Raises OutputError.
+        """
+        shape = len(self.task.keep[block]), n_embd, self.task.width
+        with replacing(self._downs(block), own=True) as downs:
             np.lib.format.write_array_header_1_0(downs, {"descr": "<f4", "fortran_order": False, "shape": shape})
-            solved = solve(curvature, file, self.task.width, put)
-        with replacing(self._path(curvature.block), own=True) as out:  # the last: it tells that the downs are whole
+            solved = columns(lambda found: downs.write(np.ascontiguousarray(found, "<f4").data))
+        with replacing(self._path(block), own=True) as out:  # the last: it tells that the downs are whole
             np.savez(out, task=np.array(self.task.sha256), **vars(solved))
-        self.solved[curvature.block] = solved
+        self.solved[block] = solved
 
     def solution(self) -> Solution:
         """All of it, once every block is solved."""

@@ -8,11 +8,11 @@ piece of the model counts whole or not at all.
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -20,43 +20,21 @@ from ggufreap.architecture.nodes import RoutingNodes
 from ggufreap.corpus import Chunk, Chunks
 from ggufreap.engine.graph import Piece
 from ggufreap.engine.importance import ImportanceSums
-from ggufreap.engine.protocol import RoutedBatch, Tokens
-from ggufreap.errors import InputError, MismatchError
+from ggufreap.errors import MismatchError
 from ggufreap.interrupts import held
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.hidden import clear, hidden_path, reading, spill_path, writing
 from ggufreap.observation.provenance import Provenance, Shard
-from ggufreap.observation.reuse import checkpoint_path, other_chunks, unfinished
+from ggufreap.observation.reuse import checkpoint_path, no_chunks, other_chunks, unfinished
 from ggufreap.observation.statistics import Importance, observables
 from ggufreap.observation.store import save
 from ggufreap.progress import Progress, silent
 
+if TYPE_CHECKING:
+    from ggufreap.engine.piecewise import Piecewise
+
 _LOG = logging.getLogger(__name__)
-
-
-class Pieces(Protocol):
-    """A model of which some blocks at a time can be run."""
-
-    def route(
-        self,
-        tokens: Tokens,
-        piece: Piece,
-        source: BinaryIO | None,
-        sink: BinaryIO | None,
-        importance: ImportanceSums | None = None,
-        observables: Collection[str] = (),
-    ) -> Sequence[RoutedBatch]:
-        """What the blocks of `piece` did with a chunk, which is read from `source` and left at `sink`."""
-
-    def kept_nbytes(self, n_tokens: int, piece: Piece) -> int:
-        """Bytes that `piece` leaves of a chunk."""
-
-    def begin(self, piece: Piece) -> None:
-        """The weights of `piece` are needed now."""
-
-    def end(self, piece: Piece) -> None:
-        """The weights of `piece` are needed no more."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +49,7 @@ class Texts:
         """Those chunks that belong to `shard`; raises InputError where there are none."""
         mine = tuple(chunk for position, chunk in enumerate(chunks) if shard.holds(position))
         if not mine:
-            raise InputError("there is no chunk to calibrate on; give more text, or fewer shards")
+            raise no_chunks()
         digest = hashlib.sha256()
         for chunk in mine:
             digest.update(np.ascontiguousarray(chunk.tokens, "<i4").tobytes())
@@ -92,7 +70,7 @@ class Run:
     through: int
 
 
-def spill_nbytes(engine: Pieces, texts: Texts, pieces: Sequence[Piece]) -> int:
+def spill_nbytes(engine: "Piecewise", texts: Texts, pieces: Sequence[Piece]) -> int:
     """The most that hidden states take on disk: what one piece reads and what it leaves."""
     lengths = Counter(len(chunk.tokens) for chunk in texts.chunks)
     sizes = [0] + [sum(n * engine.kept_nbytes(length, piece) for length, n in lengths.items()) for piece in pieces]
@@ -100,7 +78,7 @@ def spill_nbytes(engine: Pieces, texts: Texts, pieces: Sequence[Piece]) -> int:
 
 
 def observe_blockwise(
-    engine: Pieces,
+    engine: "Piecewise",
     run: Run,
     pieces: Sequence[Piece],
     nodes: RoutingNodes,
@@ -157,7 +135,7 @@ def observe_blockwise(
 
 
 def _fold(
-    engine: Pieces,
+    engine: "Piecewise",
     piece: Piece,
     chunk: Chunk,
     source: BinaryIO | None,

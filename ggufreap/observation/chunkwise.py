@@ -26,7 +26,7 @@ from ggufreap.interrupts import Stopped, held
 from ggufreap.observation.domains import DomainStatistics
 from ggufreap.observation.held_back import HeldBack
 from ggufreap.observation.provenance import Provenance, Shard
-from ggufreap.observation.reuse import checkpoint_path, finished, lacking, other_chunks, unfinished
+from ggufreap.observation.reuse import checkpoint_path, finished, lacking, no_chunks, other_chunks, unfinished
 from ggufreap.observation.statistics import Importance, observables
 from ggufreap.observation.store import Stored, save
 from ggufreap.progress import Progress, silent
@@ -95,6 +95,8 @@ def observe(
             with suppress(KeyboardInterrupt), held():
                 kept = run.statistics.n_chunks == n_done or _save(checkpoint, run, provenance) is not None
             raise Stopped("" if kept else _lost(checkpoint)) from None
+    if not run.statistics.n_chunks:
+        raise no_chunks()
     run.statistics.check()
     for note in chunks.notes():
         _LOG.info("%s", note)

@@ -112,6 +112,11 @@ def _of_same_work(
     return stored
 
 
+def no_chunks() -> InputError:
+    """A shard of a corpus that has fewer chunks than shards."""
+    return InputError("there is no chunk to calibrate on; give more text, or fewer shards")
+
+
 def other_chunks(path: Path) -> MismatchError:
     """A checkpoint that is of the same data and settings by name, and of other chunks all the same."""
     version = Stored.open(path).provenance.version

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import UnionType
 from typing import Any
@@ -55,6 +55,14 @@ def check(options: Any) -> None:
         if flag and flag.parse and value != each.default:
             for item in value if flag.many else (value,):
                 _check(item, flag)
+
+
+def refuse_unused(options: Any, unused: Mapping[str, str]) -> None:
+    """Raise InputError where a field was set that would not be used; `unused`: field -> what it is for."""
+    usual = {each.name: each.default for each in fields(options)}
+    for name, what_for in unused.items():
+        if getattr(options, name) != usual[name]:
+            raise InputError(f"{flags_of(options)[name].names[0]} is for {what_for}; leave it out")
 
 
 def _check(value: Any, flag: Flag) -> None:

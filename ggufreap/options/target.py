@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufreap.limits import SMALL
+from ggufreap.options.fit import AUTO_SIZE, memory_size
 from ggufreap.options.flag import MOST, Flag, check, flagged, number, one_of, whole
 
 REAP, RANK_AVERAGE, BEST, MIRROR, DROP = "reap", "rank_average", "best", "mirror", "drop"
@@ -12,8 +13,8 @@ MTP_MODES = (MIRROR, DROP)
 AUTO_RATIO = "auto"
 MINUTES = 30  # for judging methods
 
-SIZE, SEARCH, CHOICE, WEIGHING, MTP, SEED = "size", "search", "choice", "weighing", "mtp", "seed"
-NEURONS, SHARE = "neurons", "share"
+SIZE, SHARE, FIT_SIZE, NEURONS = "size", "share", "fit size", "neurons"
+SEARCH, CHOICE, WEIGHING, MTP, SEED = "search", "choice", "weighing", "mtp", "seed"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Target:
     """How many experts go of every block, a `ratio` or all but `keep`, and which.
 
     `ratio` is the fraction to remove, taken as the decimal that was written, or `auto` where held-out text judges: as
-    many as leave the worst domain at a mean KLD of `max_kld` nats or less.
+    many as leave the worst domain at a mean KLD of `max_kld` nats or less. `fit`, for `prune` alone, takes their place:
+    a memory in bytes (or `auto`, what is free) that the file has to fit in, as ggufreap.options.fit.Fit says.
     `method` is a criterion of ggufreap.saliency, a joint method of ggufreap.selection, or `best`: what loses least on
     chunks that calibration held back, judged for `budget` minutes at most (0: on all of them). `from_imatrix`, a GGUF
     importance matrix of the model, takes the place of any calibration, and is a weaker choice. `blend` says how the
@@ -65,6 +67,18 @@ class Target:
             str,
             "W",
             int | float,
+        ),
+    )
+    fit: int | str | None = flagged(
+        None,
+        Flag(
+            ("--fit",),
+            FIT_SIZE,
+            "as few as leave a file that fits a memory of this size, such as 16GB, in the types that lose least; "
+            "auto: what is free",
+            memory_size(AUTO_SIZE),
+            "SIZE",
+            recipe=None,
         ),
     )
     max_kld: float = flagged(

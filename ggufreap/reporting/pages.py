@@ -4,7 +4,7 @@ A `Node` is a place in the document. It cannot be printed; a filter named like a
 text, so that a number without a path cannot be written by mistake.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -75,11 +75,3 @@ def _environment(mark: Mark, html: bool) -> "Environment":
     environment.filters |= {name: filter_of(name) for name in FORMATS}
     environment.filters["shaped"] = lambda node, shape: filter_of(shape.raw)(node)
     return environment
-
-
-def lookup(document: Mapping[str, Any] | Sequence[Any], path: str) -> Any:
-    """The value at a path; raises KeyError, IndexError or ValueError where there is none."""
-    value: Any = document
-    for key in path.split("."):
-        value = value[int(key)] if isinstance(value, list) else value[key]
-    return value

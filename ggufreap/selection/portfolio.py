@@ -95,14 +95,14 @@ def decide(losses: Mapping[Contender, Losses]) -> Verdict:
 
     Better is a mean that is lower by more than SURE standard errors over chunks, which speak for this very text, and by
     more than LIKELY over domains, since other text of the same kind is another document, as different from this one as
-    domains are; and a worst domain that loses no more than the default's. Differences are paired.
+    domains are; and a worst domain that does not surely lose more than the default's. Differences are paired.
     """
     ranked = sorted(losses, key=lambda each: mean_loss(losses[each]))
     chosen, reason = DEFAULT, f"no other method is surely better than {DEFAULT.name}"
     for each in ranked:
         gain = Difference.of(losses[each], losses[DEFAULT])
         least = max(SURE * gain.stderr, LIKELY * gain.between)
-        if gain.mean < -least and worst_loss(losses[each]) <= worst_loss(losses[DEFAULT]):
+        if gain.mean < -least and not _is_unfair(losses[each], losses[DEFAULT]):
             chosen, reason = each, f"{-gain.mean:.4f} ± {gain.stderr:.4f} better than {DEFAULT.name} in the mean"
             break
     rows = tuple(
@@ -110,3 +110,9 @@ def decide(losses: Mapping[Contender, Losses]) -> Verdict:
         for each in ranked
     )
     return Verdict(rows, chosen, reason, sum(map(len, losses[chosen].values())))
+
+
+def _is_unfair(one: Losses, other: Losses) -> bool:
+    worst = max(one, key=lambda domain: one[domain].mean())
+    there = Difference.of({worst: one[worst]}, {worst: other[worst]})
+    return worst_loss(one) > worst_loss(other) and there.mean > SURE * there.stderr

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import zip_longest
 
 from ggufreap.architecture.layout import MoeLayout
-from ggufreap.container import OutputTensor, nbytes_of
+from ggufreap.container import nbytes_of
 from ggufreap.container.header import pad
 from ggufreap.errors import InputError
 from ggufreap.quantization import QuantRequest
@@ -58,6 +58,24 @@ class ClassSizes:
         return _request(self.template, types)
 
 
+def portions_of(
+    sizer: Sizer, layout: MoeLayout, n_keep: int | None, request: QuantRequest, *, weighted: bool = False
+) -> dict[str, Portion]:
+    """Class -> its tensors, of the model with `n_keep` experts per block, or of the whole one, quantised by `request`.
+
+    Of the same classes in the same types any other count can be told, as of `class_sizes`.
+    """
+    if n_keep is None:
+        shapes = {record.name: record.shape for record in sizer.source.tensors}
+    else:
+        shapes = {tensor.name: tensor.shape for file in sizer.script(n_keep).files for tensor in file.tensors}
+    kinds = sizer.types(n_keep, request, weighted=weighted)
+    own: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in CLASSES}
+    for name, shape in shapes.items():
+        own[class_of(name)][name] = shape
+    return {name: _portion(tensors, kinds, layout) for name, tensors in own.items()}
+
+
 def class_sizes(
     sizer: Sizer,
     layout: MoeLayout,
@@ -80,14 +98,12 @@ def class_sizes(
     if not (expert_types and mixes):
         raise InputError("sizes by classes take a type of experts and a mix of the rest at least; name some")
     template = replace(template or QuantRequest(mixes[0]), keep_split=False)
-    tensors = [tensor for file in sizer.script(n_keep).files for tensor in file.tensors]
     portions: dict[str, dict[str, Portion]] = {name: {} for name in CLASSES}
     for expert_type, mix in zip_longest(expert_types, mixes):
         chosen = dict.fromkeys(ROUTED, expert_type or expert_types[0]) | {REST: mix or mixes[0]}
-        kinds = sizer.types(n_keep, _request(template, chosen), weighted=weighted)
+        found = portions_of(sizer, layout, n_keep, _request(template, chosen), weighted=weighted)
         for name in CLASSES:
-            own = [tensor for tensor in tensors if class_of(tensor.name) == name]
-            portions[name][chosen[name]] = _portion(own, kinds, layout)
+            portions[name][chosen[name]] = found[name]
     return ClassSizes(portions, cache(lambda count: sizer.header(count, template)), template)
 
 
@@ -101,11 +117,11 @@ def _request(template: QuantRequest, types: Mapping[str, str]) -> QuantRequest:
     return replace(template, type=types[REST], tensor_types=template.tensor_types + routed)
 
 
-def _portion(tensors: Sequence[OutputTensor], kinds: Mapping[str, int], layout: MoeLayout) -> Portion:
+def _portion(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, int], layout: MoeLayout) -> Portion:
     fixed, per_expert = 0, Counter[int]()
-    for tensor in tensors:
-        if tensor.name in layout.per_expert:
-            per_expert[nbytes_of(tensor.shape[1:], kinds[tensor.name])] += 1
+    for name, shape in shapes.items():
+        if name in layout.per_expert:
+            per_expert[nbytes_of(shape[1:], kinds[name])] += 1
         else:
-            fixed += data_nbytes(tensor.shape, kinds[tensor.name])
+            fixed += data_nbytes(shape, kinds[name])
     return Portion(fixed, tuple((count, expert) for expert, count in per_expert.items()))

@@ -119,11 +119,15 @@ class Sizer:
         request = replace(request, n_expert_before=file.get(EXPERTS_BEFORE))
         return foretell_types(file, request, self._dry_run, weighted=weighted)
 
-    def header(self, n_keep: int, request: QuantRequest) -> int:
+    def header(self, n_keep: int | None, request: QuantRequest) -> int:
         """The bytes of a quantised file's header with its padding: no type changes them, nor is llama.cpp asked."""
-        script = self.script(n_keep)
-        shapes = {tensor.name: tensor.shape for file in script.files for tensor in file.tensors}
-        return header_nbytes(entries_nbytes(script.metadata, written_metadata(self.source, request)), shapes)
+        if n_keep is None:
+            entries = tuple(self.source.metadata.values())
+            shapes = {each.name: each.shape for each in self.source.tensors}
+        else:
+            script = self.script(n_keep)
+            entries, shapes = script.metadata, {each.name: each.shape for file in script.files for each in file.tensors}
+        return header_nbytes(entries_nbytes(entries, written_metadata(self.source, request)), shapes)
 
     def opened(self, n_keep: int | None) -> GgufFile:
         """The model with `n_keep` experts per block, without content, or the whole one."""

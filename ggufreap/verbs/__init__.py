@@ -6,6 +6,8 @@ from ggufreap.verbs.calibrate import calibrate
 from ggufreap.verbs.coverage import coverage
 from ggufreap.verbs.doctor import Checkup, doctor
 from ggufreap.verbs.eval import Evaluation, eval
+from ggufreap.verbs.fit import Fitted, fit
+from ggufreap.verbs.frontier import Frontier, frontier
 from ggufreap.verbs.imatrix import ImatrixReport, imatrix
 from ggufreap.verbs.inspect import inspect
 from ggufreap.verbs.merge import merge
@@ -25,6 +27,8 @@ __all__ = [
     "Account",
     "Checkup",
     "Evaluation",
+    "Fitted",
+    "Frontier",
     "ImatrixReport",
     "Narrowed",
     "Preview",
@@ -37,6 +41,8 @@ __all__ = [
     "coverage",
     "doctor",
     "eval",
+    "fit",
+    "frontier",
     "gap_note",
     "imatrix",
     "inspect",

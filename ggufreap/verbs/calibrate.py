@@ -11,7 +11,7 @@ from ggufreap.corpus.request import Opened
 from ggufreap.engine.fitting import insisted
 from ggufreap.engine.importance import OUTPUT
 from ggufreap.engine.session import LlamaSession
-from ggufreap.errors import GgufReapError
+from ggufreap.errors import GgufReapError, InputError
 from ggufreap.files import check_free, claim, discard, private_folder, remove_kept, same_bytes, written_by
 from ggufreap.imatrix import Imatrix
 from ggufreap.model import AnyModel, Model, warn_of_context
@@ -19,6 +19,7 @@ from ggufreap.observation import (
     DomainStatistics,
     Importance,
     Provenance,
+    Shard,
     Stored,
     checkpoint_path,
     finished,
@@ -26,6 +27,7 @@ from ggufreap.observation import (
     observe,
 )
 from ggufreap.options.engine import ALL_BLOCKS, CALIBRATING, EngineSettings
+from ggufreap.options.flag import refuse_unused
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs.blockwise import calibrate_blockwise, goes_blockwise
 from ggufreap.verbs.data import Data, open_data
@@ -58,10 +60,15 @@ def calibrate(
     `settings.blockwise`, or if the model does not fit into memory, it is computed block by block, with the same result.
     Files of other work are replaced with `force` alone.
     """
+    opened = open_data(data)
+    if not opened.draws:
+        refuse_unused(opened.request, {"seed": "what is drawn at random, of which there is nothing here"})
+    if process_output and imatrix_out is None:
+        raise InputError("--process-output is for an importance matrix, and none is collected; leave it out")
     observed = observed_of(
         Model.open(model),
         Path(out),
-        open_data(data),
+        opened,
         shard=shard,
         imatrix_out=Path(imatrix_out) if imatrix_out is not None else None,
         process_output=process_output,
@@ -95,6 +102,8 @@ def observed_of(
     claim(out, checkpoint_path(out), *beside, inputs=(*model.file.paths, *data.paths))
     settings = settings or CALIBRATING
     settings = replace(settings, n_ctx=data.chunk_length(settings.n_ctx))
+    data.check_length(settings.n_ctx)
+    Shard.parse(shard)
     provenance = Provenance(
         model.identity.fingerprint,
         data.identity,

@@ -20,6 +20,7 @@ from ggufreap.files import check_space, make_folder, writing
 from ggufreap.model import Model
 from ggufreap.narrowing.collecting import narrow, through
 from ggufreap.narrowing.curvature import curvature_nbytes
+from ggufreap.narrowing.sequential import chains, narrow_sequentially
 from ggufreap.narrowing.solving import down_name
 from ggufreap.narrowing.workplace import Solution, Task, Workplace
 from ggufreap.observation import Shard, Texts, spill_nbytes
@@ -40,6 +41,7 @@ def compensated(
     data: Opened,
     *,
     memory: int = 0,
+    sequential: bool = False,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Solution:
@@ -48,10 +50,13 @@ def compensated(
     The other experts are masked while `data` run through the model. Solved blocks are kept in `folder`, so that an
     interrupted run goes on when it is called again with the same arguments; the downs of the solution are mapped from
     there. `memory`: bytes for what is summed up at a time, 0: half of what is free. Raises InputError where that is too
-    little for one block.
+    little for one block. `sequential`: block by block, each making up for the errors of those before it too; it takes
+    four times as long, on the CPU. Raises UnsupportedModel where that cannot be.
     """
     settings = _settings(data, settings)
-    layout, task = model.layout, task_of(model, plan, width, data, settings)
+    if sequential:
+        settings = replace(settings, blockwise=1)
+    layout, task = model.layout, task_of(model, plan, width, data, settings, sequential)
     keep = task.keep
     make_folder(folder)
     with writing():
@@ -67,13 +72,16 @@ def compensated(
         ):
             texts = Texts.read(chunks, Shard.parse("1/1"))
             pieces = _pieces(model, engine, texts, place, memory, settings)
-            solution = narrow(engine, pieces, layout.nodes, model.file, texts, place, progress)
+            run = narrow_sequentially if sequential else narrow
+            solution = run(engine, pieces, layout.nodes, model.file, texts, place, progress)
             for note in chunks.notes():
                 _LOG.info("%s", note)
             return solution
 
 
-def task_of(model: Model, plan: PruningPlan, width: int, data: Opened, settings: EngineSettings | None) -> Task:
+def task_of(
+    model: Model, plan: PruningPlan, width: int, data: Opened, settings: EngineSettings | None, sequential: bool = False
+) -> Task:
     """All that decides on the solution that `compensated` finds for the same arguments."""
     settings = _settings(data, settings)
     keep = {block.index: tuple(plan.keep[block.index]) for block in model.layout.blocks if block.index in plan.keep}
@@ -87,6 +95,7 @@ def task_of(model: Model, plan: PruningPlan, width: int, data: Opened, settings:
         data.request.reading.count,
         settings.n_ctx,
         settings.graph_tokens,
+        sequential=sequential,
     )
 
 
@@ -117,14 +126,19 @@ def _pieces(
 ) -> list[Piece]:
     """The rest of the model, as much at a time as fits into memory; says what that takes."""
     task, nodes = place.task, model.layout.nodes
-    first = through(place, nodes, engine.spills) + 1
+    folders = chains(place.folder) if task.sequential else (place.folder,) if engine.spills else ()
+    first = through(place, nodes, folders) + 1
     needed = sums_nbytes(model, place, settings.n_ctx)
+    if not needed:
+        return []
     most = check_memory(needed, memory, model)
     blockwise = isinstance(engine, Piecewise)
     sizes = Counter(needed) + Counter(weights_nbytes(model.file) if blockwise else {})
     ends = engine.ends(max((chunk.tokens for chunk in texts.chunks), key=len))
     pieces = into_pieces(first, [end for end in ends if end >= first], sizes, settings.blockwise, most)
     spill = spill_nbytes(engine, texts, pieces) if isinstance(engine, Piecewise) else 0
+    if task.sequential:  # two chains, and the original's stream behind one block
+        spill = 2 * spill + 4 * texts.n_tokens * max(model.file.by_name[down_name(block)].shape[1] for block in needed)
     downs = sum(
         4 * len(task.keep[block]) * task.width * model.file.by_name[down_name(block)].shape[1] for block in needed
     )

@@ -11,7 +11,7 @@ from typing import Literal
 from ggufreap.cache import cache_folder
 from ggufreap.engine.build import build
 from ggufreap.errors import EngineError, GgufReapError
-from ggufreap.inspection import Inspection, inspect_file
+from ggufreap.inspection import Inspection, described
 from ggufreap.memory import memory
 from ggufreap.model import AnyModel, Model, name_of
 from ggufreap.options.engine import EngineSettings
@@ -93,7 +93,7 @@ def doctor(
     except GgufReapError as error:
         return Checkup((*findings, Finding("model", "not", str(error))), name_of(model))
     findings += _of_model(opened)
-    inspection = inspect_file(opened.file, opened.layout)
+    inspection = described(opened)
     if any(finding.state == "not" for finding in findings):
         return Checkup(tuple(findings), name_of(model), inspection)
     try:

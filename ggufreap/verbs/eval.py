@@ -129,6 +129,9 @@ def _from_base(
     gates = [parse_gate(text) for text in held_out.fail_if]
     check_ctx(settings)
     base, name = open_base(path), path.stem
+    n_ctx = base.chunks.shape[1]
+    if settings.n_ctx not in (n_ctx, EngineSettings().n_ctx):
+        raise InputError(f"-c {settings.n_ctx}: {path} holds chunks of {n_ctx} tokens; leave -c out")
     for gate in gates:
         gate.require([name], METRICS)
     comparison = _against_base(source, base, name, held_out.chunks, settings, progress)

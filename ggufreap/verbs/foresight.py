@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ggufreap import naming, saliency
 from ggufreap.files import make_folder
+from ggufreap.options.flag import refuse_unused
 from ggufreap.planning import PruningPlan, make_plan
 from ggufreap.quantization import Quantized
 from ggufreap.rewriting import Narrow, RewriteScript
@@ -58,7 +59,7 @@ def foresee(job: Job) -> Foreseen:
     would for want of importance or of leave to quantise twice.
     """
     model = job.model
-    plan = _any_plan(job)
+    plan = any_plan(job)
     narrowing = any_narrowing(model, plan, job.width) if job.width else None
     result = naming.target(model.path, job.out, narrowing.full_label(plan) if narrowing else plan.label)
     stays = not job.wanted.variants or job.wanted.keep_exact or job.quantisation.keep_intermediate or result == job.out
@@ -71,6 +72,9 @@ def foresee(job: Job) -> Foreseen:
     jobs.check_names(script)
     with Sizer(model.file, scripts) as sizer:
         quantized = jobs.foresee(sizer, plan, job.given, job.data.names if job.data else None, narrowing)
+    if not stays:
+        exact = "the byte-exact file, which is only an intermediate here"
+        refuse_unused(job.output, dict.fromkeys(("split_max_size", "keep_split"), exact))
     foreseen = Foreseen(script, plan, jobs, quantized, stays)
     if not job.output.dry_run:
         make_folder(result.parent)
@@ -85,7 +89,8 @@ def foresee(job: Job) -> Foreseen:
     return foreseen
 
 
-def _any_plan(job: Job) -> PruningPlan:
+def any_plan(job: Job) -> PruningPlan:
+    """A plan of the count that is wanted, by no method: all but the choice itself is as it will be."""
     target, layout, records = job.target, job.model.layout, job.data.records if job.data else ()
     return make_plan(
         layout,

@@ -15,12 +15,14 @@ from ggufreap.imatrix import Imatrix
 from ggufreap.judging import Exam
 from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.flag import refuse_unused
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
 from ggufreap.options.quantisation import Quantisation
 from ggufreap.options.target import AUTO_RATIO, BEST, Target
 from ggufreap.progress import Progress
 from ggufreap.reporting import check_report
+from ggufreap.saliency import RANDOM
 from ggufreap.selection.methods import calibrates
 from ggufreap.verbs.calibrate import Observed, observed_of
 from ggufreap.verbs.data import Data, open_data, split_off
@@ -129,6 +131,7 @@ def settle(
     length = judgement.ctx_size or (settings and settings.n_ctx) or TEXT_CTX
     exam = Exam.of(replace(judgement, ctx_size=length), settings, more=split) if judges else None
     wanted = resolved(quantisation.quant, model.file)
+    _refuse_unused(target, quantisation, judgement, output, wanted, judges)
     # Sizes can be told without any data but their names, which stand in the header.
     reads = calibrates(method) and not (output.dry_run and data is None)
     opened = open_data(data, target.blend) if reads else None
@@ -136,6 +139,8 @@ def settle(
     given = matrices.load_for(guide, model.file) if guide is not None else None
     if given is not None:
         matrices.check(given, model.file, model.layout)
+    if not (method == RANDOM or split or (opened and opened.draws)):
+        refuse_unused(target, {"seed": "what is drawn at random, of which there is nothing here"})
     if exam and opened:
         exam.warn_of_seen(opened)
     if (exam or method == BEST) and not output.dry_run:
@@ -144,6 +149,23 @@ def settle(
     claim(inputs=(*model.file.paths, *data_paths, *exam_paths, quantisation.imatrix, target.from_imatrix))
     target = replace(target, method=method)
     return Job(model, target, quantisation, judgement, output, wanted, opened, exam, given, settings, progress, width)
+
+
+def _refuse_unused(
+    target: Target, quantisation: Quantisation, judgement: Judgement, output: Output, wanted: Wanted, judges: bool
+) -> None:
+    """Raise InputError for what was given and would not be used."""
+    if target.ratio != AUTO_RATIO:
+        refuse_unused(target, {"max_kld": f"--ratio {AUTO_RATIO}"})
+    if not judges:
+        refuse_unused(judgement, dict.fromkeys(("chunks", "ctx_size"), "held-out text, of which none was given"))
+    if not wanted.variants:
+        guided = "quantised files, and none is made"
+        refuse_unused(quantisation, dict.fromkeys(("process_output", "keep_intermediate", "allow_requantize"), guided))
+        if not judgement.compare:
+            refuse_unused(quantisation, {"imatrix": guided})
+    elif quantisation.imatrix is not None or target.from_imatrix is not None:
+        refuse_unused(quantisation, {"process_output": "collecting an importance matrix, and one was given"})
 
 
 def with_ratio_found(job: Job) -> tuple[Job, Observed | None]:

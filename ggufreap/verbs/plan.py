@@ -1,5 +1,6 @@
 """Which experts stay."""
 
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from ggufreap.evidence import require_scores
 from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, DomainStatistics, Floats, Stored
 from ggufreap.options.engine import EngineSettings
-from ggufreap.options.target import AUTO_RATIO, BEST, DEFAULT_METHOD, MINUTES, Target
+from ggufreap.options.flag import refuse_unused
+from ggufreap.options.target import AUTO_RATIO, BEST, DEFAULT_METHOD, MINUTES, MIRROR, Target
 from ggufreap.planning import NOTES, PruningPlan, count_to_keep, make_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.selection.choosing import choose
@@ -19,6 +21,8 @@ from ggufreap.selection.methods import calibrates, check_weighing, method_names,
 from ggufreap.selection.portfolio import Contender
 from ggufreap.verbs import trust
 from ggufreap.verbs.best import best_method
+
+_LOG = logging.getLogger(__name__)
 
 
 def plan(
@@ -40,6 +44,8 @@ def plan(
     trust.warn(model)
     n_keep = count_to_keep(model.layout, target.ratio, target.keep)
     model.check_weights()
+    if target.mtp != MIRROR and model.layout.n_trunk == model.layout.n_block:
+        _LOG.warning("--mtp %s: no effect, %s has no MTP blocks", target.mtp, model.path.name)
     if stats is not None and not calibrates(method):
         what = "an importance matrix" if method == saliency.IMATRIX else f"method {method}, which needs none,"
         raise InputError(f"both statistics and {what} were given to choose by; give one of them")
@@ -116,9 +122,12 @@ def chosen_method(target: Target) -> str:
     if target.from_imatrix is not None:
         if method not in (DEFAULT_METHOD, saliency.IMATRIX):
             raise InputError(f"method {method} does not work from an importance matrix; leave it or the matrix out")
+        refuse_unused(target, {"blend": "methods that choose by statistics"})
         return saliency.IMATRIX
     if method == saliency.IMATRIX:
         raise InputError("method imatrix needs an importance matrix; name one with --from-imatrix")
+    if method in (saliency.RANDOM, saliency.WEIGHT_NORM):
+        refuse_unused(target, {"blend": "methods that choose by statistics"})
     if method not in method_names():
         known = ", ".join((*method_names(), saliency.IMATRIX))
         raise InputError(f"method {method!r} is not known; choose one of {known}")

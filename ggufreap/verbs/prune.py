@@ -96,19 +96,28 @@ def prune(
     if job.output.dry_run:
         return Pruned(foreseen.script, foreseen.plan, foreseen.plan_path, None, None, quantized=foreseen.quantized)
     observed = observed or job.observe()
+    return judged(job, made(job, foreseen, observed), observed, command, foreseen.stays)
+
+
+def made(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
+    """Plan, write, prove and quantise what was foreseen; nothing is quantised of what is not as the plan promised."""
     pruned = _planned(job, foreseen, observed)
     narrow = _narrow(job, foreseen, pruned)
-    prove = partial(verify, model, plan=pruned.plan, narrowing=pruned.narrowing, settings=settings, progress=progress)
-    lowered = partial(script_of, model, pruned.plan, asked=job.output, narrow=narrow)
-    with exact_file(pruned.script, lowered, prove if job.output.verify else None, foreseen.stays, progress) as (
-        exact,
-        proof,
-    ):
+    prove = partial(
+        verify,
+        job.model,
+        plan=pruned.plan,
+        narrowing=pruned.narrowing,
+        settings=job.settings,
+        progress=job.progress,
+    )
+    lowered = partial(script_of, job.model, pruned.plan, asked=job.output, narrow=narrow)
+    verified = prove if job.output.verify else None
+    with exact_file(pruned.script, lowered, verified, foreseen.stays, job.progress) as (exact, proof):
         pruned = replace(pruned, verification=proof)
         if proof and not proof.ok:
             return pruned
-        pruned = _quantised(job, foreseen, observed, pruned, exact)
-    return _judged(job, foreseen, observed, pruned, command)
+        return _quantised(job, foreseen, observed, pruned, exact)
 
 
 def _planned(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
@@ -142,11 +151,12 @@ def _quantised(job: Job, foreseen: Foreseen, observed: Observed | None, pruned: 
     return replace(pruned, quantized=quantized, imatrix_path=sliced)
 
 
-def _judged(job: Job, foreseen: Foreseen, observed: Observed | None, pruned: Pruned, command: str) -> Pruned:
-    """What the files that are left are worth."""
-    if job.exam is None and job.judgement.report is None:
+def judged(job: Job, pruned: Pruned, observed: Observed | None, command: str, stays: bool) -> Pruned:
+    """What the files are worth, the byte-exact one too where it `stays`, if they are what the plan promised."""
+    failed = pruned.verification is not None and not pruned.verification.ok
+    if failed or (job.exam is None and job.judgement.report is None):
         return pruned
-    exact = [pruned.script.files[0].path] if foreseen.stays else []
+    exact = [pruned.script.files[0].path] if stays else []
     account = report(
         job.model,
         [*exact, *(made.paths[0] for made in pruned.quantized)],
@@ -154,7 +164,7 @@ def _judged(job: Job, foreseen: Foreseen, observed: Observed | None, pruned: Pru
         job.judgement,
         exam=job.exam,
         stats=observed.stored if observed else None,
-        imatrix=job.guide_path,
+        imatrix=job.guide_path if job.judgement.compare else None,
         reproduction=facts.Reproduction(command) if command else None,
         verification=pruned.verification,
         settings=job.exam.settings if job.exam else job.settings,

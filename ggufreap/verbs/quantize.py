@@ -1,5 +1,6 @@
 """Requantising with llama.cpp's own quantiser, guided by an importance matrix."""
 
+import logging
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,10 @@ from ggufreap.quantization import Quantized, QuantRequest, imatrix_metadata, par
 from ggufreap.recipe import Variant, load_quantization
 from ggufreap.rewriting.metadata import EXPERTS_BEFORE
 from ggufreap.sizing import Sizer
+
+# Types of which ggml-quants.c (quantize_q8_0 and so on) takes an importance matrix and does not look at it.
+UNGUIDED = frozenset({"F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"})
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,12 @@ def quantize(
     claim(inputs=(asked.imatrix,))
     if dry_run:
         with Sizer(source) as sizer:
-            return foresee(sizer, None, Path(out), request, guide)
-    return make(source, Path(out), request, guide, progress)
+            made = foresee(sizer, None, Path(out), request, guide)
+    else:
+        made = make(source, Path(out), request, guide, progress)
+    if asked.imatrix is not None and UNGUIDED.issuperset(made.types.values()):
+        _LOG.warning("--imatrix: no effect, none of the types %s is guided by one", ", ".join(made.type_nbytes))
+    return made
 
 
 @written_by

@@ -16,6 +16,7 @@ from ggufreap.judging.telling import Known, tell
 from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, Stored
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.flag import refuse_unused
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.target import Target
 from ggufreap.planning import PruningPlan, check_plan, load_plan
@@ -92,6 +93,8 @@ def report(
     model = Model.open(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     files = _belonging(model, pruned, chosen, judgement.compare)
+    if imatrix is not None and not judgement.compare:
+        raise InputError("--imatrix is for the rival of --compare; leave it out, or compare")
     told_by = (each for each in (plan, stats, imatrix) if isinstance(each, str | Path))
     claim(inputs=(*told_by, *(path for _, path in measures.questions)))
     if judgement.report is not None:
@@ -125,6 +128,8 @@ def _check_text(judgement: Judgement) -> None:
         )
     if (judgement.compare or judgement.fail_if) and not judgement.files:
         raise InputError("--compare and --fail-if judge by held-out text; give some, such as --eval-file FILE")
+    if not judgement.files:
+        refuse_unused(judgement, dict.fromkeys(("chunks", "ctx_size"), "held-out text, of which none was given"))
 
 
 def _belonging(model: Model, pruned: Sequence[str | Path], plan: PruningPlan, compare: bool) -> list[GgufFile]:

@@ -60,7 +60,7 @@ def ggufreap(*arguments: str | Path) -> tuple[float, str, str]:
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{' '.join(command)}\nended with {done.returncode}: {done.stderr}")
+        sys.exit(f"{' '.join(command)}\nended with {done.returncode}: {done.stdout}{done.stderr}")
     return time.perf_counter() - start, done.stdout, done.stderr
 
 

@@ -22,20 +22,27 @@ from ggufreap import corpus
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import open_gguf
 from ggufreap.corpus import Chunk
+from ggufreap.corpus.request import open_request
 from ggufreap.engine.graph import Piece
 from ggufreap.engine.neuron_tap import Narrowed
 from ggufreap.engine.prefixes import Prefixes
-from ggufreap.engine.protocol import Tokens
+from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import LlamaSession
 from ggufreap.evaluation.scores import Reference, compare, first_scored, targets_of
 from ggufreap.files import writing
+from ggufreap.model import Model
 from ggufreap.narrowing.collecting import narrow
 from ggufreap.narrowing.solving import down_name
+from ggufreap.narrowing.splitting import split
+from ggufreap.narrowing.widths import BLOCK
 from ggufreap.narrowing.workplace import Solution, Task, Workplace
 from ggufreap.observation import DomainStatistics, Texts, observables
+from ggufreap.options.data import Request
 from ggufreap.options.engine import EngineSettings
+from ggufreap.planning import make_plan
 from ggufreap.selection.choosing import choose
 from ggufreap.selection.judging import Difference, mean_loss, worst_loss
+from ggufreap.verbs.compensation import compensated
 
 REAP = "reap, tokens"
 
@@ -48,11 +55,13 @@ class Candidate:
     blend: str
     n_keep: int
     width: int
+    sequential: bool = False
 
     @property
     def name(self) -> str:
         """As in the tables."""
-        return f"{self.method}, {self.blend}: {self.n_keep} x {self.width}"
+        how = ", sequentially" if self.sequential else ""
+        return f"{self.method}, {self.blend}: {self.n_keep} x {self.width}{how}"
 
 
 class Bench:
@@ -63,6 +72,7 @@ class Bench:
         self.blocks = [block.index for block in layout.trunk]
         self.source_width = file.by_name[down_name(self.blocks[0])].shape[-1]
         self.n_ctx = options.ctx_size
+        self.settings = EngineSettings(options.ctx_size, options.ctx_size, options.threads)
         names = sorted(path.name.removesuffix(".eval.txt") for path in options.folder.glob("*.eval.txt"))
         text = {name: self.chunks(options.folder / f"{name}.calib.txt")[: options.calibration_chunks] for name in names}
         rounds = max(map(len, text.values()))
@@ -104,6 +114,8 @@ class Bench:
         folder = self.cache / candidate.name.replace(", ", "-").replace(": ", "-").replace(" ", "")
         folder.mkdir(exist_ok=True)
         keep = self.keep(candidate)
+        if candidate.sequential:
+            return self.sequentially(candidate, folder, keep)
         task = Task(self.file.fingerprint, keep, self.source_width, candidate.width, "", "all", self.n_ctx, self.n_ctx)
         with writing():
             place = Workplace(folder, task)
@@ -113,6 +125,19 @@ class Bench:
             return narrow(
                 Prefixes(self.engine, self.layout.n_trunk), pieces, self.layout.nodes, self.file, self.texts, place
             )
+
+    def sequentially(self, candidate: Candidate, folder: Path, keep: Keep) -> Solution:
+        """The same text as token ids: domains of equal size need no names."""
+        ids = self.cache / "ids.npy"
+        np.save(ids, np.stack([chunk.tokens for chunk in self.texts.chunks]))
+        model = Model.open(self.file.path)
+        scores = np.ones((len(self.blocks), self.layout.n_expert))
+        chosen = [keep[block] for block in self.blocks]
+        plan = make_plan(
+            self.layout, model.identity, scores, method=candidate.method, keep=candidate.n_keep, chosen=chosen
+        )
+        data = open_request(Request(tokens=str(ids)))
+        return compensated(model, plan, candidate.width, folder, data, sequential=True, settings=self.settings)
 
     def losses(self, candidate: Candidate) -> dict[str, np.ndarray]:
         """Domain -> KLD of each chunk."""
@@ -163,13 +188,10 @@ def half(values: np.ndarray) -> np.ndarray:
 
 
 def splits(n_expert: int, width: int, share: float, step: int) -> list[tuple[int, int]]:
-    """(experts, neurons) with at most `share` of all, from experts alone to neurons alone, in steps of a sixteenth."""
-    found = []
-    for n_keep in range(int(n_expert * share), n_expert + 1, max(1, n_expert // 16)):
-        neurons = min(width, int(share * n_expert * width / n_keep) // step * step)
-        if n_keep == int(n_expert * share) or neurons < width:
-            found.append((n_keep, neurons))
-    return found
+    """(experts, neurons) with at most `share` of all, from experts alone to neurons alone, a width in `step` each."""
+    most = share * n_expert * width
+    narrowest = max(step, int(share * width) // step * step)
+    return [(min(n_expert, int(most / each)), each) for each in range(width, narrowest - 1, -step)]
 
 
 def main() -> None:
@@ -178,7 +200,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bytes", nargs="+", type=float, default=[0.75, 0.5], help="of the routed experts")
     parser.add_argument("--method", nargs="+", default=["rank_average"], help="which experts stay beside fewer neurons")
-    parser.add_argument("--step", type=int, default=8, help="widths are multiples of it")
+    parser.add_argument("--step", type=int, default=BLOCK, help=f"widths are multiples of it ({BLOCK})")
     parser.add_argument("--calibration-chunks", type=int, default=48, help="per domain")
     parser.add_argument("--chunks", type=int, default=16, help="held-out chunks per domain")
     parser.add_argument("-c", "--ctx-size", type=int, default=256)
@@ -195,6 +217,8 @@ def main() -> None:
             pairs = splits(layout.n_expert, bench.source_width, share, options.step)
             candidates = [Candidate("reap", "tokens", *pairs[0])]
             candidates += [Candidate(method, "uniform", *pair) for method in options.method for pair in pairs]
+            rule = split(layout.n_expert, bench.source_width, 1 - share, block=options.step)
+            candidates += [Candidate(method, "uniform", rule.n_keep, rule.width, True) for method in options.method]
             bench.table(share, candidates)
     print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:,.0f} MB")
 

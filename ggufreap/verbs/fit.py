@@ -1,0 +1,261 @@
+"""The best file for a memory: prospects are estimated, the best of them made and measured, and one is kept."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggufreap import fitting, naming
+from ggufreap.container import open_gguf
+from ggufreap.errors import EngineError, InputError
+from ggufreap.evaluation import Comparison
+from ggufreap.files import check_space, claim, discard, make_folder, written_by
+from ggufreap.fitting import Budget, Curve, Pool, Prospect
+from ggufreap.judging import Exam, compare_files
+from ggufreap.model import AnyModel, Model
+from ggufreap.options.engine import EngineSettings
+from ggufreap.options.fit import Fit
+from ggufreap.options.judgement import Judgement
+from ggufreap.options.output import Output
+from ggufreap.options.quantisation import AUTO, KEEP, Quantisation
+from ggufreap.options.target import Target
+from ggufreap.progress import Progress, silent
+from ggufreap.units import size
+from ggufreap.verbs.apply import scripts_of
+from ggufreap.verbs.calibrate import Observed
+from ggufreap.verbs.data import Data
+from ggufreap.verbs.foresight import any_plan, foresee
+from ggufreap.verbs.job import Job, settle
+from ggufreap.verbs.prospects import Making, measured_curve
+from ggufreap.verbs.prune import Pruned, judged, made
+from ggufreap.verbs.quantize import Guide, make
+from ggufreap.verbs.report import Account
+from ggufreap.verbs.variants import Wanted
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A prospect that was made at `path`, what it lost on held-out text where that was measured, and how it was made
+    (None: of the whole model)."""
+
+    prospect: Prospect
+    path: Path
+    comparison: Comparison | None = None
+    pruned: Pruned | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean KLD in nats: as measured, else the estimate."""
+        return self.prospect.loss if self.comparison is None else self.comparison.mean.kld
+
+    @property
+    def proven(self) -> bool:
+        """Whether nothing that was checked of it fails."""
+        return self.pruned is None or self.pruned.verification is None or self.pruned.verification.ok
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` made, the best first; of the others the files are gone.
+
+    `curve`: what pruning loses, and whether that was measured; `account`: what the best is worth, where a report or
+    gates were asked for.
+    """
+
+    model: str
+    budget: Budget
+    n_prospects: int
+    curve: Curve
+    made: tuple[Made, ...]
+    account: Account | None = None
+
+    @property
+    def best(self) -> Made:
+        """The one that was kept."""
+        return self.made[0]
+
+
+@written_by
+def fit(
+    model: AnyModel,
+    data: Data = None,
+    *,
+    target: Target,
+    fit: Fit | None = None,
+    quantisation: Quantisation | None = None,
+    judgement: Judgement | None = None,
+    output: Output | None = None,
+    command: str = "",
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
+) -> Fitted:
+    """The file of `model` that loses least among those that fit the memory `target.fit`; see ggufreap.options.fit.
+
+    Prospects are all numbers of experts in all types, the unpruned model among them. What pruning costs is measured
+    by masking on held-out text, what types cost is tabulated, and the sum is an estimate: so a few prospects are made
+    and measured, the best stays and the files of the others are removed. With `fit.fast` the lowest estimate alone is
+    made. Where the model fits as it is, nothing is. Raises InfeasiblePlan where nothing fits, before any work.
+    """
+    model, fit, output = Model.open(model), fit or Fit(), output or Output()
+    wishes = quantisation or Quantisation(), judgement or Judgement(), output
+    _check(target, fit, *wishes)
+    assert target.fit is not None  # as was checked
+    budget = fitting.budget_of(model.path, target.fit, fit, settings)
+    _LOG.info("%s", budget.told)
+    job = _settled(model, data, target, *wishes, settings, progress)
+    making = _making(job)
+    pool = making.pool(scripts_of(model, making.example, naming.target(model.path, job.out, ""), output), fit)
+    first = fitting.contenders(pool, budget.room)[0]
+    if not first.pruned and first.mix.type is None:
+        return Fitted(str(model.path), budget, pool.nbytes.size, Curve.tabulated(), (Made(first, model.path),))
+    make_folder(job.folder)
+    observed = job.observe()
+    pool, curve = _with_curve(job, pool, observed)
+    chosen = fitting.contenders(pool, budget.room, 1 if fit.fast else fitting.MADE)
+    for prospect in chosen:
+        _tell(prospect)
+    best, *others = _measured(job, [_made(job, making, prospect, observed) for prospect in chosen], fit.fast)
+    for path in {path for other in others for path in _files(other)} - _files(best):
+        discard(path)
+    account = _account(job, best, observed, command)
+    return Fitted(str(model.path), budget, pool.nbytes.size, curve, (best, *others), account)
+
+
+def _settled(
+    model: Model,
+    data: Data,
+    target: Target,
+    quantisation: Quantisation,
+    judgement: Judgement,
+    output: Output,
+    settings: EngineSettings | None,
+    progress: Progress,
+) -> Job:
+    """The job of a plan that removes nothing, which collects an importance matrix if anything can be quantised."""
+    mixes = fitting.possible_mixes(model.file, fitting.table(), allow_requantize=quantisation.allow_requantize)
+    example = next((mix.variant(model.layout) for mix in mixes if mix.type is not None), KEEP)
+    everything = replace(target, fit=None, keep=model.layout.n_expert)
+    wanted = replace(quantisation, quant=(example,))
+    return settle(model, data, everything, wanted, judgement, output, settings, progress)
+
+
+def _tell(prospect: Prospect) -> None:
+    _LOG.info("estimated mean KLD %.4f: %s, %s", prospect.loss, prospect.label, size(prospect.nbytes))
+    if fitting.is_friendly(prospect.n_expert) and not fitting.is_friendly(prospect.n_keep):
+        _LOG.info(
+            "CUDA's fused router knows %d experts, not %d, so that it routes in more steps (--round friendly)",
+            *(prospect.n_expert, prospect.n_keep),
+        )
+
+
+def _check(target: Target, fit: Fit, quantisation: Quantisation, judgement: Judgement, output: Output) -> None:
+    """Raise InputError for what has no meaning where a size decides."""
+    if target.fit is None or target.ratio is not None or target.keep is not None:
+        raise InputError("a size decides how many experts go: give --fit, and neither --ratio nor --keep")
+    if not (fit.fast or judgement.files or judgement.split):
+        raise InputError(
+            "--fit makes several files and measures them on held-out text; give some with --eval-file or --eval-split, "
+            "or go by the estimate with --fast"
+        )
+    for given, flag, why in (
+        (
+            bool(target.width_ratio) or bool(target.shrink),
+            "--width-ratio and --shrink",
+            "experts stay as wide as they are",
+        ),
+        (quantisation.quant not in ((), (AUTO,)), "--quant", "the types follow from the size"),
+        (quantisation.keep_intermediate, "--keep-intermediate", "what does not fit is not kept"),
+        (bool(output.split_max_size) or output.keep_split, "--split-max-size and --keep-split", "it makes one file"),
+        (output.dry_run, "--dry-run", "ggufreap frontier tells what it would choose from"),
+        (
+            output.out is not None and Path(output.out).suffix == ".gguf",
+            "-o FILE",
+            "several files are made; name a folder",
+        ),
+    ):
+        if given:
+            raise InputError(f"--fit goes without {flag}: {why}")
+
+
+def _making(job: Job) -> Making:
+    name = job.guide_path.name if job.guide_path else ""
+    n_threads = job.settings.n_threads if job.settings else 0
+    dataset = job.data.names if job.data and job.given is None else None
+    return Making(
+        job.model, any_plan(job), job.out, job.given, dataset, name, n_threads, job.quantisation.allow_requantize
+    )
+
+
+def _with_curve(job: Job, pool: Pool, observed: Observed | None) -> tuple[Pool, Curve]:
+    """The pool with what pruning loses as it was measured, where there is text to measure it on."""
+    if job.exam is None:
+        _LOG.warning("what pruning loses is taken from a table of another model; --eval-file has it measured")
+        return pool, Curve.tabulated()
+    stored = observed.stored if observed else None
+    curve = measured_curve(job.model, job.target, job.exam, stored, pool.counts, job.progress)
+    return replace(pool, pruning=curve.at([1 - count / pool.counts[0] for count in pool.counts])), curve
+
+
+def _made(job: Job, making: Making, prospect: Prospect, observed: Observed | None) -> Made:
+    """Make a prospect as `prune` and `quantize` would; raises EngineError where it is not as large as foretold."""
+    make_one = _made_pruned if prospect.pruned else _made_whole
+    result = make_one(job, making, prospect, observed)
+    if result.proven and result.path.stat().st_size != prospect.nbytes:
+        raise EngineError(f"{result.path} has not the {prospect.nbytes:,} bytes that were foretold; report this")
+    return result
+
+
+def _made_pruned(job: Job, making: Making, prospect: Prospect, observed: Observed | None) -> Made:
+    mix = prospect.mix
+    wanted = Wanted((), True) if mix.type is None else Wanted((making.variant(prospect.n_keep, mix),), False)
+    own = replace(job, target=replace(job.target, keep=prospect.n_keep), wanted=wanted)
+    pruned = made(own, foresee(own), observed)
+    path = pruned.quantized[0].paths[0] if pruned.quantized else pruned.script.files[0].path
+    return Made(prospect, path, None, pruned)
+
+
+def _made_whole(job: Job, making: Making, prospect: Prospect, observed: Observed | None) -> Made:
+    suffix = making.variant(None, prospect.mix).suffix
+    path = job.folder / naming.pruned_name(job.model.path, "", suffix)
+    imatrix = job.given or (observed.matrix if observed else None)
+    guide = Guide.of(imatrix, making.whole_imatrix, job.model.file) if imatrix is not None else Guide()
+    check_space(job.folder, prospect.nbytes)
+    claim(path)
+    make(job.model.file, path, making.ask(None, prospect.mix), guide, job.progress)
+    return Made(prospect, path)
+
+
+def _measured(job: Job, made_files: list[Made], fast: bool) -> list[Made]:
+    """With what they lost on held-out text, the best first; what is not proven comes last, and is not measured."""
+    exam: Exam | None = None if fast else job.exam
+    proven = [each for each in made_files if each.proven]
+    if exam is not None and proven:
+        files = [open_gguf(each.path) for each in proven]
+        compared = compare_files(job.model.file, files, exam, folder=job.folder, progress=job.progress).files
+        proven = [replace(each, comparison=comparison) for each, comparison in zip(proven, compared, strict=True)]
+    return sorted(proven, key=lambda each: each.loss) + [each for each in made_files if not each.proven]
+
+
+def _files(made: Made) -> set[Path]:
+    """All files that came of making it."""
+    if made.pruned is None:
+        return {made.path}
+    beside = [made.pruned.plan_path, *filter(None, [made.pruned.imatrix_path])]
+    return {made.path, *beside, *(file.path for file in made.pruned.script.files)}
+
+
+def _account(job: Job, best: Made, observed: Observed | None, command: str) -> Account | None:
+    """The report and the gates, of a pruned file; of an unpruned one it is said that there are none."""
+    asked = [
+        flag for flag, given in (("--report", job.judgement.report), ("--fail-if", job.judgement.fail_if)) if given
+    ]
+    if not asked and not job.judgement.compare:
+        return None
+    if best.pruned is None or not best.proven:
+        _LOG.warning(
+            "%s: no effect, they tell of pruned files and the best one is not", ", ".join(asked) or "--compare"
+        )
+        return None
+    own = replace(job, target=replace(job.target, keep=best.prospect.n_keep))
+    return judged(own, best.pruned, observed, command, stays=not best.pruned.quantized).account

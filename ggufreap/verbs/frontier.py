@@ -1,0 +1,120 @@
+"""Size against estimated loss, of the whole model and of pruned ones: shown without making anything."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggufreap import fitting, naming
+from ggufreap.errors import InputError
+from ggufreap.fitting import Budget, Curve, Step
+from ggufreap.judging import Exam
+from ggufreap.model import AnyModel, Model
+from ggufreap.observation import AnyStatistics, Stored
+from ggufreap.options.engine import EngineSettings
+from ggufreap.options.fit import Fit
+from ggufreap.options.judgement import HeldOut
+from ggufreap.options.output import Output
+from ggufreap.options.target import Target
+from ggufreap.planning import PruningPlan, make_plan
+from ggufreap.progress import Progress, silent
+from ggufreap.saliency import random_scores
+from ggufreap.units import size
+from ggufreap.verbs.apply import scripts_of
+from ggufreap.verbs.plan import chosen_method
+from ggufreap.verbs.prospects import Making, measured_curve
+
+STEPS = 12
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The lowest estimates within sizes from small to large, of a model of `nbytes`.
+
+    `curve`: what pruning loses, and whether that was measured; `budget` and `fitting`, where a memory was named: what
+    is left of it for the file, and the lowest estimates within that. `verdict`: where pruning is worth it, in words.
+    """
+
+    model: str
+    nbytes: int
+    n_prospects: int
+    steps: tuple[Step, ...]
+    curve: Curve
+    budget: Budget | None
+    fitting: Step | None
+    verdict: str
+
+
+def frontier(
+    model: AnyModel,
+    held_out: HeldOut | None = None,
+    *,
+    target: Target | None = None,
+    fit: Fit | None = None,
+    stats: AnyStatistics | None = None,
+    steps: int = STEPS,
+    allow_requantize: bool = False,
+    settings: EngineSettings | None = None,
+    progress: Progress = silent,
+) -> Frontier:
+    """What `prune --fit` would choose from, at `steps` sizes, and within `target.fit` where it is set.
+
+    With held-out text and statistics what pruning loses is measured, by masking experts in the loaded model; without
+    both it is taken from a table of another model, and nothing is loaded. Raises InfeasiblePlan where nothing fits.
+    """
+    target, fit = target or Target(), fit or Fit()
+    judged = held_out is not None and bool(held_out.files)
+    if judged != (stats is not None or target.from_imatrix is not None):
+        raise InputError(
+            "what pruning loses is measured with statistics and held-out text: give both, --stats (or --from-imatrix) "
+            "and -f, or none of them for an estimate from a table"
+        )
+    model = Model.open(model)
+    target = replace(target, method=chosen_method(target))
+    exam = Exam.of(held_out, settings) if held_out is not None and judged else None
+    budget = fitting.budget_of(model.path, target.fit, fit, settings) if target.fit is not None else None
+    name = f"{naming.stem_of(model.path)}.imatrix.gguf"
+    making = Making(model, whole_plan(model, target), None, None, "", name, 0, allow_requantize)
+    pool = making.pool(scripts_of(model, making.example, Path(model.path.name), Output()), fit)
+    if exam is not None:
+        known = None if stats is None else Stored.of(stats)
+        curve = measured_curve(model, target, exam, known, pool.counts, progress)
+        pool = replace(pool, pruning=curve.at([1 - count / pool.counts[0] for count in pool.counts]))
+    else:
+        curve = Curve.tabulated()
+    shown = fitting.frontier(pool, fitting.spread(pool, steps))
+    within = None
+    if budget is not None:
+        fitting.contenders(pool, budget.room)  # raises where nothing fits
+        (within,) = fitting.frontier(pool, [budget.room])
+    size_of_it = str(model.path), model.file.nbytes, pool.nbytes.size
+    return Frontier(*size_of_it, tuple(shown), curve, budget, within, verdict(shown))
+
+
+def whole_plan(model: Model, target: Target) -> PruningPlan:
+    """A plan that removes nothing: from one of any count the sizes of all others follow."""
+    layout = model.layout
+    scores = random_scores(len(layout.trunk), layout.n_expert, target.seed)
+    return make_plan(
+        layout,
+        model.identity,
+        scores,
+        method=target.method,
+        n_keep=layout.n_expert,
+        mtp=target.mtp,
+        blend=target.blend or "",
+    )
+
+
+def verdict(steps: Sequence[Step]) -> str:
+    """Where pruning is estimated to lose less than fewer bits alone, in words."""
+    better = [step for step in steps if step.winner and step.winner.pruned]
+    if not better:
+        return "pruning is not estimated to be better at any size: quantise the model as it is (ggufreap quantize)"
+    if all(step.unpruned is None for step in better):
+        return f"pruning is estimated to be better only where no unpruned file is so small: {size(better[-1].nbytes)}"
+    if len(better) == len(steps):
+        return "pruning is estimated to lose less than fewer bits alone at every size"
+    return (
+        f"pruning is estimated to lose less than fewer bits alone up to {size(better[-1].nbytes)}; "
+        "above, quantise the model as it is (ggufreap quantize)"
+    )

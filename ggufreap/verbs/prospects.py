@@ -1,0 +1,111 @@
+"""What could be made of a model: all prospects with exact sizes, and what pruning it loses, measured by masking."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggufreap import fitting, naming
+from ggufreap.fitting import Curve, Mix, Pool
+from ggufreap.imatrix import Imatrix
+from ggufreap.judging import Exam, Masking
+from ggufreap.model import Model
+from ggufreap.observation import Stored
+from ggufreap.options.fit import FRIENDLY, Fit
+from ggufreap.options.target import DROP, Target
+from ggufreap.planning import PruningPlan, ratio_label
+from ggufreap.progress import Progress, silent
+from ggufreap.quantization import QuantRequest, imatrix_metadata
+from ggufreap.recipe import Variant
+from ggufreap.sizing import Rewriter, Sizer
+from ggufreap.verbs.plan import plan
+
+_LOG = logging.getLogger(__name__)
+# Fractions of the experts of which it is measured what their loss costs; more go up to what the router can work with.
+MEASURED = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
+
+
+@dataclass(frozen=True)
+class Making:
+    """How a prospect is made: `example` is a plan of any count, `out` where its files go.
+
+    The importance matrix that guides the quantiser is `given`, or will be collected from `dataset`; where both are
+    None there will be none. `whole_imatrix`: the file name of the whole model's.
+    """
+
+    model: Model
+    example: PruningPlan
+    out: Path | None
+    given: Imatrix | None
+    dataset: str | None
+    whole_imatrix: str
+    n_threads: int = 0
+    allow_requantize: bool = False
+
+    @property
+    def weighted(self) -> bool:
+        """Whether there will be an importance matrix."""
+        return self.given is not None or self.dataset is not None
+
+    def variant(self, n_keep: int | None, mix: Mix) -> Variant:
+        """What the quantiser makes of the model with `n_keep` experts per block, or of the whole one.
+
+        It is not named as the file that it is made from.
+        """
+        variant = mix.variant(self.model.layout, trunk_only=n_keep is not None and self.example.mtp == DROP)
+        encoding = naming.ENCODING.search(naming.stem_of(self.model.path))
+        same = encoding is not None and encoding["encoding"].upper() == variant.suffix.upper()
+        return replace(variant, name=f"{variant.suffix}_MIX") if same else variant
+
+    def ask(self, n_keep: int | None, mix: Mix) -> QuantRequest:
+        """The same in the quantiser's words, with all that the file will say of itself."""
+        variant = self.variant(n_keep, mix).of(self.model.layout.n_trunk)
+        return replace(variant.request(self.n_threads, self.allow_requantize), metadata=self._metadata(n_keep))
+
+    def _metadata(self, n_keep: int | None) -> dict[str, str | int]:
+        name = self.whole_imatrix if n_keep is None else f"{naming.stem_of(self._result(n_keep))}.imatrix.gguf"
+        if self.given is not None:
+            datasets = self.given.datasets
+            return imatrix_metadata(
+                name, len(self.given.entries), self.given.chunk_count, datasets[0] if datasets else ""
+            )
+        return {} if self.dataset is None else imatrix_metadata(name, 1, 1, self.dataset)
+
+    def _result(self, n_keep: int) -> Path:
+        layout = self.model.layout
+        label = ratio_label(layout.group_size, layout.group_size - n_keep // layout.n_group, None)
+        return naming.target(self.model.path, self.out, replace(self.example, n_keep=n_keep, ratio=label).label)
+
+    def pool(self, scripts: Rewriter, fit: Fit) -> Pool:
+        """All prospects; what pruning loses is the tabulated curve."""
+        losses, source = fitting.table(), self.model.file
+        if fit.round == FRIENDLY:
+            _LOG.info("only counts of experts that CUDA's fused router knows: powers of two up to 512, 288 and 576")
+        mixes = fitting.possible_mixes(source, losses, weighted=self.weighted, allow_requantize=self.allow_requantize)
+        with Sizer(source, scripts) as sizer:
+            pool = fitting.build(
+                *(sizer, self.model.layout, mixes, Curve.tabulated(), self.ask),
+                weighted=self.weighted,
+                friendly=fit.round == FRIENDLY,
+            )
+        return pool
+
+
+def measured_curve(
+    model: Model, target: Target, exam: Exam, stats: Stored | None, counts: Sequence[int], progress: Progress = silent
+) -> Curve:
+    """What it costs to keep fewer experts, by masking them: at about the fractions MEASURED, of `counts` that can be
+    kept, all of them first."""
+    whole, *fewer = counts
+    if not fewer:
+        return Curve.tabulated()
+    wanted = {min(fewer, key=lambda count: abs(1 - count / whole - share)) for share in MEASURED} | {fewer[-1]}
+    plans = [
+        plan(model, replace(target, ratio=None, keep=count, fit=None), stats=stats, progress=progress)
+        for count in sorted(wanted, reverse=True)
+    ]
+    with Masking(model, exam, progress) as masking:
+        if stats is not None:
+            masking.warn_of_source(stats)
+        masked = masking.measure(plans)
+    return Curve({1 - each.plan.n_keep / whole: each.comparison.mean.kld for each in masked}, measured=True)

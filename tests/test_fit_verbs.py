@@ -1,0 +1,255 @@
+"""The best file that fits a memory, made and measured; and the frontier that it comes from."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_gguf
+from asked import taken
+from gguf import GGMLQuantizationType as Kind
+
+from ggufreap import verbs
+from ggufreap.cli import main
+from ggufreap.errors import InfeasiblePlan, InputError
+from ggufreap.options.engine import EngineSettings
+from ggufreap.options.fit import Fit
+from ggufreap.options.judgement import HeldOut, Judgement
+from ggufreap.options.output import Output
+from ggufreap.options.quantisation import Quantisation, Quantiser
+from ggufreap.options.target import Target
+
+pytestmark = pytest.mark.native
+SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1)
+ENOUGH, TIGHT, NONE = 40_000_000, 4_500_000, 1_500_000
+FLAGS = ["--fit-margin", "0", "--fit-ctx", "256", "-c", "64", "-ub", "64", "-t", "1"]
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fit")
+    tiny_gguf.qwen3moe(folder / "Tiny-F16.gguf", n_embd=256, n_ff=256, types=Kind.F16)
+    tiny_gguf.qwen3moe(folder / "Low-Q4_K.gguf", n_embd=256, n_ff=256, types=Kind.Q4_K)
+    random = np.random.default_rng(0)
+    for name in ("calib", "held"):
+        words = random.integers(97, 123, (500, 5)).astype(np.uint8)
+        (folder / f"{name}.txt").write_text(" ".join(bytes(word).decode() for word in words))
+    return folder
+
+
+@pytest.fixture
+def folder(material: Path, tmp_path: Path) -> Path:
+    for path in material.iterdir():
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def fitted(
+    folder: Path, size: int | str, model: str = "Tiny-F16.gguf", text: bool = True, **asked: Any
+) -> verbs.Fitted:
+    held = {"eval_file": [f"held={folder}/held.txt"], "eval_chunks": 2} if text else {}
+    asked = {"margin": 0, "ctx": 256, "out": folder / "out", **held, **asked, "fit": size}
+    target = taken(Target, asked)
+    options = {name: taken(kind, asked) for name, kind in (("fit", Fit), ("quantisation", Quantisation))}
+    judged, output = taken(Judgement, asked), taken(Output, asked)
+    return verbs.fit(
+        *(folder / model, folder / "calib.txt"),
+        target=target,
+        judgement=judged,
+        output=output,
+        settings=SETTINGS,
+        **options,
+        **asked,
+    )
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "out").iterdir() if path.suffix == ".gguf" and "imatrix" not in path.name}
+
+
+def test_the_best_of_what_was_measured_stays_and_fits(folder: Path) -> None:
+    found = fitted(folder, TIGHT)
+    assert found.curve.measured
+    assert len(found.made) == 3
+    assert {each.prospect.pruned for each in found.made} == {True, False}
+    losses = [each.comparison.mean.kld for each in found.made if each.comparison]
+    assert losses == sorted(losses)
+    assert len(losses) == 3
+    best = found.best
+    assert best.path.stat().st_size == best.prospect.nbytes <= found.budget.room
+    assert found.budget.total == TIGHT
+    assert left(folder) == {best.path.name}
+    plans = list((folder / "out").glob("*.plan.json"))
+    assert len(plans) == best.prospect.pruned
+    # The same again finds its statistics, and what is there is its own.
+    again = fitted(folder, TIGHT)
+    assert [each.prospect for each in again.made] == [each.prospect for each in found.made]
+    assert left(folder) == {best.path.name}
+
+
+def test_a_file_of_other_work_is_neither_replaced_nor_removed(folder: Path) -> None:
+    made = fitted(folder, TIGHT).made
+    loser = made[1].path
+    loser.write_bytes(b"somebody's")
+    with pytest.raises(verbs_errors(), match="is there already"):
+        fitted(folder, TIGHT)
+    assert loser.read_bytes() == b"somebody's"
+
+
+def verbs_errors() -> type[Exception]:
+    from ggufreap.errors import OutputError
+
+    return OutputError
+
+
+def test_a_loser_that_was_there_before_stays(folder: Path) -> None:
+    made = fitted(folder, TIGHT).made
+    unpruned = next(each for each in made if not each.prospect.pruned)
+    if unpruned is made[0]:
+        pytest.skip("the unpruned file won")
+    verbs.quantize(
+        *(folder / "Tiny-F16.gguf", unpruned.path, str(unpruned.prospect.mix.type)),
+        Quantiser(
+            folder / "out" / "Tiny-F16.imatrix.gguf",
+            tuple(map("=".join, unpruned.prospect.mix.variant(open_layout(folder)).tensor_types)),
+        ),
+    )
+    fitted(folder, TIGHT)
+    assert unpruned.path.name in left(folder)
+
+
+def open_layout(folder: Path) -> Any:
+    from ggufreap.model import Model
+
+    return Model.open(folder / "Tiny-F16.gguf").layout
+
+
+def test_fast_makes_the_lowest_estimate_and_measures_no_file(folder: Path) -> None:
+    found = fitted(folder, TIGHT, text=False, fast=True)
+    (best,) = found.made
+    assert best.comparison is None
+    assert not found.curve.measured
+    assert best.loss == best.prospect.loss
+    assert left(folder) == {best.path.name}
+
+
+def test_a_model_that_fits_is_left_as_it_is(folder: Path) -> None:
+    found = fitted(folder, ENOUGH)
+    assert found.best.path == folder / "Tiny-F16.gguf"
+    assert found.best.prospect.loss == 0
+    assert not (folder / "out").exists()
+
+
+def test_of_few_bits_only_experts_go(folder: Path) -> None:
+    found = fitted(folder, 5_200_000, "Low-Q4_K.gguf")
+    assert all(set(each.prospect.mix.routed) <= {"Q4_K"} for each in found.made)
+    assert found.best.path.stat().st_size == found.best.prospect.nbytes <= found.budget.room
+
+
+def test_byte_exact_prospects_keep_their_bytes(folder: Path) -> None:
+    found = fitted(folder, 4_200_000, "Low-Q4_K.gguf", text=False, fast=True, mtp="mirror", method="weight_norm")
+    assert found.best.prospect.nbytes == found.best.path.stat().st_size
+
+
+def test_impossible_budgets_are_one_line_before_any_work(folder: Path) -> None:
+    with pytest.raises(InfeasiblePlan, match=r"the smallest file has .* of 16 experts.*; give at least"):
+        fitted(folder, NONE)
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"text": False}, "measures them on held-out text"),
+        ({"quant": ["Q8_0"]}, "without --quant"),
+        ({"keep_intermediate": True}, "without --keep-intermediate"),
+        ({"split_max_size": "1G"}, "without --split-max-size"),
+        ({"dry_run": True}, "ggufreap frontier tells"),
+        ({"out": "best.gguf"}, "name a folder"),
+        ({"ratio": 0.5}, "neither --ratio nor --keep"),
+    ],
+)
+def test_what_means_nothing_with_a_size_is_refused(folder: Path, asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        fitted(folder, TIGHT, **asked)
+
+
+def test_reports_and_gates_tell_of_the_one_that_stays(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = fitted(folder, TIGHT, report_out=folder / "report", fail_if=["worst_domain.kld>1e-9"])
+    if found.best.prospect.pruned:
+        assert found.account
+        assert not found.account.ok
+        assert [each.path for each in found.account.files] == [found.best.path]
+        assert (folder / "report" / "report.json").exists()
+    else:
+        assert "--report, --fail-if: no effect" in caplog.text
+
+
+def test_the_command_line_makes_it_and_tells_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["prune", f"{folder}/Tiny-F16.gguf", "--fit", "4.5MB", "-f", f"{folder}/calib.txt", "-o", f"{folder}/out"]
+    judged = ["--eval-file", f"{folder}/held.txt", "--eval-chunks", "2"]
+    assert main([*command, *FLAGS, *judged]) == 0
+    out = capsys.readouterr().out
+    assert "What was made" in out
+    assert out.count("removed") == 2
+    assert out.count("kept ") >= 1
+    assert main([*command, *FLAGS, *judged, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [made["path"] == told["path"] for made in told["made"]] == [True, False, False]
+    assert told["made"][0]["comparison"]["mean"]["kld"] <= told["made"][1]["comparison"]["mean"]["kld"]
+    assert told["budget"]["room"] >= told["made"][0]["nbytes"]
+
+
+def test_flags_of_a_size_are_refused_without_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["prune", f"{folder}/Tiny-F16.gguf", "--ratio", "0.5", "-f", f"{folder}/calib.txt", "--fast"]
+    assert main(command) == 1
+    assert "--fast: no effect without --fit" in capsys.readouterr().err
+
+
+# --- the frontier -----------------------------------------------------------------------------------------------------
+
+
+def test_the_frontier_is_told_without_a_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = folder / "Tiny-F16.gguf"
+    found = verbs.frontier(model, steps=5)
+    assert len(found.steps) == 5
+    assert not found.curve.measured
+    assert found.budget is None
+    assert found.steps[-1].winner is not None
+    assert found.steps[-1].winner.loss == 0
+    losses = [step.winner.loss for step in found.steps if step.winner]
+    assert losses == sorted(losses, reverse=True)
+    assert all(step.winner.nbytes <= step.nbytes for step in found.steps if step.winner)
+    assert (
+        main(["frontier", str(model), "--fit", "4.5MB", "--steps", "3", "--fit-margin", "0", "--fit-ctx", "256"]) == 0
+    )
+    out = capsys.readouterr().out
+    assert "nothing was measured on this one" in out
+    assert "leave" in out
+    assert list(folder.glob("*")) == [path for path in folder.glob("*") if path.suffix in (".gguf", ".txt")]
+
+
+def test_the_frontier_measures_what_pruning_loses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, stats = folder / "Tiny-F16.gguf", folder / "S.npz"
+    verbs.calibrate(model, stats, folder / "calib.txt", settings=SETTINGS)
+    held = HeldOut((f"{folder}/held.txt",), 2, 64)
+    found = verbs.frontier(model, held, stats=stats, steps=3, settings=SETTINGS)
+    assert found.curve.measured
+    assert list(found.curve.points) == sorted(found.curve.points)
+    flags = ["--stats", str(stats), "-f", f"{folder}/held.txt", "--chunks", "2", "-c", "64", "-ub", "64", "-t", "1"]
+    assert main(["frontier", str(model), *flags, "--steps", "3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["measured"]
+    assert told["pruning"] == [{"removed": share, "kld": kld} for share, kld in found.curve.points.items()]
+    assert [step["nbytes"] for step in told["steps"]] == [step.nbytes for step in found.steps]
+    with pytest.raises(InputError, match="give both"):
+        verbs.frontier(model, held, settings=SETTINGS)
+    with pytest.raises(InputError, match="give both"):
+        verbs.frontier(model, stats=stats, settings=SETTINGS)
+
+
+def test_the_frontier_says_where_nothing_fits(folder: Path) -> None:
+    with pytest.raises(InfeasiblePlan, match="the smallest file has"):
+        verbs.frontier(folder / "Tiny-F16.gguf", target=Target(fit=NONE), fit=Fit(ctx=256, margin=0))
