@@ -97,7 +97,7 @@ def test_prune_with_a_width(folder: Path) -> None:
     told = json.loads((folder / "report" / "report.json").read_text())
     assert (told["model"]["n_ff_before"], told["model"]["n_ff_after"]) == (96, 64)
     card = (folder / "report" / "README.md").read_text()
-    assert "25.0\u00a0% of the experts and 33.3\u00a0% of the neurons" in card
+    assert "25.0 % of the experts and 33.3 % of the neurons" in card
     assert "were changed, not only left out" in card
 
 
