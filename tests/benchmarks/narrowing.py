@@ -134,7 +134,7 @@ class Bench:
         scores = np.ones((len(self.blocks), self.layout.n_expert))
         chosen = [keep[block] for block in self.blocks]
         plan = make_plan(
-            self.layout, model.identity, scores, method=candidate.method, keep=candidate.n_keep, chosen=chosen
+            self.layout, model.identity, scores, method=candidate.method, n_keep=candidate.n_keep, chosen=chosen
         )
         data = open_request(Request(tokens=str(ids)))
         return compensated(model, plan, candidate.width, folder, data, sequential=True, settings=self.settings)
