@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES, Keys
 
-from ggufreap.architecture.catalog import ARCHITECTURES, Architecture
+from ggufreap.architecture.catalog import ANY_WIDTH, ARCHITECTURES, EXPERT_WIDTH, Architecture, SharedWidth
 from ggufreap.architecture.metadata import KNOWN_EXPERT_KEYS, OTHER_ARRAYS, PER_BLOCK_ARRAYS, REFUSED_IF_SET
 from ggufreap.architecture.nodes import STREAM
 from ggufreap.architecture.roles import ROLES, Handling, may_hold_experts, role_of
@@ -192,6 +192,10 @@ def test_the_exceptions_are_these() -> None:
     assert {row.name for row in rows if not row.causal} == {"llama-embed", "llada-moe", "rnd1", "nomic-bert-moe"}
     assert {row.name for row in rows if row.headless} == {"llama-embed", "nomic-bert-moe"}
     assert {row.name for row in rows if row.mtp_by_tensors or row.mtp_drop_refuse} == {"deepseek4"}
+    assert {row.name for row in rows if row.refuse_width} == {"llama4"}
+    assert {row.name for row in rows if row.dense_as_wide} == {"jamba", "nomic-bert-moe"}
+    assert {row.name for row in rows if row.shared_width is SharedWidth.FALLBACK_EACH} == {"bailingmoe2"}
+    assert {row.width_key for row in rows} == {EXPERT_WIDTH, ANY_WIDTH}
     assert {row.name for row in rows if row.stream != STREAM} == {
         "deepseek4",
         "nemotron_h",

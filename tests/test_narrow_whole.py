@@ -80,6 +80,7 @@ def test_prune_with_a_width(folder: Path) -> None:
         folder / "Tiny-F16.gguf",
         folder / "calib.txt",
         keep=6,
+        method="reap",
         width_ratio="0.4",
         quant=["keep"],
         eval_file=[str(folder / "held.txt")],
@@ -96,7 +97,7 @@ def test_prune_with_a_width(folder: Path) -> None:
     told = json.loads((folder / "report" / "report.json").read_text())
     assert (told["model"]["n_ff_before"], told["model"]["n_ff_after"]) == (96, 64)
     card = (folder / "report" / "README.md").read_text()
-    assert "25.0\u00a0% of the experts and 33.3\u00a0% of the neurons" in card
+    assert "25.0 % of the experts and 33.3 % of the neurons" in card
     assert "were changed, not only left out" in card
 
 
@@ -119,8 +120,32 @@ def test_prune_quantises_what_it_narrowed_with_the_matrix_of_the_same_pass(folde
     assert [each.nbytes for each in foreseen.quantized] == [variant.nbytes]
 
 
+def test_the_whole_job_again_finds_its_own_work(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def run() -> dict[str, bytes]:
+        made = asked.prune(
+            folder / "Tiny-F16.gguf",
+            folder / "calib.txt",
+            keep=6,
+            method="reap",
+            width_ratio="0.4",
+            quant=["keep", "Q8_0"],
+            settings=SETTINGS,
+        )
+        assert made.verification
+        made.verification.require()
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    before = run()
+    assert {"Tiny-REAP-0.25-NARROW-0.34-F16.gguf", "Tiny-REAP-0.25-NARROW-0.34-Q8_0.gguf"} <= before.keys()
+    with caplog.at_level(logging.INFO, "ggufreap"):
+        assert run() == before
+    assert "using the narrowing in" in caplog.text
+
+
 def test_without_a_width_nothing_is_narrowed(folder: Path) -> None:
-    made = asked.prune(folder / "Tiny-F16.gguf", folder / "calib.txt", keep=6, quant=["keep"], settings=SETTINGS)
+    made = asked.prune(
+        folder / "Tiny-F16.gguf", folder / "calib.txt", keep=6, method="reap", quant=["keep"], settings=SETTINGS
+    )
     assert made.narrowing is None
     assert made.script.files[0].path.name == "Tiny-RANK-AVERAGE-0.25-F16.gguf"
     assert not any(key.startswith("ggufreap.narrowing") for key in open_gguf(made.script.files[0].path).metadata)
@@ -185,3 +210,13 @@ def test_a_matrix_is_sliced_by_plan_and_narrowing(folder: Path) -> None:
     assert made_of.types["blk.0.ffn_down_exps.weight"] == "Q4_0"
     with pytest.raises(InputError, match="name it with --plan"):
         verbs.imatrix([folder / "S.imatrix.gguf"], model=model, narrowing=made.narrowing_path)
+
+
+def test_a_sequence_is_another_narrowing(folder: Path) -> None:
+    model, data, out = folder / "Tiny-F16.gguf", folder / "calib.txt", folder / "out.gguf"
+    made = verbs.narrow(model, data, width_ratio="0.4", sequential=True, output=out, settings=SETTINGS)
+    plain = verbs.narrow(model, data, width_ratio="0.4", output=folder / "plain.gguf", settings=SETTINGS)
+    assert made.narrowing.sha256 != plain.narrowing.sha256
+    verbs.verify(model, out, made.plan_path, narrowing=made.narrowing_path, settings=SETTINGS).require()
+    with pytest.raises(InputError, match="--sequential says how experts are narrowed"):
+        asked.prune(model, data, keep=6, sequential=True, settings=SETTINGS)

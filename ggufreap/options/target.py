@@ -31,7 +31,8 @@ class Target:
     what the last block keeps, or are left out. `width_ratio`: the fraction of the neurons to remove from every expert
     that stays, as the decimal that was written; columns of down are computed anew to make up for them. `shrink`, in
     place of `ratio`, `keep` and `width_ratio`: the fraction of the routed experts' weights to remove, divided between
-    experts and neurons (ggufreap.narrowing.splitting). `seed` draws for the method `random`. What a number can be, only
+    experts and neurons (ggufreap.narrowing.splitting). `sequential`: narrowed blocks make up for the errors of those
+    before them too (ggufreap.narrowing.sequential). `seed` draws for the method `random`. What a number can be, only
     the model tells: `count_to_keep` refuses.
     """
 
@@ -67,6 +68,14 @@ class Target:
             str,
             "W",
             int | float,
+        ),
+    )
+    sequential: bool = flagged(
+        False,
+        Flag(
+            ("--sequential",),
+            NEURONS,
+            "with fewer neurons: block by block, each making up for those before it; four times as long, on the CPU",
         ),
     )
     fit: int | str | None = flagged(

@@ -31,9 +31,7 @@ NARROWING = f"{PREFIX}narrowing.sha256"
 COMPENSATED = f"{PREFIX}narrowing.compensated"
 # What the source says of its own past: the base model of its base model, and how it was pruned before.
 _OF_THE_SOURCE = ("general.base_model.", PREFIX)
-_TOLD_LATER = re.compile(
-    r"ggufreap\.(narrowing|plan\.sha256|dataset\.\d+\.(samples|tokens|sha256))"
-)  # by the calibration
+_TOLD_LATER = re.compile(r"ggufreap\.(plan\.sha256|dataset\.\d+\.(samples|tokens|sha256))")  # by the calibration
 STRING, U32, U64 = GGUFValueType.STRING, GGUFValueType.UINT32, GGUFValueType.UINT64
 LINEAGE = ("author", "organization", "version", "repo_url")
 

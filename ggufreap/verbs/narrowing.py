@@ -49,6 +49,10 @@ def settled(model: Model, target: Target) -> tuple[Target, int]:
     where experts cannot be narrower, InfeasiblePlan for what cannot be.
     """
     if target.shrink is None and target.width_ratio is None:
+        if target.sequential:
+            raise InputError(
+                "--sequential says how experts are narrowed, and they are not; give --width-ratio or --shrink"
+            )
         return target, 0
     if target.shrink is not None and (target.width_ratio, target.ratio, target.keep) != (None, None, None):
         raise InputError("--shrink divides the cut between experts and neurons itself; leave --width-ratio and all out")
@@ -104,12 +108,13 @@ def narrowing_of(
     data: Opened,
     settings: EngineSettings | None,
     progress: Progress,
+    sequential: bool = False,
 ) -> Narrowing:
     """The narrowing at `path`, where it is that of the same text and plan; else it is computed and saved there.
 
     An interrupted run goes on where it was: solved blocks wait in a folder beside it.
     """
-    task = task_of(model, plan, width, data, settings)
+    task = task_of(model, plan, width, data, settings, sequential)
     claim(path, downs_path(path), inputs=model.file.paths)
     if solves(path, task.sha256, plan):
         _LOG.info("using the narrowing in %s", path)
@@ -121,7 +126,9 @@ def narrowing_of(
         check_free(each)
     folder = path.with_suffix("")
     leave_no_folder(folder)
-    solution = compensated(model, plan, width, folder, data, settings=settings, progress=progress)
+    solution = compensated(
+        model, plan, width, folder, data, sequential=sequential, settings=settings, progress=progress
+    )
     save_narrowing(path, solution.narrowing, plan, task=task.sha256, progress=progress)
     del solution  # whose columns are mapped from the folder
     Workplace(folder, task).remove()
