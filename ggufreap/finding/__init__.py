@@ -2,6 +2,6 @@
 
 from ggufreap.finding.machine import Machine
 from ggufreap.finding.names import Located, located, names_model
-from ggufreap.finding.scan import Listing, FoundModel, find_models
+from ggufreap.finding.scan import FoundModel, Listing, find_models
 
-__all__ = ["Listing", "FoundModel", "Located", "Machine", "find_models", "located", "names_model"]
+__all__ = ["FoundModel", "Listing", "Located", "Machine", "find_models", "located", "names_model"]
