@@ -262,7 +262,7 @@ def test_prune_writes_beside_the_model_or_into_a_folder_and_calibrates_once(
     ran = run(*beside)
     assert ran.code == 0, ran.err
     assert "not verified" in ran.out
-    expected = {model.name, f"{name}.gguf", f"{name}.plan.json", "Tiny-16x0.4M-Q8_0.stats.npz"}
+    expected = {model.name, f"{name}.gguf", f"{name}.plan.json", f"{name}.Modelfile", "Tiny-16x0.4M-Q8_0.stats.npz"}
     assert set(contents(tmp_path)) == expected
     first = contents(tmp_path)
     again = run(*beside)

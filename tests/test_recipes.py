@@ -257,6 +257,7 @@ def test_tiny_makes_what_it_says(made: Pruned) -> None:
     stem = "Tiny-RANK-AVERAGE-0.25"
     files = {f"{stem}-{end}.gguf" for end in ("Q8_0", "IQ4_XS", "Q4_K_M-mixed")}
     beside = {f"{stem}-Q8_0.plan.json", f"{stem}-Q8_0.imatrix.gguf", "Tiny-Q8_0.stats.npz", "Tiny-Q8_0.imatrix.gguf"}
+    beside.add(f"{stem}-IQ4_XS.Modelfile")
     assert names == files | beside
     assert made.verification
     assert made.verification.ok

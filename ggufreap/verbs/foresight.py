@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufreap import naming, saliency
-from ggufreap.files import make_folder
+from ggufreap.files import claim, make_folder
+from ggufreap.handover import Handover
 from ggufreap.options.flag import refuse_unused
 from ggufreap.planning import PruningPlan, make_plan
 from ggufreap.quantization import Quantized
@@ -34,6 +35,12 @@ class Foreseen:
     jobs: VariantJobs
     quantized: tuple[Quantized, ...]
     stays: bool
+
+    @property
+    def handover(self) -> Handover:
+        """How the files that stay are run and given away."""
+        exact = [tuple(file.path for file in self.script.files)] if self.stays else []
+        return Handover((*(tuple(made.paths) for made in self.quantized), *exact))
 
     @property
     def intermediate(self) -> bool:
@@ -82,6 +89,7 @@ def foresee(job: Job) -> Foreseen:
         downs = foreseen.narrowing_path if narrowing else None
         places = Planned(foreseen.plan_path, script.files if stays else (), quantized, sliced, downs)
         places.claim(model.file, plan, job.stats_path, job.collected_path)
+        claim(foreseen.handover.modelfile_path)
         places.check_room(model.file, script, job.judgement.compare, columns_nbytes(model, narrowing))
         if job.output.verify:
             check_room(model.file, model.layout)

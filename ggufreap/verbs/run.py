@@ -56,5 +56,6 @@ def run(
     )
     if pruned.imatrix_path is not None and not quantization.keep_imatrix:
         discard(pruned.imatrix_path)
-        pruned = replace(pruned, imatrix_path=None)
+        handover = replace(pruned.handover, more=()) if pruned.handover else None
+        pruned = replace(pruned, imatrix_path=None, handover=handover)
     return pruned
