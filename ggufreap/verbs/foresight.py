@@ -65,17 +65,17 @@ def foresee(job: Job) -> Foreseen:
     Raises OutputError for want of space or where a file of other work lies in the way, and whatever the quantiser
     would for want of importance or of leave to quantise twice.
     """
-    model = job.model
+    model, asked = job.model, job.quantisation
     plan = any_plan(job)
     narrowing = any_narrowing(model, plan, job.width) if job.width else None
     result = naming.target(model.path, job.out, narrowing.full_label(plan) if narrowing else plan.label)
-    stays = not job.wanted.variants or job.wanted.keep_exact or job.quantisation.keep_intermediate or result == job.out
+    stays = not job.wanted.variants or job.wanted.keep_exact or asked.keep_intermediate or result == job.out
     if narrowing:
-        check_down(model, job.quantisation.allow_requantize, not stays)
+        check_down(model, asked.allow_requantize, not stays)
     scripts = scripts_of(model, plan, result, job.output, Narrow(narrowing, not stays) if narrowing else None)
     script = scripts(plan.n_keep)
     n_threads = job.settings.n_threads if job.settings else 0
-    jobs = VariantJobs(job.wanted.variants, model, result, job.quantisation.allow_requantize, n_threads)
+    jobs = VariantJobs(job.wanted.variants, model, result, asked.allow_requantize, n_threads, asked.imatrix_dat)
     jobs.check_names(script)
     with Sizer(model.file, scripts) as sizer:
         quantized = jobs.foresee(sizer, plan, job.given, job.data.names if job.data else None, narrowing)
@@ -85,7 +85,9 @@ def foresee(job: Job) -> Foreseen:
     foreseen = Foreseen(script, plan, jobs, quantized, stays)
     if not job.output.dry_run:
         make_folder(result.parent)
-        sliced = jobs.imatrix_path if job.wanted.variants and (job.given or job.collected_path) else None
+        sliced = jobs.imatrix_paths if job.wanted.variants and (job.given or job.collected_path) else ()
+        if asked.imatrix_dat and not sliced:
+            _LOG.warning("--imatrix-dat: no effect, no importance matrix guides what is made here")
         downs = foreseen.narrowing_path if narrowing else None
         places = Planned(foreseen.plan_path, script.files if stays else (), quantized, sliced, downs)
         places.claim(model.file, plan, job.stats_path, job.collected_path)

@@ -160,7 +160,7 @@ def _handed_over(job: Job, foreseen: Foreseen, pruned: Pruned) -> Pruned:
     """The same with the Modelfile beside it, if it is what the plan promised."""
     if pruned.verification is not None and not pruned.verification.ok:
         return pruned
-    report, more = job.judgement.report, (pruned.imatrix_path,) if pruned.imatrix_path else ()
+    report, more = job.judgement.report, foreseen.jobs.imatrix_paths if pruned.imatrix_path else ()
     handover = replace(foreseen.handover, more=more, card=None if report is None else Path(report))
     handover.write()
     return replace(pruned, handover=handover)
