@@ -129,8 +129,10 @@ def test_a_model_in_the_cache_is_found_by_name(home: Path, model: Path) -> None:
     snapshot = in_hub(hub_caches()[0], "some.body/Tiny-GGUF", model, "Tiny-Q4_K_M.gguf", "Tiny-Q8_0.gguf")
     assert located("hf:some.body/Tiny-GGUF").path == snapshot / "Tiny-Q4_K_M.gguf"
     place = located("hf:some.body/Tiny-GGUF:Q8_0")
-    assert (place.path, place.by_name) == (snapshot / "Tiny-Q8_0.gguf", True)
+    assert (place.path, place.foreign) == (snapshot / "Tiny-Q8_0.gguf", True)
     assert str(name_of(snapshot / "Tiny-Q8_0.gguf", "some.body/Tiny-GGUF")) == "some.body/Tiny-GGUF:Q8_0"
+    assert located(str(snapshot / "Tiny-Q8_0.gguf")).foreign, "the same by its path"
+    assert not located("Tiny-Q8_0.gguf").foreign
     with pytest.raises(InputError, match=r"-hf some\.body/Tiny-GGUF:Q2_K is not in .*hub; --download fetches it there"):
         located("hf:some.body/Tiny-GGUF:Q2_K")
 
@@ -192,7 +194,7 @@ def test_a_name_of_ollama_is_its_blob_under_a_name_of_its_own(
     blob = in_ollama(home / ".ollama" / "models", manifest, model)
     assert names_model(name)
     place = located(name)
-    assert place.by_name
+    assert place.foreign
     assert place.path.resolve() == blob
     assert place.path.name == f"{name.replace('/', '-').replace(':', '-')}.gguf"
     assert located(name) == place, "and again"

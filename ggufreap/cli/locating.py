@@ -14,7 +14,7 @@ _LOG = logging.getLogger("ggufreap.cli")
 def locate(options: argparse.Namespace) -> None:
     """Put the paths of files where models were named, and the model's name for a shell as `named`; raises InputError.
 
-    What is found in another program's folder leaves its results in the current one, unless -o says where.
+    What lies in the cache of Hugging Face or Ollama leaves its results in the current one, unless -o says where.
     """
     for name in _MODELS:
         text = getattr(options, name, None)
@@ -26,7 +26,7 @@ def locate(options: argparse.Namespace) -> None:
             options.named = f"-hf {text.removeprefix(_HUB)}" if text.startswith(_HUB) else shlex.quote(text)
         place = located(text, getattr(options, "download", False))
         setattr(options, name, str(place.path))
-        if place.by_name and name == "model" and "out" in (getattr(options, "offered", None) or ()):
+        if place.foreign and name == "model" and "out" in (getattr(options, "offered", None) or ()):
             _stay_here(options)
 
 

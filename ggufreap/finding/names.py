@@ -7,7 +7,7 @@ from pathlib import Path
 from ggufreap.errors import InputError
 from ggufreap.finding import hub, ollama
 from ggufreap.finding.hub import HubName
-from ggufreap.finding.places import hub_caches
+from ggufreap.finding.places import hub_caches, ollama_folders
 
 HUB = "hf:"
 _LOG = logging.getLogger(__name__)
@@ -15,10 +15,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Located:
-    """The file of a model; `by_name`: it lies in another program's folder, where nothing of ours belongs."""
+    """The file of a model; `foreign`: it lies in the cache of Hugging Face or Ollama, where nothing of ours belongs."""
 
     path: Path
-    by_name: bool
+    foreign: bool
 
 
 def names_model(text: str) -> bool:
@@ -34,13 +34,14 @@ def located(text: str, download: bool = False) -> Located:
     """
     if text.startswith(HUB):
         name = HubName.parse(text.removeprefix(HUB))
-        return Located(_of_hub(name, download), by_name=True)
+        return Located(_of_hub(name, download), foreign=True)
     manifest = None if Path(text).exists() else ollama.manifest_of(text)
     if manifest is None:
-        return Located(Path(text), by_name=False)
+        path = Path(text)
+        return Located(path, any(path.absolute().is_relative_to(each) for each in (*hub_caches(), *ollama_folders())))
     blob = ollama.blob_of(manifest)
     _LOG.info("%s of Ollama: %s", text, blob)
-    return Located(ollama.linked(text, blob), by_name=True)
+    return Located(ollama.linked(text, blob), foreign=True)
 
 
 def _of_hub(name: HubName, download: bool) -> Path:
