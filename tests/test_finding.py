@@ -147,7 +147,12 @@ def test_a_branch_counts_where_there_is_no_main_and_half_a_set_does_not(model: P
     assert cached(HubName("a/half")) is None
 
 
-DOWNLOAD = "import sys; from ggufreap.finding import located; print(located(sys.argv[1], download=True).path)"
+DOWNLOAD = """
+import logging, sys
+from ggufreap.finding import located
+logging.basicConfig(level=logging.INFO)
+print(located(sys.argv[1], download=True).path)
+"""
 
 
 def downloaded(address: str, name: str, home: Path) -> subprocess.CompletedProcess[str]:
@@ -157,23 +162,57 @@ def downloaded(address: str, name: str, home: Path) -> subprocess.CompletedProce
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 
-def test_what_is_not_there_is_downloaded_to_the_cache_when_asked(tmp_path: Path, model: Path, home: Path) -> None:
+@pytest.fixture
+def repository(tmp_path: Path, model: Path) -> Path:
     folder = tmp_path / "repository"
     folder.mkdir()
-    names = ("Tiny-Q8_0-00001-of-00002.gguf", "Tiny-Q8_0-00002-of-00002.gguf")
-    for name in (*names, "Tiny-Q2_K.gguf", "README.md"):
+    for name in (*SHARDS, "Tiny-Q2_K.gguf", "README.md"):
         (folder / name).write_bytes(model.read_bytes())
-    with tiny_hub.serving(folder) as address:
+    (folder / SHARDS[1]).write_bytes(model.read_bytes() + b"\0")
+    return folder
+
+
+SHARDS = ("Tiny-Q8_0-00001-of-00002.gguf", "Tiny-Q8_0-00002-of-00002.gguf")
+
+
+def test_what_is_not_there_is_downloaded_to_the_cache_when_asked(repository: Path, home: Path) -> None:
+    with tiny_hub.serving(repository) as address:
         done = downloaded(address, "hf:own/set:Q8_0", home)
         assert done.returncode == 0, done.stderr
         missing = downloaded(address, "hf:own/set:Q6_K", home)
         unknown = downloaded(address, "hf:own/none", home)
     path = Path(done.stdout.strip())
     assert path == cached(HubName("own/set", "Q8_0"))
-    assert sorted(each.name for each in path.parent.iterdir()) == list(names)
-    assert path.read_bytes() == model.read_bytes()
+    assert sorted(each.name for each in path.parent.iterdir()) == list(SHARDS)
+    for name in SHARDS:
+        assert (path.parent / name).read_bytes() == (repository / name).read_bytes()
+    assert all(len(each.name) == 64 for each in blobs_of(path).iterdir()), "nothing else is left"
     assert "-hf own/set:Q6_K: the repository has no such GGUF file; it has Tiny-Q2_K.gguf, Tiny-Q8_0" in missing.stderr
     assert "-hf own/none cannot be had: " in unknown.stderr
+
+
+def blobs_of(path: Path) -> Path:
+    return path.parents[2] / "blobs"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_download_goes_on_where_it_was_stopped(repository: Path, home: Path, damaged: bool) -> None:
+    content = (repository / "Tiny-Q2_K.gguf").read_bytes()
+    blobs = hub_caches()[0] / "models--own--set" / "blobs"
+    blobs.mkdir(parents=True)
+    partial = blobs / f"{hashlib.sha256(content).hexdigest()}.incomplete"
+    partial.write_bytes(b"x" * 1000 if damaged else content[:1000])
+    with tiny_hub.serving(repository) as address:
+        done = downloaded(address, "hf:own/set:Q2_K", home)
+    if damaged:
+        assert "did not come as it is on the hub, and was removed" in done.stderr
+        assert not list(blobs.iterdir())
+        return
+    path = Path(done.stdout.strip())
+    assert path.read_bytes() == content
+    assert "1.00 kB of it are there already" in done.stderr
+    assert path.resolve() == partial.with_suffix("")
+    assert list(blobs.iterdir()) == [partial.with_suffix("")]
 
 
 # --- Ollama ----------------------------------------------------------------------------------------------------------

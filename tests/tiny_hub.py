@@ -16,6 +16,11 @@ COMMIT = "c0ffee" + 34 * "0"
 def serving(folder: Path) -> Iterator[str]:
     """The address of a hub whose data set or model `own/set` is `folder`; `own/gated` is gated, there is no other."""
 
+    def sibling(path: Path) -> dict[str, object]:
+        nbytes, digest = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+        lfs = {"sha256": digest, "size": nbytes, "pointerSize": 1}
+        return {"rfilename": path.name, "size": nbytes, "blobId": COMMIT, "lfs": lfs}
+
     class Hub(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -62,7 +67,7 @@ def serving(folder: Path) -> Iterator[str]:
                 return self.file(name)
             if kind in ("", "revision"):
                 files = folder.iterdir() if "/models/" in path else ()
-                siblings = [{"rfilename": path.name, "size": path.stat().st_size} for path in files]
+                siblings = list(map(sibling, files))
                 body: object = {"id": "own/set", "sha": COMMIT, "siblings": siblings}
             elif kind == "tree":
                 top = folder / name

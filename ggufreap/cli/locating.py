@@ -4,6 +4,7 @@ import argparse
 import logging
 import shlex
 
+from ggufreap.cli.common import progress
 from ggufreap.options.output import Output
 
 _MODELS = ("model", "reference")  # what verbs call their arguments that are models
@@ -24,7 +25,7 @@ def locate(options: argparse.Namespace) -> None:
 
         if name == "model":
             options.named = f"-hf {text.removeprefix(_HUB)}" if text.startswith(_HUB) else shlex.quote(text)
-        place = located(text, getattr(options, "download", False))
+        place = located(text, getattr(options, "download", False), progress())
         setattr(options, name, str(place.path))
         if place.foreign and name == "model" and "out" in (getattr(options, "offered", None) or ()):
             _stay_here(options)

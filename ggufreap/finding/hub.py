@@ -1,26 +1,21 @@
-"""Models of the Hugging Face hub by `user/repo[:quant]`, found in the cache that llama.cpp uses, or downloaded to it.
+"""Models of the Hugging Face hub by `user/repo[:quant]`, found in the cache that llama.cpp uses.
 
 Which file a quant names: llama.cpp, common/download.cpp (find_best_model, get_split_files) and common/hf-cache.cpp
 (get_cached_files).
 """
 
-import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from ggufreap.container.gguf_file import SPLIT_NAME
-from ggufreap.errors import GgufReapError, InputError
-from ggufreap.files import check_space, make_folder
+from ggufreap.errors import InputError
 from ggufreap.finding.places import hub_caches
-from ggufreap.showing import excerpt, message
-from ggufreap.units import size
+from ggufreap.showing import excerpt
 
 USUAL = ("Q4_K_M", "Q8_0")
-_MOST_NAMES = 20  # in a message
-_LOG = logging.getLogger(__name__)
 _REPOSITORY = re.compile(r"\w+([.-]+\w+)*/\w+([.-]+\w+)*", re.ASCII)
 _QUANT = re.compile(r"[-.](\w+)$", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -58,7 +53,7 @@ class HubName:
 def cached(name: HubName) -> Path | None:
     """Where it lies in a cache, all of it, or None."""
     for cache in hub_caches():
-        snapshot = snapshot_of(cache / _folder(name))
+        snapshot = snapshot_of(cache / folder_of(name))
         if snapshot is None:
             continue
         files = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf") if path.is_file()]
@@ -89,41 +84,8 @@ def snapshot_of(folder: Path) -> Path | None:
     return next((path for path in known if path.is_dir()), None)
 
 
-def download(name: HubName) -> Path:
-    """Fetch it to the cache, going on with what an earlier try has left; raises InputError and OutputError."""
-    import huggingface_hub
-
-    cache = hub_caches()[0]
-    try:
-        told: Any = huggingface_hub.HfApi().model_info(name.repository, files_metadata=True)
-        files = {each.rfilename: each.size or 0 for each in told.siblings or ()}
-        chosen = name.choose(list(files))
-        if not chosen:
-            there = ", ".join(sorted(file for file in files if file.endswith(".gguf"))[:_MOST_NAMES])
-            raise InputError(f"-hf {name}: the repository has no such GGUF file; it has {there or 'none at all'}")
-        make_folder(cache, parents=True)
-        check_space(cache, _missing(cache / _folder(name), told.sha, {file: files[file] for file in chosen}))
-        nbytes = size(sum(files[file] for file in chosen))
-        _LOG.info("downloading %s of %s, %s, to %s", ", ".join(chosen), name.repository, nbytes, cache)
-        # By the branch and not by the commit: else nothing in the cache would tell llama.cpp which commit it is.
-        paths = [huggingface_hub.hf_hub_download(name.repository, file, cache_dir=cache) for file in chosen]
-    except GgufReapError:
-        raise
-    except Exception as error:  # huggingface_hub, httpx and ssl raise their own
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(
-            f"-hf {name} cannot be had: {message(why)}; what has come so far is kept, the same command goes on from it"
-        ) from error
-    return Path(paths[0])
-
-
-def _missing(folder: Path, commit: str, files: Mapping[str, int]) -> int:
-    """The bytes of `files` that are not in a repository's folder yet."""
-    missing = sum(size for file, size in files.items() if not (folder / "snapshots" / commit / file).exists())
-    return max(0, missing - sum(path.stat().st_size for path in (folder / "blobs").glob("*.incomplete")))
-
-
-def _folder(name: HubName) -> str:
+def folder_of(name: HubName) -> str:
+    """What a repository's folder in a cache is called."""
     return f"models--{name.repository.replace('/', '--')}"
 
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufreap.errors import InputError
+from ggufreap.finding import download as downloading
 from ggufreap.finding import hub, ollama
 from ggufreap.finding.hub import HubName
 from ggufreap.finding.places import hub_caches, ollama_folders
+from ggufreap.progress import Progress, silent
 
 HUB = "hf:"
 _LOG = logging.getLogger(__name__)
@@ -27,14 +29,14 @@ def names_model(text: str) -> bool:
     return is_file or text.startswith(HUB) or ollama.manifest_of(text) is not None
 
 
-def located(text: str, download: bool = False) -> Located:
+def located(text: str, download: bool = False, progress: Progress = silent) -> Located:
     """Find the model that `text` names, any file first; raises InputError where -hf names none that is here.
 
     `download`: fetch it then. What is neither a file nor known to Ollama is taken for a path.
     """
     if text.startswith(HUB):
         name = HubName.parse(text.removeprefix(HUB))
-        return Located(_of_hub(name, download), foreign=True)
+        return Located(_of_hub(name, download, progress), foreign=True)
     manifest = None if Path(text).exists() else ollama.manifest_of(text)
     if manifest is None:
         path = Path(text)
@@ -44,12 +46,12 @@ def located(text: str, download: bool = False) -> Located:
     return Located(ollama.linked(text, blob), foreign=True)
 
 
-def _of_hub(name: HubName, download: bool) -> Path:
+def _of_hub(name: HubName, download: bool, progress: Progress) -> Path:
     path = hub.cached(name)
     if path is not None:
         _LOG.info("-hf %s: %s", name, path)
         return path
     if download:
-        return hub.download(name)
+        return downloading.download(name, progress)
     caches = " nor in ".join(map(str, hub_caches()))
     raise InputError(f"-hf {name} is not in {caches}; --download fetches it there")
