@@ -18,7 +18,7 @@ from test_finding import in_hub, in_ollama
 from ggufreap.cli import VERBS, main
 from ggufreap.cli.completion import SHELLS, offered
 from ggufreap.cli.help import GROUPS
-from ggufreap.engine.devices import Build, Device
+from ggufreap.engine.build import Build, Measured
 from ggufreap.finding.places import hub_caches
 from ggufreap.memory import Memory
 
@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "here"
 
 
-def with_machine(monkeypatch: pytest.MonkeyPatch, nbytes: int, *gpus: Device) -> None:
+def with_machine(monkeypatch: pytest.MonkeyPatch, nbytes: int, *gpus: Measured) -> None:
     monkeypatch.setattr("ggufreap.finding.machine.memory", lambda: Memory(nbytes, nbytes, limited=False))
     monkeypatch.setattr("ggufreap.finding.machine.build", lambda: Build("1", "", bool(gpus), gpus))
 
@@ -130,7 +130,7 @@ def test_it_begins_with_the_least_that_has_to_go(
 
 def test_a_gpu_counts(run: Run, eight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbytes = eight.stat().st_size
-    with_machine(monkeypatch, nbytes, Device("CUDA0", "a GPU", "GPU", nbytes // 2, nbytes))
+    with_machine(monkeypatch, nbytes, Measured("CUDA0", "a GPU", "GPU", nbytes // 2, nbytes))
     told = json.loads(run(eight, "--json")[1])
     fits = {(each["type"], each["ratio"]): each["fits"] for each in told["candidates"]}
     assert (fits["", ""], fits["", "0.50"]) == ("GPU and memory", "memory")

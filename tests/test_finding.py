@@ -11,7 +11,7 @@ import pytest
 import tiny_gguf
 import tiny_hub
 
-from ggufreap.engine.devices import Device
+from ggufreap.engine.build import Measured
 from ggufreap.errors import InputError
 from ggufreap.finding import Machine, find_models, located, names_model, scan
 from ggufreap.finding.hub import HubName, cached, name_of
@@ -366,5 +366,5 @@ def test_a_folder_that_cannot_be_read_is_counted(home: Path) -> None:
 )
 def test_weights_fit_with_a_tenth_left(free: int | None, gpus: tuple[int, ...], fits: str) -> None:
     memory = None if free is None else Memory(10 * free, free, limited=False)
-    devices = tuple(Device("G", "a GPU", "GPU", each, each) for each in gpus)
+    devices = tuple(Measured("G", "a GPU", "GPU", each, each) for each in gpus)
     assert Machine(memory, devices).fits(900) == fits

@@ -16,7 +16,7 @@ GROUPS = {
         ),
     ),
     "stages": (
-        ("calibrate", "merge", "plan", "coverage", "preview", "apply", "verify", "quantize", "imatrix"),
+        ("calibrate", "merge", "plan", "coverage", "preview", "apply", "narrow", "verify", "quantize", "imatrix"),
         (
             "ggufreap calibrate model.gguf -f text.txt -o S.npz",
             "ggufreap plan model.gguf --stats S.npz --ratio 0.2 -o P.json",

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from ggufreap.engine.devices import Device, build
+from ggufreap.engine.build import Measured, build
 from ggufreap.engine.fitting import FITS
 from ggufreap.errors import EngineError
 from ggufreap.memory import Memory, memory
@@ -16,7 +16,7 @@ class Machine:
     """Its memory, None where the system tells nothing, and its GPUs that have their own, as llama.cpp lists them."""
 
     memory: Memory | None
-    gpus: tuple[Device, ...]
+    gpus: tuple[Measured, ...]
 
     @classmethod
     def here(cls) -> "Machine":
