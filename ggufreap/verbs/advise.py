@@ -8,7 +8,7 @@ from ggufreap import imatrix as matrices
 from ggufreap import saliency
 from ggufreap.errors import GgufReapError
 from ggufreap.finding import Machine
-from ggufreap.inspection import Inspection, inspect_file
+from ggufreap.inspection import Inspection, described
 from ggufreap.model import AnyModel, Model
 from ggufreap.options.output import Output
 from ggufreap.planning import PruningPlan, make_plan
@@ -56,7 +56,7 @@ def advise(model: AnyModel) -> Advice:
     A model in 8 bits or more is also weighed in 4, as `prune` would make it. Raises what opening a model does.
     """
     opened = Model.open(model)
-    inspection, machine = inspect_file(opened.file, opened.layout), Machine.here()
+    inspection, machine = described(opened), Machine.here()
     candidates = tuple(_candidates(opened, inspection, machine))
     ratio, verdict = _judged(candidates)
     return Advice(inspection, machine, candidates, ratio, verdict, tuple(_commands(inspection, ratio)))
