@@ -77,7 +77,7 @@ def made_up(n_domain: int) -> DomainStatistics:
 
 
 def planned(statistics: DomainStatistics) -> dict[str, list[float]]:
-    """Processor seconds of choosing half of the experts by every method, of telling what stays, of what `best` judges."""
+    """Processor seconds of choosing half of the experts by every method, of coverage, and of what `best` judges."""
     keep = dict(zip(statistics.blocks, choose(statistics, DEFAULT_METHOD, "uniform", N_EXPERT // 2).rows, strict=True))
     other = {
         "coverage": [processor(lambda: measure(statistics, keep, DEFAULT_METHOD, "uniform"))],
