@@ -41,8 +41,8 @@ STEP = 0.75  # of the preconditioned gradient: what exact line searches found wa
 ORIGINAL, NARROWED = "original", "narrowed"
 _NEEDS = (ACTIVATIONS, STREAM_NORMS, STREAM)
 # A change of the stream is the experts' if it is this close to once as large, and so much like it: arithmetic in the
-# types of weights is noise, which may be half of a small change.
-SIZE, ALIKE = 0.1, 0.7
+# types of weights is noise, which may be larger than a small change.
+SIZE, ALIKE = 0.1, 0.2
 NOTHING = 1e-10  # of ‖stream‖²: below its last bits in F32, as where only dead neurons go
 
 
