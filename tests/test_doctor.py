@@ -252,7 +252,11 @@ def test_prune_tries_an_unknown_architecture_out_by_itself(
         capfd.readouterr()
         assert main([*command, "-o", str(out)]) == 0
         assert ("is unproven: the laws are tried out on it first" in capfd.readouterr().err) is trial
-    assert sorted(path.name.rpartition("-")[2] for path in out.iterdir()) == ["0.25.gguf", "0.25.plan.json"]
+    assert sorted(path.name.rpartition("-")[2] for path in out.iterdir()) == [
+        "0.25.Modelfile",
+        "0.25.gguf",
+        "0.25.plan.json",
+    ]
 
 
 @pytest.mark.native

@@ -117,12 +117,14 @@ class Variant:
 class Quantization:
     """What is made of the pruned file: `variants`, and with `keep` the byte-exact one stays as well.
 
-    With `keep_imatrix` the importance matrix of the pruned model stays beside them.
+    With `keep_imatrix` the importance matrix of the pruned model stays beside them, with `imatrix_dat` also in the
+    format of before July 2025.
     """
 
     variants: tuple[Variant, ...] = ()
     keep: bool = False
     keep_imatrix: bool = True
+    imatrix_dat: bool = False
 
     @property
     def quant(self) -> tuple[str | Variant, ...]:
