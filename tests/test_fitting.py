@@ -166,7 +166,7 @@ def test_fp4_stays_and_the_rest_may_shrink(tmp_path: Path) -> None:
     _, mixes = mixes_of(tmp_path, "gpt-oss-20b")
     assert mixes[0] == Mix(None)
     assert {mix.routed for mix in mixes[1:]} == {("MXFP4", "MXFP4")}
-    assert len({mix.type for mix in mixes}) > 10
+    assert len({mix.type for mix in mixes}) > 5
 
 
 def test_rows_have_to_fit(tmp_path: Path) -> None:
