@@ -434,6 +434,19 @@ def test_without_a_supervisor_nothing_is_noted(tmp_path: Path, monkeypatch: pyte
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("assertion", "advice"),
+    [
+        ("ggml-rpc.cpp:566: Remote RPC server crashed or returned malformed response", "see that the servers of --rpc"),
+        ("ggml.c:1: GGML_ASSERT(x) failed", "see that the file is whole"),
+    ],
+)
+def test_what_another_machine_did_is_not_blamed_on_the_file(assertion: str, advice: str) -> None:
+    told = Activity([(activity.LOADING, "m.gguf", "")], [], assertion)
+    line = supervision._explained(Ending(1), told, ("n_ubatch",))
+    assert line.startswith(f"while loading m.gguf, llama.cpp stopped: {assertion}; {advice}")
+
+
 def test_stops_that_come_together_are_one() -> None:
     with interrupts.as_ctrl_c():
         with pytest.raises(KeyboardInterrupt), interrupts.held():

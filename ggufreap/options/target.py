@@ -25,7 +25,7 @@ class Target:
     many as leave the worst domain at a mean KLD of `max_kld` nats or less. `fit`, for `prune` alone, takes their place:
     a memory in bytes (or `auto`, what is free) that the file has to fit in, as ggufreap.options.fit.Fit says.
     `method` is a criterion of ggufreap.saliency, a joint method of ggufreap.selection, or `best`: what loses least on
-    chunks that calibration held back, judged for `budget` minutes at most (0: on all of them). `from_imatrix`, a GGUF
+    chunks that calibration held back, judged for about `budget` minutes (0: on all of them). `from_imatrix`, a GGUF
     importance matrix of the model, takes the place of any calibration, and is a weaker choice. `blend` says how the
     domains of the text are weighed (ggufreap.blending; None: `uniform` where there are several). `mtp`: MTP blocks keep
     what the last block keeps, or are left out. `width_ratio`: the fraction of the neurons to remove from every expert
