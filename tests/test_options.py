@@ -178,6 +178,13 @@ ASKED = (
     (("--shrink", "0.25"), Target, "shrink", "0.25", "[target]\nshrink = 0.25\n"),
     (("--width-ratio", "0.1"), Target, "width_ratio", "0.1", "[target]\nkeep = 8\nwidth_ratio = 0.1\n"),
     (("--fit", "16GB"), Target, "fit", 16 * 10**9, None),
+    (
+        ("--sequential",),
+        Target,
+        "sequential",
+        True,
+        "[target]\nkeep = 8\nwidth_ratio = 0.1\nsequential = true\n",
+    ),
     (("--max-kld", "0.3"), Target, "max_kld", 0.3, None),
     (("--method", "frequency"), Target, "method", "frequency", "[target]\nkeep = 8\nmethod = 'frequency'\n"),
     (("--budget", "5"), Target, "budget", 5, "[target]\nkeep = 8\nmethod = 'best'\nbudget = 5\n"),
@@ -270,7 +277,7 @@ def test_what_a_recipe_can_say_has_a_flag_and_the_same_default() -> None:
             if (kind, flag.key) in said and (name, kind) != ("ctx_size", Judgement):  # not as -c: it has none
                 assert getattr(made, flag.key) == getattr(kind(**needed), name), (kind, name)
     keys = {
-        "target": {"ratio", "keep", "shrink", "width_ratio", "method", "budget", "blend", "mtp"},
+        "target": {"ratio", "keep", "shrink", "width_ratio", "sequential", "method", "budget", "blend", "mtp"},
         "evaluation": {key for k, key in said if k is Judgement},
     }
     for table, expected in keys.items():

@@ -60,6 +60,7 @@ def _run_narrow(options: argparse.Namespace) -> Result:
         request(options),
         plan=options.plan,
         width_ratio=options.width_ratio,
+        sequential=options.sequential,
         output=output,
         imatrix=options.imatrix,
         allow_requantize=options.allow_requantize,
@@ -123,6 +124,9 @@ VERBS: Verbs = {
         (
             model,
             argument("--width-ratio", required=True, metavar="W", help="fraction of the neurons to remove, as 0.25"),
+            argument(
+                "--sequential", action="store_true", help="later blocks make up for earlier ones too; takes longer"
+            ),
             argument("--plan", metavar="P.json", help="what plan saved: experts that go as well (all stay)"),
             argument("--imatrix", metavar="FILE", help="importance matrix of the model: guides how down is encoded"),
             argument("--allow-requantize", action="store_true", help="also where down has less than 8 bits"),

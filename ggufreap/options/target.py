@@ -29,10 +29,10 @@ class Target:
     importance matrix of the model, takes the place of any calibration, and is a weaker choice. `blend` says how the
     domains of the text are weighed (ggufreap.blending; None: `uniform` where there are several). `mtp`: MTP blocks keep
     what the last block keeps, or are left out. `width_ratio`: the fraction of the neurons to remove from every expert
-    that stays, as the decimal that was written; columns of down are computed anew to make up for them. `shrink`, in
-    place of `ratio`, `keep` and `width_ratio`: the fraction of the routed experts' weights to remove, divided between
-    experts and neurons (ggufreap.narrowing.splitting). `seed` draws for the method `random`. What a number can be, only
-    the model tells: `count_to_keep` refuses.
+    that stays, as the decimal that was written; columns of down are computed anew to make up for them, with
+    `sequential` also for what earlier blocks lost. `shrink`, in place of `ratio`, `keep` and `width_ratio`: the share
+    of the routed experts' weights to remove, divided between experts and neurons (ggufreap.narrowing.splitting). `seed`
+    draws for the method `random`. What a number can be, only the model tells: `count_to_keep` refuses.
     """
 
     ratio: str | float | None = flagged(
@@ -79,6 +79,14 @@ class Target:
             memory_size(AUTO_SIZE),
             "SIZE",
             recipe=None,
+        ),
+    )
+    sequential: bool = flagged(
+        False,
+        Flag(
+            ("--sequential",),
+            NEURONS,
+            "narrow block by block, each making up for what those before it lost too; four times as long",
         ),
     )
     max_kld: float = flagged(

@@ -54,6 +54,8 @@ class Target(options.Target):
             raise InputError("of ratio, keep and shrink several are given or none is; give one of them")
         if self.shrink is not None and self.width_ratio is not None:
             raise InputError("shrink divides the cut between experts and neurons; leave out width_ratio")
+        if self.sequential and self.shrink is self.width_ratio is None:
+            raise InputError("sequential is for narrower experts; give width_ratio or shrink, or leave it out")
         for fraction in (self.ratio, self.shrink, self.width_ratio):
             if fraction is not None:
                 as_fraction(str(fraction))

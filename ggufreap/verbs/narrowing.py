@@ -49,6 +49,8 @@ def settled(model: Model, target: Target) -> tuple[Target, int]:
     where experts cannot be narrower, InfeasiblePlan for what cannot be.
     """
     if target.shrink is None and target.width_ratio is None:
+        if target.sequential:
+            raise InputError("--sequential is for narrower experts; give --width-ratio or --shrink, or leave it out")
         return target, 0
     if target.shrink is not None and (target.width_ratio, target.ratio, target.keep) != (None, None, None):
         raise InputError("--shrink divides the cut between experts and neurons itself; leave --width-ratio and all out")
@@ -102,6 +104,7 @@ def narrowing_of(
     width: int,
     path: Path,
     data: Opened,
+    sequential: bool,
     settings: EngineSettings | None,
     progress: Progress,
 ) -> Narrowing:
@@ -109,7 +112,7 @@ def narrowing_of(
 
     An interrupted run goes on where it was: solved blocks wait in a folder beside it.
     """
-    task = task_of(model, plan, width, data, settings)
+    task = task_of(model, plan, width, data, settings, sequential)
     claim(path, downs_path(path), inputs=model.file.paths)
     if solves(path, task.sha256, plan):
         _LOG.info("using the narrowing in %s", path)
@@ -121,7 +124,9 @@ def narrowing_of(
         check_free(each)
     folder = path.with_suffix("")
     leave_no_folder(folder)
-    solution = compensated(model, plan, width, folder, data, settings=settings, progress=progress)
+    solution = compensated(
+        model, plan, width, folder, data, sequential=sequential, settings=settings, progress=progress
+    )
     save_narrowing(path, solution.narrowing, plan, task=task.sha256, progress=progress)
     del solution  # whose columns are mapped from the folder
     Workplace(folder, task).remove()

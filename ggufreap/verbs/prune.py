@@ -129,7 +129,9 @@ def _planned(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
     pruned = Pruned(foreseen.script, chosen, foreseen.plan_path, job.stats_path, None, covered)
     if job.width and job.data:
         path = foreseen.narrowing_path
-        narrowing = narrowing_of(job.model, chosen, job.width, path, job.data, job.settings, job.progress)
+        narrowing = narrowing_of(
+            job.model, chosen, job.width, path, job.data, job.target.sequential, job.settings, job.progress
+        )
         pruned = replace(pruned, narrowing=narrowing, narrowing_path=path)
     script = script_of(job.model, chosen, foreseen.jobs.result, job.output, _narrow(job, foreseen, pruned))
     return replace(pruned, script=script)
