@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ggufreap.options.output import Output
     from ggufreap.options.quantisation import Quantisation, Quantiser
     from ggufreap.options.target import Target
+    from ggufreap.verbs.advise import advise
     from ggufreap.verbs.apply import apply
     from ggufreap.verbs.bench import bench
     from ggufreap.verbs.calibrate import calibrate
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ggufreap.verbs.frontier import frontier
     from ggufreap.verbs.inspect import inspect
     from ggufreap.verbs.merge import merge
+    from ggufreap.verbs.models import models
     from ggufreap.verbs.narrow import narrow
     from ggufreap.verbs.plan import plan
     from ggufreap.verbs.preview import preview
@@ -54,6 +56,7 @@ __all__ = [
     "Request",
     "Target",
     "__version__",
+    "advise",
     "apply",
     "bench",
     "calibrate",
@@ -64,6 +67,7 @@ __all__ = [
     "frontier",
     "inspect",
     "merge",
+    "models",
     "narrow",
     "plan",
     "preview",

@@ -3,6 +3,7 @@
 GgufReapError
 ├── InputError            a file or text that cannot be used
 │   ├── FormatError       not a GGUF, or a damaged one
+│   ├── OutOfReach        data on the hub, without a network
 │   └── MismatchError     two inputs that do not belong together (plan, statistics, model)
 ├── UnsupportedModel      a model that no table row covers, or that a row refuses
 ├── InfeasiblePlan        a keep-set that the router could not work with
@@ -33,6 +34,10 @@ class InputError(GgufReapError):
 
 class FormatError(InputError):
     """The file is not a GGUF, or its header contradicts itself."""
+
+
+class OutOfReach(InputError):
+    """Data on the hub cannot be had, since there is no network and no cache holds it."""
 
 
 class MismatchError(InputError):

@@ -26,6 +26,7 @@ _OTHER_WAYS = {"repack": "--no-repack", "n_gpu_layers": "-ngl 0", "n_ubatch": "a
 # Threads of libgomp wait for each other by spinning, 300,000 times where there is a core for each (its manual): beside
 # another program that has the core, that is most of what they do (tests/benchmarks/busy_cores.py).
 _SPINNING, _SPINS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"), "1000"
+_OF_SERVER = "RPC"  # in what ggml-rpc.cpp says when it gives up
 _LESS_MEMORY = {"n_ubatch": "a smaller -ub", "n_ctx": "a smaller -c"}
 
 
@@ -100,9 +101,12 @@ def _explained(ending: Ending, last: Activity, flags: Collection[str]) -> str:
     parts = [f"while {what} {path}".rstrip() + f", {cause}"]
     if kept:
         parts.append(f"what was done so far is in {kept}, the same command goes on from there")
-    # An assertion at a load is about the file, and no flag helps.
-    refused = last.assertion and what == LOADING
-    parts.append("see that the file is whole, or convert it again" if refused else _advice(ending, flags))
+    if _OF_SERVER in last.assertion:
+        parts.append("see that the servers of --rpc still run, and start the same command again")
+    elif last.assertion and what == LOADING:  # it is about the file, and no flag helps
+        parts.append("see that the file is whole, or convert it again")
+    else:
+        parts.append(_advice(ending, flags))
     return "; ".join(filter(None, parts))
 
 

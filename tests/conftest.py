@@ -16,6 +16,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # own runs have left.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ggufreap-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+# Where Python shall not keep what it compiled, each of many hundred children would compile all modules anew.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(os.environ["XDG_CACHE_HOME"], "compiled"))
 
 
 @atexit.register

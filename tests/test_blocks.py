@@ -46,7 +46,7 @@ def compared(source: Path, pruned: Path, expected: Recorded, ids: np.ndarray) ->
     with LlamaSession(pruned, layout.nodes, SETTINGS) as session:
         found = session.blocks(ids, None, expected)[1]
     assert set(found) == set(expected)
-    return compare_blocks(layout, expected, found, tolerances(file))
+    return compare_blocks(layout, expected, found, tolerances((file, open_gguf(pruned))))
 
 
 @pytest.mark.native

@@ -262,7 +262,7 @@ def test_prune_writes_beside_the_model_or_into_a_folder_and_calibrates_once(
     ran = run(*beside)
     assert ran.code == 0, ran.err
     assert "not verified" in ran.out
-    expected = {model.name, f"{name}.gguf", f"{name}.plan.json", "Tiny-16x0.4M-Q8_0.stats.npz"}
+    expected = {model.name, f"{name}.gguf", f"{name}.plan.json", f"{name}.Modelfile", "Tiny-16x0.4M-Q8_0.stats.npz"}
     assert set(contents(tmp_path)) == expected
     first = contents(tmp_path)
     again = run(*beside)
@@ -377,8 +377,9 @@ def test_every_verb_has_help_that_fits_a_terminal(verb: str, run: Run, monkeypat
 
 
 USAGE = {
-    "no verb": ((), "required: VERB"),
-    "unknown verb": (("sqeeze",), "invalid choice"),
+    "unknown verb": (("pruen",), "'pruen' is no verb, nor a model that is here; did you mean prune?"),
+    "no verb at all": (("x",), "ggufreap --help lists the verbs"),
+    "a model without a name": (("prune", "-hf"), "-hf names no model; write -hf user/repo"),
     "no target": (("prune", "m.gguf"), "one of the arguments --ratio --keep is required"),
     "two targets": (("prune", "m.gguf", "--ratio", "0.2", "--keep", "3"), "not allowed with"),
     "two texts": (("calibrate", "m.gguf", "-o", "S", "-f", "a", "--tokens", "b"), "not allowed with"),
@@ -994,7 +995,7 @@ def test_every_verb_is_importable_and_is_what_the_command_line_calls() -> None:
     import ggufreap
 
     # ggufreap.imatrix and coverage are rooms of those names.
-    named = set(VERBS) - {"imatrix", "coverage"}
+    named = set(VERBS) - {"imatrix", "coverage", "completion"}
     assert named <= set(ggufreap.__all__)
     for name in named:
         assert getattr(ggufreap, name) is getattr(demonstration if name == "demo" else verbs, name)

@@ -212,7 +212,8 @@ def test_a_script_shows_files_and_a_dry_run_every_tensor(shown: Any) -> None:
 def test_nothing_is_taken_for_markup(shown: Any) -> None:
     assert "holds  metadata: [bold]key[/bold] differs" in shown(verification())
     drawn = shown(demonstration())
-    assert drawn.endswith("\nThe pruned model continues 'def f(x):\\n':\ny[i] = x[/a]\n")
+    assert "\nThe pruned model continues 'def f(x):\\n':\ny[i] = x[/a]\n" in drawn
+    assert "\nnow yours: ggufreap  " in drawn
     assert "not verified" not in drawn
     assert "not verified" in shown(pruned(None))
 

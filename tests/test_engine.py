@@ -23,7 +23,7 @@ from ggufreap import corpus
 from ggufreap.architecture.layout import bind
 from ggufreap.container import OutputTensor, Piece, lay_out, open_gguf, write
 from ggufreap.engine import native, subprocess_probe, taps
-from ggufreap.engine.observables import OBSERVABLES, OF_OUTPUTS, OF_WEIGHTED, Measure, measured
+from ggufreap.engine.observables import OBSERVABLES, OF_OUTPUTS, OF_WEIGHTED, STREAM, Measure, measured
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, NumericFailure
 from ggufreap.observation import ExpertStatistics, observables
@@ -154,10 +154,13 @@ def test_a_stream_without_a_name_is_said_once_and_weighs_all_tokens_alike(
     file = open_gguf(tiny_native.build("qwen3moe", tmp_path / "m.gguf"))
     nodes = replace(bind(file).nodes, stream=("not_there",))
     with LlamaSession(file.path, nodes, replace(EXACT, n_ubatch=16)) as engine:
+        without = OBSERVABLES.keys() - {STREAM}
         batches = [
-            *engine.route(np.arange(40), observables=OBSERVABLES),
-            *engine.route(np.arange(9), observables=OBSERVABLES),
+            *engine.route(np.arange(40), observables=without),
+            *engine.route(np.arange(9), observables=without),
         ]
+        with pytest.raises(EngineError, match=r"2 blocks were routed and 0 had stream of the usual kind"):
+            engine.route(np.arange(9), observables={STREAM})
     assert all((batch["stream_norms"] == 1).all() for batch in batches)
     assert sum("names no node of the residual stream" in text for text in caplog.messages) == 1
 

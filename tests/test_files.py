@@ -157,6 +157,12 @@ def test_what_is_known_before(tmp_path: Path) -> None:
             claim(tmp_path / name)
 
 
+def test_nothing_is_written_to_standard_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with writing(), pytest.raises(OutputError, match="nothing is written to standard output; name a file with -o"):
+        claim(Path("-"))
+
+
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     path, inside, done = tmp_path / "out", threading.Event(), threading.Event()
 

@@ -11,9 +11,10 @@ import tiny_gguf
 from asked import taken
 from gguf import GGMLQuantizationType as Kind
 
-from ggufreap import verbs
+from ggufreap import console, verbs
 from ggufreap.cli import main
-from ggufreap.errors import InfeasiblePlan, InputError
+from ggufreap.errors import InfeasiblePlan, InputError, OutputError
+from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.fit import Fit
 from ggufreap.options.judgement import HeldOut, Judgement
@@ -41,16 +42,15 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(material: Path, tmp_path: Path) -> Path:
-    for path in material.iterdir():
-        shutil.copy(path, tmp_path)
-    return tmp_path
+    return shutil.copytree(material, tmp_path / "own")
 
 
 def fitted(
     folder: Path, size: int | str, model: str = "Tiny-F16.gguf", text: bool = True, **asked: Any
 ) -> verbs.Fitted:
     held = {"eval_file": [f"held={folder}/held.txt"], "eval_chunks": 2} if text else {}
-    asked = {"margin": 0, "ctx": 256, "out": folder / "out", **held, **asked, "fit": size}
+    usual = {"margin": 0, "ctx": 256, "out": folder / "out", "verification": False}
+    asked = {**usual, **held, **asked, "fit": size}
     target = taken(Target, asked)
     options = {name: taken(kind, asked) for name, kind in (("fit", Fit), ("quantisation", Quantisation))}
     judged, output = taken(Judgement, asked), taken(Output, asked)
@@ -69,88 +69,91 @@ def left(folder: Path) -> set[str]:
     return {path.name for path in (folder / "out").iterdir() if path.suffix == ".gguf" and "imatrix" not in path.name}
 
 
-def test_the_best_of_what_was_measured_stays_and_fits(folder: Path) -> None:
-    found = fitted(folder, TIGHT)
-    assert found.curve.measured
-    assert len(found.made) == 3
-    assert {each.prospect.pruned for each in found.made} == {True, False}
-    losses = [each.comparison.mean.kld for each in found.made if each.comparison]
+@pytest.fixture(scope="module")
+def done(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, verbs.Fitted]:
+    """A folder in which the best was found, and the result."""
+    folder = shutil.copytree(material, tmp_path_factory.mktemp("done") / "own")
+    return folder, fitted(folder, TIGHT, verification=True)
+
+
+def test_the_best_of_what_was_measured_stays_and_fits(done: tuple[Path, verbs.Fitted]) -> None:
+    folder, result = done
+    assert result.curve.measured
+    assert len(result.made) == 3
+    assert {each.prospect.pruned for each in result.made} == {True, False}
+    losses = [each.comparison.mean.kld for each in result.made if each.comparison]
     assert losses == sorted(losses)
     assert len(losses) == 3
-    best = found.best
-    assert best.path.stat().st_size == best.prospect.nbytes <= found.budget.room
-    assert found.budget.total == TIGHT
+    best = result.best
+    assert best.path.stat().st_size == best.prospect.nbytes <= result.budget.room
+    assert result.budget.total == TIGHT
     assert left(folder) == {best.path.name}
-    plans = list((folder / "out").glob("*.plan.json"))
-    assert len(plans) == best.prospect.pruned
-    # The same again finds its statistics, and what is there is its own.
-    again = fitted(folder, TIGHT)
-    assert [each.prospect for each in again.made] == [each.prospect for each in found.made]
-    assert left(folder) == {best.path.name}
+    assert len(list((folder / "out").glob("*.plan.json"))) == best.prospect.pruned
+    for each in result.made:
+        assert each.proven
+        assert each.pruned is None or each.pruned.verification is not None
 
 
-def test_a_file_of_other_work_is_neither_replaced_nor_removed(folder: Path) -> None:
-    made = fitted(folder, TIGHT).made
-    loser = made[1].path
+def test_what_was_made_is_told_as_json(done: tuple[Path, verbs.Fitted], capsys: pytest.CaptureFixture[str]) -> None:
+    console.show(done[1], as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert [made["path"] == told["path"] for made in told["made"]] == [True, False, False]
+    assert told["made"][0]["comparison"]["mean"]["kld"] <= told["made"][1]["comparison"]["mean"]["kld"]
+    assert told["budget"]["room"] >= told["made"][0]["nbytes"]
+
+
+def test_the_same_again_leaves_what_others_made_and_removes_its_own(
+    done: tuple[Path, verbs.Fitted], tmp_path: Path
+) -> None:
+    """Statistics and the winner are found; an equal file of another run is nobody's to remove."""
+    folder, before = done
+    mine = shutil.copytree(folder, tmp_path / "again")
+    unpruned = next(each for each in before.made if not each.prospect.pruned)
+    types = unpruned.prospect.mix.variant(Model.open(mine / "Tiny-F16.gguf").layout).tensor_types
+    verbs.quantize(
+        *(mine / "Tiny-F16.gguf", mine / "out" / unpruned.path.name, str(unpruned.prospect.mix.type)),
+        Quantiser(mine / "out" / "Tiny-F16.imatrix.gguf", tuple(map("=".join, types))),
+    )
+    again = fitted(mine, TIGHT)
+    assert [each.prospect for each in again.made] == [each.prospect for each in before.made]
+    assert left(mine) == {before.best.path.name, unpruned.path.name}
+
+
+def test_a_file_of_other_work_is_neither_replaced_nor_removed(done: tuple[Path, verbs.Fitted], tmp_path: Path) -> None:
+    folder, before = done
+    mine = shutil.copytree(folder, tmp_path / "again")
+    loser = mine / "out" / before.made[1].path.name
     loser.write_bytes(b"somebody's")
-    with pytest.raises(verbs_errors(), match="is there already"):
-        fitted(folder, TIGHT)
+    with pytest.raises(OutputError, match="is there already"):
+        fitted(mine, TIGHT)
     assert loser.read_bytes() == b"somebody's"
 
 
-def verbs_errors() -> type[Exception]:
-    from ggufreap.errors import OutputError
-
-    return OutputError
-
-
-def test_a_loser_that_was_there_before_stays(folder: Path) -> None:
-    made = fitted(folder, TIGHT).made
-    unpruned = next(each for each in made if not each.prospect.pruned)
-    if unpruned is made[0]:
-        pytest.skip("the unpruned file won")
-    verbs.quantize(
-        *(folder / "Tiny-F16.gguf", unpruned.path, str(unpruned.prospect.mix.type)),
-        Quantiser(
-            folder / "out" / "Tiny-F16.imatrix.gguf",
-            tuple(map("=".join, unpruned.prospect.mix.variant(open_layout(folder)).tensor_types)),
-        ),
-    )
-    fitted(folder, TIGHT)
-    assert unpruned.path.name in left(folder)
-
-
-def open_layout(folder: Path) -> Any:
-    from ggufreap.model import Model
-
-    return Model.open(folder / "Tiny-F16.gguf").layout
-
-
 def test_fast_makes_the_lowest_estimate_and_measures_no_file(folder: Path) -> None:
-    found = fitted(folder, TIGHT, text=False, fast=True)
-    (best,) = found.made
+    result = fitted(folder, TIGHT, text=False, fast=True)
+    (best,) = result.made
     assert best.comparison is None
-    assert not found.curve.measured
+    assert not result.curve.measured
     assert best.loss == best.prospect.loss
     assert left(folder) == {best.path.name}
 
 
 def test_a_model_that_fits_is_left_as_it_is(folder: Path) -> None:
-    found = fitted(folder, ENOUGH)
-    assert found.best.path == folder / "Tiny-F16.gguf"
-    assert found.best.prospect.loss == 0
+    result = fitted(folder, ENOUGH)
+    assert result.best.path == folder / "Tiny-F16.gguf"
+    assert result.best.prospect.loss == 0
     assert not (folder / "out").exists()
 
 
 def test_of_few_bits_only_experts_go(folder: Path) -> None:
-    found = fitted(folder, 5_200_000, "Low-Q4_K.gguf")
-    assert all(set(each.prospect.mix.routed) <= {"Q4_K"} for each in found.made)
-    assert found.best.path.stat().st_size == found.best.prospect.nbytes <= found.budget.room
+    result = fitted(folder, 5_200_000, "Low-Q4_K.gguf")
+    assert all(set(each.prospect.mix.routed) <= {"Q4_K"} for each in result.made)
+    assert result.best.path.stat().st_size == result.best.prospect.nbytes <= result.budget.room
 
 
 def test_byte_exact_prospects_keep_their_bytes(folder: Path) -> None:
-    found = fitted(folder, 4_200_000, "Low-Q4_K.gguf", text=False, fast=True, mtp="mirror", method="weight_norm")
-    assert found.best.prospect.nbytes == found.best.path.stat().st_size
+    result = fitted(folder, 4_200_000, "Low-Q4_K.gguf", text=False, fast=True, mtp="mirror", method="weight_norm")
+    assert result.best.prospect.nbytes == result.best.path.stat().st_size
 
 
 def test_impossible_budgets_are_one_line_before_any_work(folder: Path) -> None:
@@ -177,28 +180,39 @@ def test_what_means_nothing_with_a_size_is_refused(folder: Path, asked: dict[str
 
 
 def test_reports_and_gates_tell_of_the_one_that_stays(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found = fitted(folder, TIGHT, report_out=folder / "report", fail_if=["worst_domain.kld>1e-9"])
-    if found.best.prospect.pruned:
-        assert found.account
-        assert not found.account.ok
-        assert [each.path for each in found.account.files] == [found.best.path]
+    result = fitted(folder, TIGHT, report_out=folder / "report", fail_if=["worst_domain.kld>1e-9"])
+    if result.best.prospect.pruned:
+        assert result.account
+        assert not result.account.ok
+        assert [each.path for each in result.account.files] == [result.best.path]
         assert (folder / "report" / "report.json").exists()
     else:
         assert "--report, --fail-if: no effect" in caplog.text
 
 
 def test_the_command_line_makes_it_and_tells_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["prune", f"{folder}/Tiny-F16.gguf", "--fit", "4.5MB", "-f", f"{folder}/calib.txt", "-o", f"{folder}/out"]
+    command = [
+        "prune",
+        f"{folder}/Tiny-F16.gguf",
+        "--fit",
+        "4.5MB",
+        "--no-verify",
+        "-f",
+        f"{folder}/calib.txt",
+        "-o",
+        f"{folder}/out",
+    ]
     judged = ["--eval-file", f"{folder}/held.txt", "--eval-chunks", "2"]
     assert main([*command, *FLAGS, *judged]) == 0
     out = capsys.readouterr().out
     assert "What was made" in out
     assert out.count("removed") == 2
     assert out.count("kept ") >= 1
-    assert main([*command, *FLAGS, *judged, "--json"]) == 0
+    fast = [*command, *FLAGS, "--fast", "--json"]
+    assert main(fast) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [made["path"] == told["path"] for made in told["made"]] == [True, False, False]
-    assert told["made"][0]["comparison"]["mean"]["kld"] <= told["made"][1]["comparison"]["mean"]["kld"]
+    assert [made["path"] for made in told["made"]] == [told["path"]]
+    assert told["made"][0]["comparison"] is None
     assert told["budget"]["room"] >= told["made"][0]["nbytes"]
 
 
@@ -213,15 +227,15 @@ def test_flags_of_a_size_are_refused_without_one(folder: Path, capsys: pytest.Ca
 
 def test_the_frontier_is_told_without_a_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = folder / "Tiny-F16.gguf"
-    found = verbs.frontier(model, steps=5)
-    assert len(found.steps) == 5
-    assert not found.curve.measured
-    assert found.budget is None
-    assert found.steps[-1].winner is not None
-    assert found.steps[-1].winner.loss == 0
-    losses = [step.winner.loss for step in found.steps if step.winner]
+    result = verbs.frontier(model, steps=5)
+    assert len(result.steps) == 5
+    assert not result.curve.measured
+    assert result.budget is None
+    assert result.steps[-1].winner is not None
+    assert result.steps[-1].winner.loss == 0
+    losses = [step.winner.loss for step in result.steps if step.winner]
     assert losses == sorted(losses, reverse=True)
-    assert all(step.winner.nbytes <= step.nbytes for step in found.steps if step.winner)
+    assert all(step.winner.nbytes <= step.nbytes for step in result.steps if step.winner)
     assert (
         main(["frontier", str(model), "--fit", "4.5MB", "--steps", "3", "--fit-margin", "0", "--fit-ctx", "256"]) == 0
     )
@@ -235,15 +249,15 @@ def test_the_frontier_measures_what_pruning_loses(folder: Path, capsys: pytest.C
     model, stats = folder / "Tiny-F16.gguf", folder / "S.npz"
     verbs.calibrate(model, stats, folder / "calib.txt", settings=SETTINGS)
     held = HeldOut((f"{folder}/held.txt",), 2, 64)
-    found = verbs.frontier(model, held, stats=stats, steps=3, settings=SETTINGS)
-    assert found.curve.measured
-    assert list(found.curve.points) == sorted(found.curve.points)
+    result = verbs.frontier(model, held, stats=stats, steps=3, settings=SETTINGS)
+    assert result.curve.measured
+    assert list(result.curve.points) == sorted(result.curve.points)
     flags = ["--stats", str(stats), "-f", f"{folder}/held.txt", "--chunks", "2", "-c", "64", "-ub", "64", "-t", "1"]
     assert main(["frontier", str(model), *flags, "--steps", "3", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["measured"]
-    assert told["pruning"] == [{"removed": share, "kld": kld} for share, kld in found.curve.points.items()]
-    assert [step["nbytes"] for step in told["steps"]] == [step.nbytes for step in found.steps]
+    assert told["pruning"] == [{"removed": share, "kld": kld} for share, kld in result.curve.points.items()]
+    assert [step["nbytes"] for step in told["steps"]] == [step.nbytes for step in result.steps]
     with pytest.raises(InputError, match="give both"):
         verbs.frontier(model, held, settings=SETTINGS)
     with pytest.raises(InputError, match="give both"):

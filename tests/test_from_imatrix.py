@@ -139,6 +139,7 @@ def test_prune_without_any_calibration(
         "Toy-IMATRIX-0.25-F16.imatrix.gguf",
         "Toy-IMATRIX-0.25-F16.plan.json",
         "Toy-IMATRIX-0.25-IQ4_XS.gguf",
+        "Toy-IMATRIX-0.25-IQ4_XS.Modelfile",
     }
     for path in tmp_path.glob("*-F16.gguf"):
         file = open_gguf(path)

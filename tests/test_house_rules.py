@@ -44,7 +44,7 @@ ROWS = (
     ("planning", "blending"),
     ("narrowing",),
     ("coverage", "model", "selection"),
-    ("naming", "inspection", "rewriting", "verification", "quantization"),
+    ("naming", "handover", "inspection", "finding", "rewriting", "verification", "quantization"),
     ("sizing",),
     ("reporting",),
     ("recipe",),

@@ -172,7 +172,7 @@ def test_without_a_width_nothing_is_narrowed(folder: Path) -> None:
         ({"shrink": "0.3", "width_ratio": "0.1"}, InputError, "divides the cut between experts and neurons itself"),
         ({"ratio": "auto", "width_ratio": "0.4"}, InputError, "name a ratio beside --width-ratio"),
         ({"keep": 6, "width_ratio": "0.01"}, InfeasiblePlan, "less than a block of 32"),
-        ({"keep": 6, "sequential": True}, InputError, "is for narrower experts"),
+        ({"keep": 6, "sequential": True}, InputError, "says how experts are narrowed"),
         ({"keep": 6, "width_ratio": "1.5"}, InputError, r"not in \[0, 1\)"),
         ({"keep": 6, "width_ratio": "0.4", "method": "random"}, InputError, "chooses experts without any"),
     ],
@@ -226,3 +226,13 @@ def test_a_matrix_is_sliced_by_plan_and_narrowing(folder: Path) -> None:
     assert made_of.types["blk.0.ffn_down_exps.weight"] == "Q4_0"
     with pytest.raises(InputError, match="name it with --plan"):
         verbs.imatrix([folder / "S.imatrix.gguf"], model=model, narrowing=made.narrowing_path)
+
+
+def test_a_sequence_is_another_narrowing(folder: Path) -> None:
+    model, data, out = folder / "Tiny-F16.gguf", folder / "calib.txt", folder / "out.gguf"
+    made = verbs.narrow(model, data, width_ratio="0.4", sequential=True, output=out, settings=SETTINGS)
+    plain = verbs.narrow(model, data, width_ratio="0.4", output=folder / "plain.gguf", settings=SETTINGS)
+    assert made.narrowing.sha256 != plain.narrowing.sha256
+    verbs.verify(model, out, made.plan_path, narrowing=made.narrowing_path, settings=SETTINGS).require()
+    with pytest.raises(InputError, match="--sequential says how experts are narrowed"):
+        asked.prune(model, data, keep=6, sequential=True, settings=SETTINGS)

@@ -122,7 +122,7 @@ def test_how_many_blocks_at_a_time_is_said_where_text_is_calibrated_on(tmp_path:
         given = parser_of("calibrate").parse_args(["m.gguf", "-o", "S.npz", "--blockwise", text])
         assert engine.settings(given) == EngineSettings(n_ctx=0, blockwise=blocks)
     assert recipe_with(tmp_path, 'blockwise = "fit"').engine == EngineSettings(blockwise=FITTING_BLOCKS)
-    assert [verb for verb in LOADING if "--blockwise" in parser_of(verb).format_help()] == ["calibrate", "prune"]
+    assert [verb for verb in LOADING if "--blockwise" in parser_of(verb).format_help()] == ["calibrate", "prune", "run"]
 
 
 @pytest.mark.parametrize("verb", LOADING)
@@ -177,14 +177,8 @@ ASKED = (
     (("--keep", "9"), Target, "keep", 9, "[target]\nkeep = 9\n"),
     (("--shrink", "0.25"), Target, "shrink", "0.25", "[target]\nshrink = 0.25\n"),
     (("--width-ratio", "0.1"), Target, "width_ratio", "0.1", "[target]\nkeep = 8\nwidth_ratio = 0.1\n"),
+    (("--sequential",), Target, "sequential", True, "[target]\nkeep = 8\nsequential = true\n"),
     (("--fit", "16GB"), Target, "fit", 16 * 10**9, None),
-    (
-        ("--sequential",),
-        Target,
-        "sequential",
-        True,
-        "[target]\nkeep = 8\nwidth_ratio = 0.1\nsequential = true\n",
-    ),
     (("--max-kld", "0.3"), Target, "max_kld", 0.3, None),
     (("--method", "frequency"), Target, "method", "frequency", "[target]\nkeep = 8\nmethod = 'frequency'\n"),
     (("--budget", "5"), Target, "budget", 5, "[target]\nkeep = 8\nmethod = 'best'\nbudget = 5\n"),
@@ -197,6 +191,7 @@ ASKED = (
     (("--process-output",), Quantisation, "process_output", True, None),
     (("--keep-intermediate",), Quantisation, "keep_intermediate", True, None),
     (("--allow-requantize",), Quantisation, "allow_requantize", True, None),
+    (("--imatrix-dat",), Quantisation, "imatrix_dat", True, None),
     (("--imatrix", "I"), Quantiser, "imatrix", "I", None),
     (("--tensor-type", "a=Q8_0", "--tensor-type", "b=F16"), Quantiser, "tensor_types", ("a=Q8_0", "b=F16"), None),
     (("--token-embedding-type", "F16"), Quantiser, "token_embedding_type", "F16", None),

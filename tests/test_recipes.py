@@ -1,9 +1,11 @@
 """Recipes: what the shipped ones say, what is refused, and one of them from end to end."""
 
+import json
 import math
 import re
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,13 +14,17 @@ from asked import prune
 from gguf import GGMLQuantizationType as Kind
 from tiny_gguf import qwen3moe
 
+from ggufreap import imatrix as matrices
+from ggufreap.cli import main
 from ggufreap.container import open_gguf, type_name
 from ggufreap.errors import InputError
 from ggufreap.options.data import Reading, Request
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.output import Output
+from ggufreap.options.quantisation import Quantisation
+from ggufreap.options.target import Target
 from ggufreap.quantization import parse_tensor_type
-from ggufreap.recipe import Recipe, Variant, load_recipe, recipe_names
+from ggufreap.recipe import Overrides, Recipe, Variant, load_recipe, recipe_names
 from ggufreap.verbs import Pruned, run
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -91,18 +97,43 @@ def test_the_published_builds() -> None:
     fifteen, twenty, thirty_two = map(load_recipe, PUBLISHED)
     assert [256 - removed(recipe) for recipe in (fifteen, twenty, thirty_two)] == [218, 205, 175]
     assert fifteen.calibration.datasets == ("NeelNanda/pile-10k(train[:256])",)
-    assert fifteen.quantization.variants == (Variant("Q8_0"),)
+    assert fifteen.quantization.variants == (Variant("Q8_0", "Q8_0-for-MLX-q8"),)
     thoughts = (f"open-r1/Mixture-of-Thoughts[{domain}]:250" for domain in ("code", "math", "science"))
     assert twenty.calibration.datasets == ("theblackcat102/evol-codealpaca-v1:250", *thoughts)
     assert (twenty.calibration.ctx_size, twenty.calibration.seed) == (4096, 42)
     assert twenty.quantization.keep
-    assert thirty_two.quantization.variants == (
-        *load_recipe("q4_k_m-q8_0-critical").quantization.variants,
-        Variant("IQ4_XS"),
-        Variant("Q4_K_M"),
-    )
-    assert thirty_two.quantization.keep_imatrix
+    larger, smaller = thirty_two.quantization.variants
+    assert [(each.type, each.name) for each in (larger, smaller)] == [
+        ("Q4_K_M", "Q4_K_M-for-IQ4_K_M"),
+        ("Q4_K_S", "Q4_K_S-for-IQ4_K_S"),
+    ]
+    assert larger.tensor_types == (*smaller.tensor_types, ("ffn_down_exps", "Q5_K"))
+    made = thirty_two.quantization
+    assert made.keep
+    assert made.keep_imatrix
+    assert made.imatrix_dat
+    assert thirty_two.calibration.ctx_size == 1024
     assert not thirty_two.calibration.datasets
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_build_is_foreseen_without_a_network(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    model = qwen3moe(tmp_path / "Tiny-F16.gguf", n_embd=256, n_ff=256, n_expert=256, n_block=1, types=Kind.F16)
+    foreseen = run(name, model, output=Output(tmp_path / "out", dry_run=True))
+    recipe = load_recipe(name)
+    assert foreseen.plan.n_keep == 256 - removed(recipe)
+    suffixes = [variant.suffix for variant in recipe.quantization.variants]
+    assert [made.paths[0].name.partition("-REAP-")[2][5:-5] for made in foreseen.quantized] == suffixes
+    said = [record for record in caplog.records if "the hub is out of reach" in record.message]
+    assert len(said) == bool(recipe.calibration.datasets)
+    assert [record.name for record in foreseen.plan.datasets] == [
+        text.partition("[")[0].partition("(")[0].partition(":")[0] for text in recipe.calibration.datasets
+    ]
+    assert not (tmp_path / "out").exists()
 
 
 # What decides on types in Qwen3.5-35B-A3B, by the names that its converter writes, and the type each shall have.
@@ -257,6 +288,7 @@ def test_tiny_makes_what_it_says(made: Pruned) -> None:
     stem = "Tiny-RANK-AVERAGE-0.25"
     files = {f"{stem}-{end}.gguf" for end in ("Q8_0", "IQ4_XS", "Q4_K_M-mixed")}
     beside = {f"{stem}-Q8_0.plan.json", f"{stem}-Q8_0.imatrix.gguf", "Tiny-Q8_0.stats.npz", "Tiny-Q8_0.imatrix.gguf"}
+    beside.add(f"{stem}-IQ4_XS.Modelfile")
     assert names == files | beside
     assert made.verification
     assert made.verification.ok
@@ -301,6 +333,72 @@ def test_the_importance_matrix_goes_when_it_is_not_wanted(model: Path, tmp_path:
     )
     assert made.imatrix_path is None
     assert not list((tmp_path / "out").glob("*RANK-AVERAGE*imatrix*"))
+
+
+@pytest.mark.native
+def test_the_importance_matrix_is_written_in_the_old_format_too(model: Path, tmp_path: Path) -> None:
+    text = str(model.with_name("text.txt"))
+    overrides = Overrides({"keep": 8}, {"imatrix_dat": True})
+    made = run("iq4_xs", model, text, overrides=overrides, output=Output(tmp_path), settings=SETTINGS)
+    assert made.imatrix_path
+    old = made.imatrix_path.with_suffix(".dat")
+    matrix, legacy = matrices.load(made.imatrix_path), matrices.load(old)
+    assert set(legacy.entries) == set(matrix.entries)
+    assert made.handover
+    assert made.handover.more == (made.imatrix_path, old)
+
+
+def test_a_matrix_that_is_not_there_cannot_be_written_so(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = Overrides({"method": "random"}, {"quant": ("keep",), "imatrix_dat": True})
+    run("q4_k_m", model, overrides=overrides, output=Output(tmp_path, verify=False), settings=SETTINGS)
+    assert "--imatrix-dat: no effect" in caplog.text
+    assert not list(tmp_path.glob("*.dat"))
+
+
+def test_what_is_given_takes_the_place_of_what_a_recipe_says(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["run", "reap-qwen3.5-35b-a3b-32", str(model), "--dry-run", "--json"]
+    asked += ["--ratio", "0.25", "--quant", "Q8_0", "--quant", "IQ4_XS", "-c", "512", "-o", str(tmp_path)]
+    asked += ["-f", str(model.with_name("text.txt"))]
+    assert main(asked) == 1, "the file itself would be written over"
+    asked.remove("Q8_0")
+    asked.remove("--quant")
+    assert main(asked) == 0
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert [Path(made["paths"][0]).name for made in told["quantized"]] == ["Tiny-REAP-0.25-IQ4_XS.gguf"]
+    for line in (
+        "--ratio 0.25, where the recipe reap-qwen3.5-35b-a3b-32 has keep 175",
+        "--quant IQ4_XS, where the recipe reap-qwen3.5-35b-a3b-32 has keep, Q4_K_M-for-IQ4_K_M, Q4_K_S-for-IQ4_K_S",
+        "-c 512, where the recipe reap-qwen3.5-35b-a3b-32 has 1024",
+    ):
+        assert line in said.err
+    assert "--method" not in said.err
+
+
+def test_overrides_are_values() -> None:
+    recipe = load_recipe("tiny")
+    assert Overrides().target_of(recipe) == replace(Target(ratio="0.25"), seed=1)
+    assert Overrides({"keep": 5, "seed": 3}).target_of(recipe) == Target(keep=5, seed=3)
+    assert Overrides().quantisation_of(recipe) == Quantisation(recipe.quantization.quant)
+    judgement = Overrides(judgement={"files": ("a",), "split": "5%"}).judgement_of(recipe, reads=True)
+    assert (judgement.files, judgement.split, judgement.ctx_size) == (("a",), "5%", 512)
+
+
+def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, code, text in (
+        (["--list"], 0, "\ntiny                     For trying out"),
+        (["--show", "tiny"], 0, (FOLDER / "tiny.toml").read_text()),
+        (["--show", "tinny"], 2, "did you mean tiny?"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["run", *arguments])
+        said = capsys.readouterr()
+        assert stop.value.code == code
+        assert text in said.out + said.err
 
 
 @pytest.mark.native

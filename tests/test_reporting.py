@@ -102,6 +102,14 @@ def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
         load_report(tmp_path / "missing.json")
 
 
+def test_foreign_text_commands_no_terminal_from_json_either() -> None:
+    report = replace(BARE, model=replace(BARE.model, name="a\u202e\x9b2J\x1b[2J\U000e0041 é"))
+    text = to_json(report)
+    assert not any(mark in text for mark in "\u202e\x9b\x1b\U000e0041")
+    assert "é" in text
+    assert from_json(text) == report
+
+
 def test_another_version_may_word_its_summary_otherwise() -> None:
     report = replace(BARE, version="0.0.1")
     document = json.loads(to_json(report))

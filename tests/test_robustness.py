@@ -1,7 +1,8 @@
 """Whatever stops a run, and whenever: what has a final name is whole and right, nothing else was touched, the same
 command goes on, and ends as if nothing had happened.
 
-Each verb is struck once by default; GGUFREAP_STRIKES=20 strikes each twenty times.
+Each verb is struck once by default; GGUFREAP_STRIKES=20 strikes each twenty times. At the end it is told how many
+strikes, limits and pairs of runs there were, and how the struck ones ended.
 """
 
 import os
@@ -12,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +53,16 @@ class Made:
             ],
         }
         return [sys.executable, "-m", "ggufreap", *map(str, commands[verb])]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
+    """What was done -> how often; told when all is done."""
+    counts: Counter[str] = Counter()
+    yield counts
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+    reporter.write_line(f"\nwhatever stops a run: {told or 'nothing was tried'}")
 
 
 VERBS = ("calibrate", "merge", "plan", "apply", "quantize", "imatrix", "eval", "prune")
@@ -107,7 +119,9 @@ def hold_back() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_strike_at_any_moment(made: Made, tmp_path: Path, verb: str, number: signal.Signals) -> None:
+def test_a_strike_at_any_moment(
+    made: Made, counted: Counter[str], tmp_path: Path, verb: str, number: signal.Signals
+) -> None:
     chance = random.Random(f"{verb} {number} {os.environ.get('GGUFREAP_SEED', 0)}")
     before = contents(made.folder)
     for strike in range(STRIKES):
@@ -133,11 +147,13 @@ def test_a_strike_at_any_moment(made: Made, tmp_path: Path, verb: str, number: s
         assert process.returncode in (0, 130, *died), said
         assert "Traceback" not in said or number == signal.SIGKILL
         check_after(made, verb, out, before)
+        ending = "that came too late" if process.returncode == 0 else "after which the same command ended the same"
+        counted[f"x {number.name} {ending}"] += 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("verb", ["calibrate", "plan", "apply", "quantize", "eval", "prune"])
-def test_a_file_that_cannot_grow(made: Made, tmp_path: Path, verb: str, share: float) -> None:
+def test_a_file_that_cannot_grow(made: Made, counted: Counter[str], tmp_path: Path, verb: str, share: float) -> None:
     before, limit = contents(made.folder), int(share * max(map(len, made.results[verb].values())))
     (tmp_path / "stranger").write_bytes(b"precious")
 
@@ -148,6 +164,7 @@ def test_a_file_that_cannot_grow(made: Made, tmp_path: Path, verb: str, share: f
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     check_after(made, verb, tmp_path, before)
+    counted["x a file that could not grow"] += 1
 
 
 def mounted(options: str, folder: Path, command: Sequence[str], listing: Path) -> "subprocess.CompletedProcess[str]":
@@ -167,7 +184,7 @@ def can_mount(folder: Path) -> bool:
 
 @pytest.mark.parametrize("verb", ["calibrate", "plan", "apply", "quantize", "eval", "prune"])
 @pytest.mark.parametrize("options", ["size=200k", "ro"])
-def test_a_small_or_read_only_disk(made: Made, tmp_path: Path, verb: str, options: str) -> None:
+def test_a_small_or_read_only_disk(made: Made, counted: Counter[str], tmp_path: Path, verb: str, options: str) -> None:
     if not can_mount(tmp_path):
         pytest.skip("only root can mount")
     before = contents(made.folder)
@@ -180,9 +197,10 @@ def test_a_small_or_read_only_disk(made: Made, tmp_path: Path, verb: str, option
         assert (done.returncode, found) == (1, [])
     assert done.returncode == (0 if set(found) == set(made.results[verb]) else 1), done.stderr
     assert contents(made.folder) == before
+    counted["x a full or read-only disk"] += 1
 
 
-def test_two_runs_into_one_folder(made: Made, tmp_path: Path) -> None:
+def test_two_runs_into_one_folder(made: Made, counted: Counter[str], tmp_path: Path) -> None:
     before = contents(made.folder)
     (tmp_path / "stranger").write_bytes(b"precious")
     command = made.command("prune", tmp_path)
@@ -193,3 +211,4 @@ def test_two_runs_into_one_folder(made: Made, tmp_path: Path) -> None:
     (second,) = (text for each, text in zip(both, said, strict=True) if each.returncode)
     assert "is being written by process" in second.splitlines()[-1]
     check_after(made, "prune", tmp_path, before)
+    counted["x two runs into one folder"] += 1

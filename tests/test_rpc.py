@@ -2,8 +2,9 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
@@ -16,17 +17,23 @@ pytestmark = pytest.mark.native
 
 @contextmanager
 def listening(answer: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A port of this machine on which one caller gets `answer`."""
+    """A port of this machine on which every caller gets `answer`."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        server.settimeout(0.1)
+        done = threading.Event()
 
         def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                answer(connection)
+            while not done.is_set():
+                with suppress(TimeoutError, ConnectionError):
+                    connection, _ = server.accept()
+                    connection.settimeout(1)
+                    with connection:
+                        answer(connection)
 
         thread = threading.Thread(target=serve)
         thread.start()
         yield server.getsockname()[1]
+        done.set()
         thread.join()
 
 
@@ -35,7 +42,9 @@ def hello(connection: socket.socket) -> None:
     asked = connection.recv(1 + 8 + 24, socket.MSG_WAITALL)
     assert asked[0] == 14
     assert int.from_bytes(asked[1:9], "little") == 24
-    connection.sendall((28).to_bytes(8, "little") + bytes((7, 0, 0, 0)) + bytes(24))
+    connection.sendall((28).to_bytes(8, "little"))
+    time.sleep(0.05)  # the server sends size and content apart
+    connection.sendall(bytes((7, 0, 0, 0)) + bytes(24))
 
 
 def test_a_build_without_it_says_how_to_build_it() -> None:
@@ -50,11 +59,20 @@ def test_a_server_that_answers_is_told_by_its_address() -> None:
         assert rpc._reached("localhost", port) == "127.0.0.1"
 
 
+def test_a_server_that_hangs_up_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does that is about to lose its former client."""
+    monkeypatch.setattr(rpc, "RETRY_IN", 0.01)
+    answers = iter([lambda connection: connection.recv(1), lambda connection: None, hello, hello])
+    with listening(lambda connection: next(answers)(connection)) as port:
+        assert rpc._reached("127.0.0.1", port) == "127.0.0.1"
+
+
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (lambda connection: connection.recv(1), "no ggml-rpc-server"),
+        (lambda connection: connection.recv(1), "serves one client at a time"),
         (lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "no ggml-rpc-server"),
+        (lambda connection: connection.sendall(b"<html>" * 50), "no ggml-rpc-server"),
         (lambda connection: connection.recv(64, socket.MSG_WAITALL), "serves one client at a time"),
     ],
 )

@@ -376,6 +376,14 @@ def test_flags_that_say_how_to_read_are_passed_on(flags: tuple[str, ...], expect
     assert request(parse(["prune", "m.gguf", "--ratio", "0.2", *flags])) == expected
 
 
+def test_a_template_that_writes_nothing_is_told() -> None:
+    source = Listed(talk("how many?", "forty-two"), Text("some text of the usual kind " * 20))
+    named = [NamedSource("a", source, SourceRecord("a", "a"))]
+    stream = Stream(FakeEngine(), named, 8, Reading(), lambda _: Rendered("", ()))
+    assert len(list(stream)) == 70
+    assert stream.notes() == ("a: skipped 1: the chat template writes nothing",)
+
+
 def test_reasons_are_told_apart_up_to_a_number() -> None:
     """A template can refuse every conversation with words of its own."""
 

@@ -184,8 +184,15 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("death", list(WORDS))
-@pytest.mark.parametrize("verb", sorted(cli.WITH_ENGINE))
+# Every verb dies once. How it died is told in one place, so of the other deaths one verb dies of each kind of work:
+# its own, the quantiser's, and a model's in another process.
+DEATHS = [
+    *((verb, "SIGKILL") for verb in sorted(cli.WITH_ENGINE)),
+    *((verb, death) for verb in ("calibrate", "quantize", "verify") for death in ("SIGSEGV", "SIGABRT")),
+]
+
+
+@pytest.mark.parametrize(("verb", "death"), DEATHS)
 def test_a_death_is_one_line_and_leaves_nothing(
     made: Made, tmp_path: Path, run: Callable[..., Ran], verb: str, death: str
 ) -> None:
@@ -425,6 +432,19 @@ def test_without_a_supervisor_nothing_is_noted(tmp_path: Path, monkeypatch: pyte
     with activity.doing("loading", "m.gguf"), activity.temporary("x"):
         assert not activity.gave_up("GGML_ASSERT(x)")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("assertion", "advice"),
+    [
+        ("ggml-rpc.cpp:566: Remote RPC server crashed or returned malformed response", "see that the servers of --rpc"),
+        ("ggml.c:1: GGML_ASSERT(x) failed", "see that the file is whole"),
+    ],
+)
+def test_what_another_machine_did_is_not_blamed_on_the_file(assertion: str, advice: str) -> None:
+    told = Activity([(activity.LOADING, "m.gguf", "")], [], assertion)
+    line = supervision._explained(Ending(1), told, ("n_ubatch",))
+    assert line.startswith(f"while loading m.gguf, llama.cpp stopped: {assertion}; {advice}")
 
 
 def test_stops_that_come_together_are_one() -> None:

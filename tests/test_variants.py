@@ -113,6 +113,7 @@ def test_a_file_that_was_named_is_there_at_the_end(model: Path, tokens: Path, tm
     assert {path.name for path in tmp_path.glob("mine*")} == {
         "mine.gguf",
         "mine-IQ4_XS.gguf",
+        "mine-IQ4_XS.Modelfile",
         "mine.imatrix.gguf",
         "mine.plan.json",
     }

@@ -111,6 +111,12 @@ def test_one_flipped_bit_in_any_tensor_is_noticed(source: Path, plan: PruningPla
     assert [check.ok for check in proof(source, plan, pruned).checks[:3]] == [True] * 3
 
 
+def test_what_stands_behind_the_last_tensor_is_noticed(source: Path, plan: PruningPlan, pruned: Path) -> None:
+    with pruned.open("ab") as file:
+        file.write(b"appended")
+    failing(proof(source, plan, pruned), "bytes", f"8 bytes stand behind the last tensor of {pruned.name}")
+
+
 def test_the_expert_that_differs_is_named(source: Path, plan: PruningPlan, pruned: Path) -> None:
     name = "blk.1.ffn_down_exps.weight"
     record = open_gguf(pruned).by_name[name]

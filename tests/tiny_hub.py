@@ -1,4 +1,4 @@
-"""A hub of data sets on this machine, with as much of the Hugging Face API as `datasets` asks for."""
+"""A hub of data sets and models on this machine, with as much of the Hugging Face API as is asked for."""
 
 import hashlib
 import json
@@ -14,7 +14,12 @@ COMMIT = "c0ffee" + 34 * "0"
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """The address of a hub whose data set `own/set` is `folder`; `own/gated` is gated, and there is no other."""
+    """The address of a hub whose data set or model `own/set` is `folder`; `own/gated` is gated, there is no other."""
+
+    def sibling(path: Path) -> dict[str, object]:
+        nbytes, digest = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+        lfs = {"sha256": digest, "size": nbytes, "pointerSize": 1}
+        return {"rfilename": path.name, "size": nbytes, "blobId": COMMIT, "lfs": lfs}
 
     class Hub(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
@@ -61,7 +66,9 @@ def serving(folder: Path) -> Iterator[str]:
             if kind == "resolve":
                 return self.file(name)
             if kind in ("", "revision"):
-                body: object = {"id": "own/set", "sha": COMMIT, "siblings": []}
+                files = folder.iterdir() if "/models/" in path else ()
+                siblings = list(map(sibling, files))
+                body: object = {"id": "own/set", "sha": COMMIT, "siblings": siblings}
             elif kind == "tree":
                 top = folder / name
                 if not top.exists():

@@ -9,16 +9,28 @@ import sys
 from collections.abc import Collection, Sequence
 
 from ggufreap import __version__
-from ggufreap.cli import choice, doctor, evaluate, probing, stages, whole
+from ggufreap.cli import choice, completion, contact, doctor, evaluate, probing, stages, whole
 from ggufreap.cli.common import Verbs
 from ggufreap.cli.flags import general
 from ggufreap.cli.generated import value
-from ggufreap.errors import GgufReapError
+from ggufreap.cli.help import DESCRIPTION, in_groups
+from ggufreap.cli.locating import locate
+from ggufreap.cli.shorthand import spelled_out
+from ggufreap.errors import GgufReapError, InputError
 from ggufreap.interrupts import as_ctrl_c, hear
 from ggufreap.options.target import BEST, Target
 from ggufreap.showing import shown
 
-VERBS: Verbs = {**stages.VERBS, **choice.VERBS, **evaluate.VERBS, **probing.VERBS, **whole.VERBS, **doctor.VERBS}
+VERBS: Verbs = {
+    **contact.VERBS,
+    **stages.VERBS,
+    **choice.VERBS,
+    **evaluate.VERBS,
+    **probing.VERBS,
+    **whole.VERBS,
+    **doctor.VERBS,
+    **completion.VERBS,
+}
 # Those that start llama.cpp.
 WITH_ENGINE = frozenset(
     {
@@ -38,11 +50,6 @@ WITH_ENGINE = frozenset(
         "verify",
     }
 )
-EPILOG = """\
-example:
-  ggufreap inspect model.gguf
-  ggufreap prune model.gguf --ratio 0.2 -f calibration.txt
-"""
 
 
 def starts_engine(options: argparse.Namespace) -> bool:
@@ -59,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags of a verb, and its name as `verb`; exits with 2 on wrong usage."""
-    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        given = spelled_out(sys.argv[1:] if arguments is None else arguments, VERBS)
+    except InputError as error:
+        raise SystemExit(fail(str(error), 2)) from None
     return _parser(given).parse_args(given)
 
 
@@ -69,8 +79,10 @@ def _run(options: argparse.Namespace) -> int:
         from ggufreap import console
 
         console.listen(options.verbose)
+        locate(options)
         result, code = options.run(options)
-        console.show(result, options.json)
+        if result is not None:
+            console.show(result, options.json)
         return int(code)
     except KeyboardInterrupt as stopped:
         return fail(f"interrupted; {str(stopped) or 'nothing is lost, the same command goes on from here'}", 130)
@@ -93,15 +105,15 @@ def _parser(named: Collection[str] = tuple(VERBS)) -> argparse.ArgumentParser:
     """All verbs; the flags of those that are `named`, since making them is most of the time that --help takes."""
     parser = argparse.ArgumentParser(
         prog="ggufreap",
-        description="Prune experts out of mixture-of-experts models directly in GGUF.",
-        epilog=EPILOG,
+        usage="%(prog)s [MODEL | VERB ...]",
+        description=f"{DESCRIPTION}\n\n{in_groups(VERBS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ggufreap {__version__}")
-    commands = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    commands = parser.add_subparsers(prog="ggufreap", required=True, metavar="VERB", help=argparse.SUPPRESS)
     for name, (run, summary, groups) in VERBS.items():
-        command = commands.add_parser(name, help=summary, description=summary)
+        command = commands.add_parser(name, description=summary)
         for add in (*groups, general) if name in named else ():
             add(command)
-        command.set_defaults(run=run, verb=name)
+        command.set_defaults(run=run, verb=name, verbs=VERBS)
     return parser

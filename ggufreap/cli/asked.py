@@ -43,6 +43,12 @@ CUT = flags(
     one_of=("ratio", "keep", "shrink", "fit"),
     required=True,
 )
+INSTEAD = flags(  # of what a recipe says
+    Target(),
+    *(target.SIZE, target.SHARE, target.NEURONS, target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
+    title="target",
+    one_of=("ratio", "keep", "shrink"),
+)
 METHOD = flags(Target(), target.CHOICE)
 FIT_SIZE = flags(Target(), target.FIT_SIZE, title="memory")
 MEMORY = flags(Fit(), fit.MEMORY, fit.ROUNDING, title="memory")
@@ -62,7 +68,6 @@ JUDGEMENT = flags(
     *(judgement.HELD_OUT, judgement.SPLIT, judgement.LENGTH, judgement.RIVAL, judgement.GATES, judgement.REPORT),
     title="judgement",
 )
-REPORT = flags(Judgement(), judgement.REPORT)
 # Where judging is all that the verb does, its flags are shorter.
 _SHORT = (
     (

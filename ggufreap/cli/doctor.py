@@ -4,7 +4,7 @@ import argparse
 
 from ggufreap.cli.common import Result, Verbs, progress
 from ggufreap.cli.engine import engine_that_is_exact, settings
-from ggufreap.cli.flags import argument
+from ggufreap.cli.flags import argument, model_if_any
 
 
 def _run_doctor(options: argparse.Namespace) -> Result:
@@ -19,7 +19,7 @@ VERBS: Verbs = {
         _run_doctor,
         "look whether this machine works, and try the laws of pruning out on a model",
         (
-            argument("model", nargs="?", metavar="MODEL", help="a GGUF file, or any shard of a split one"),
+            model_if_any,
             argument("-o", "--tmp-dir", metavar="DIR", help="where a trial file goes for a while (system temp folder)"),
             engine_that_is_exact,
         ),

@@ -19,7 +19,22 @@ def general(command: argparse.ArgumentParser) -> None:
 
 def model(command: argparse.ArgumentParser) -> None:
     """The model, always first."""
-    command.add_argument("model", metavar="MODEL", help="a GGUF file, or any shard of a split one")
+    _model(command)
+
+
+def model_if_any(command: argparse.ArgumentParser) -> None:
+    """The same where the verb does something without one."""
+    _model(command, nargs="?")
+
+
+def _model(command: argparse.ArgumentParser, **settings: Any) -> None:
+    command.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a GGUF file, or any shard of a split one; -hf user/repo[:quant] as in llama.cpp; a name of Ollama's",
+        **settings,
+    )
+    command.add_argument("--download", action="store_true", help="fetch what -hf names if it is not in the cache")
 
 
 def imatrix(command: argparse.ArgumentParser) -> None:

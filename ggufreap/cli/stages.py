@@ -60,10 +60,10 @@ def _run_narrow(options: argparse.Namespace) -> Result:
         request(options),
         plan=options.plan,
         width_ratio=options.width_ratio,
-        sequential=options.sequential,
         output=output,
         imatrix=options.imatrix,
         allow_requantize=options.allow_requantize,
+        sequential=options.sequential,
         settings=settings(options),
         progress=progress(),
     )
@@ -124,9 +124,7 @@ VERBS: Verbs = {
         (
             model,
             argument("--width-ratio", required=True, metavar="W", help="fraction of the neurons to remove, as 0.25"),
-            argument(
-                "--sequential", action="store_true", help="later blocks make up for earlier ones too; takes longer"
-            ),
+            argument("--sequential", action="store_true", help="each block makes up for those before it (4x the time)"),
             argument("--plan", metavar="P.json", help="what plan saved: experts that go as well (all stay)"),
             argument("--imatrix", metavar="FILE", help="importance matrix of the model: guides how down is encoded"),
             argument("--allow-requantize", action="store_true", help="also where down has less than 8 bits"),

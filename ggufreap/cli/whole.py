@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 from ggufreap.cli.asked import (
     CUT,
-    DRY_RUN,
     EFFORT,
     FORCE,
+    INSTEAD,
     JUDGEMENT,
     MEMORY,
     OUTPUT_HEAD,
     PLACE,
     PROOF,
-    REPORT,
     SEARCH,
     SOURCE,
     SPLIT,
@@ -23,10 +22,11 @@ from ggufreap.cli.asked import (
     request,
 )
 from ggufreap.cli.common import Result, Verbs, command, progress
-from ggufreap.cli.engine import engine_of_data, engine_of_fixed_batch, engine_of_fixed_length, settings
+from ggufreap.cli.engine import engine_of_data, engine_of_fixed_batch, settings
 from ggufreap.cli.evaluate import FAILED
 from ggufreap.cli.flags import argument, model
 from ggufreap.cli.generated import given, value
+from ggufreap.cli.recipes import LIST, SHOW
 from ggufreap.options import fit
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.fit import Fit
@@ -80,17 +80,20 @@ def _run_fit(options: argparse.Namespace) -> Result:
 
 def _run_recipe(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
-    from ggufreap.recipe import load_recipe
+    from ggufreap.recipe import Overrides, load_recipe
 
     recipe, output = load_recipe(options.recipe), value(options, Output)
+    engine, judgement = given(options, EngineSettings), given(options, Judgement)
+    overrides = Overrides(given(options, Target), given(options, Quantisation), judgement, engine.pop("n_ctx", 0))
     pruned = verbs.run(
         recipe,
         options.model,
         request(options),
+        overrides=overrides,
         output=output,
-        report=value(options, Judgement).report,
+        report=judgement.pop("report", None),
         command=command(),
-        settings=replace(recipe.engine, **given(options, EngineSettings)),
+        settings=replace(recipe.engine, **engine),
         progress=progress(),
     )
     return _shown(pruned, output)
@@ -143,16 +146,23 @@ VERBS: Verbs = {
     ),
     "run": (
         _run_recipe,
-        "the whole job as a recipe tells it: prune, and quantise in several ways",
+        "the whole job as a recipe tells it; what is given beside it takes the place of its values",
         (
-            argument("recipe", metavar="RECIPE", help="a name such as q4_k_m (see README), or a .toml file"),
+            argument("recipe", metavar="RECIPE", help="a name such as q4_k_m (--list tells all), or a .toml file"),
+            LIST,
+            SHOW,
             model,
             PLACE,
             FORCE,
+            INSTEAD,
+            SEARCH,
             *SOURCE,
-            REPORT,
-            engine_of_fixed_length,
-            DRY_RUN,
+            OUTPUT_HEAD,
+            engine_of_data,
+            SPLIT,
+            VARIANTS,
+            JUDGEMENT,
+            PROOF,
         ),
     ),
     "demo": (

@@ -12,13 +12,14 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from ggufreap.console import account, doctor, evaluation, fitting, imatrix, narrowing, probing, stages, whole
+from ggufreap.console import account, contact, doctor, evaluation, fitting, imatrix, narrowing, probing, stages, whole
+from ggufreap.console.contact import Counsel, Script
 from ggufreap.console.draw import Drawers, Plain
 from ggufreap.console.stages import Choice, DryRun
 from ggufreap.progress import Bar
 from ggufreap.showing import shown, to_json
 
-__all__ = ["Choice", "DryRun", "listen", "progress", "show"]
+__all__ = ["Choice", "Counsel", "DryRun", "Script", "listen", "progress", "show"]
 _DRAWERS: Drawers = {
     **stages.DRAWERS,
     **imatrix.DRAWERS,
@@ -29,6 +30,7 @@ _DRAWERS: Drawers = {
     **fitting.DRAWERS,
     **whole.DRAWERS,
     **doctor.DRAWERS,
+    **contact.DRAWERS,
 }
 _PLAIN: Plain = {
     **stages.PLAIN,
@@ -39,6 +41,7 @@ _PLAIN: Plain = {
     **fitting.PLAIN,
     **whole.PLAIN,
     **doctor.PLAIN,
+    **contact.PLAIN,
 }
 
 

@@ -29,7 +29,8 @@ class DryRun:
     quantized: tuple[Quantized, ...] = ()
 
 
-def _inspection(inspection: Inspection) -> None:
+def draw_model(inspection: Inspection) -> None:
+    """A model at a glance."""
     shards = f" in {inspection.n_shards} shards" if inspection.n_shards > 1 else ""
     groups = (
         f", in {inspection.n_group} groups of which {inspection.n_group_used} are used"
@@ -44,7 +45,12 @@ def _inspection(inspection: Inspection) -> None:
     say(f"blocks   {inspection.n_block}, {inspection.n_moe_block} with routed experts{mtp}")
     say(f"experts  {inspection.n_expert}, {inspection.n_used} used per token, {inspection.n_shared} shared{groups}")
     say(f"bytes    {size(inspection.expert_nbytes)} in experts and routers, {size(rest)} in the rest")
-    say(f"types    experts: {_types(inspection.expert_types)}\n         rest: {_types(inspection.other_types)}\n")
+    say(f"types    experts: {_types(inspection.expert_types)}\n         rest: {_types(inspection.other_types)}")
+
+
+def _inspection(inspection: Inspection) -> None:
+    draw_model(inspection)
+    say()
     rows = [
         (
             row.ratio,
@@ -57,6 +63,11 @@ def _inspection(inspection: Inspection) -> None:
         if not row.refused
     ]
     table("What pruning would leave", ("ratio", "removes", "keeps", "file", "of now"), rows)
+    draw_refused(inspection)
+
+
+def draw_refused(inspection: Inspection) -> None:
+    """Which ratios cannot be had, and why."""
     for row in inspection.outlook:
         if row.refused:
             say(f"{row.ratio}   {row.refused}")

@@ -15,12 +15,29 @@ from ggufreap.console.stages import (
     plain_verification,
 )
 from ggufreap.demonstration import Demonstration
+from ggufreap.handover import Handover
 from ggufreap.showing import shown
 from ggufreap.units import size
 from ggufreap.verbs import Pruned
 
 
 def _pruned(pruned: Pruned) -> None:
+    _what_was_made(pruned)
+    if pruned.handover:
+        draw_handover(pruned.handover)
+
+
+def draw_handover(handover: Handover) -> None:
+    """The commands that come next."""
+    say(styled("\nRun it, and give it away", "bold"), f" (Ollama's Modelfile: {handover.modelfile_path})")
+    for program, commands in handover.steps:
+        for index, command in enumerate(commands):
+            say(f"  {'' if index else program:<11} {command}")
+    if handover.card is None:
+        say("  the same command with --report DIR writes the model card; nothing is calibrated again")
+
+
+def _what_was_made(pruned: Pruned) -> None:
     if pruned.verification:
         draw_verification(pruned.verification)
     if pruned.coverage:
@@ -43,7 +60,7 @@ def _pruned(pruned: Pruned) -> None:
 
 
 def _demonstration(demo: Demonstration) -> None:
-    _pruned(demo.pruned)
+    _what_was_made(demo.pruned)
     (variant,) = demo.pruned.quantized
     nbytes = demo.pruned.script.source_nbytes, demo.pruned.script.nbytes, variant.nbytes
     perplexities = demo.before, demo.after, demo.quantized
@@ -55,6 +72,12 @@ def _demonstration(demo: Demonstration) -> None:
     table("What was lost", ("", "original", "pruned", "and quantised"), rows)
     say(styled("\nThe pruned model continues", "bold"), f"{demo.prompt!r}:")
     say(demo.sample)
+    proven = demo.pruned.verification
+    if proven and proven.ok:
+        say(styled("\nIt works here: pruned, proven, quantised and measured.", "green"))
+        say(f"The files may be deleted: {demo.pruned.plan_path.parent}")
+        say("\nnow yours: ggufreap          which models lie here, and what fits")
+        say("           ggufreap MODEL    what can be done with one, and the commands")
 
 
 def _plain_pruned(pruned: Pruned) -> dict[str, Any]:
@@ -71,6 +94,8 @@ def _plain_pruned(pruned: Pruned) -> dict[str, Any]:
         "coverage": plain_coverage(pruned.coverage) if pruned.coverage else None,
         "verification": plain_verification(pruned.verification) if pruned.verification else None,
         "imatrix": pruned.imatrix_path,
+        "modelfile": pruned.handover and pruned.handover.modelfile_path,
+        "next": dict(pruned.handover.steps) if pruned.handover else {},
         "account": plain_account(pruned.account) if pruned.account else None,
         "quantized": [asdict(made) for made in pruned.quantized],
     }

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self
 from ggufreap.corpus import quiet
 from ggufreap.corpus.samples import Entry
 from ggufreap.corpus.spec import Slice, SourceSpec
-from ggufreap.errors import InputError
+from ggufreap.errors import InputError, OutOfReach
 
 SHUFFLED_ROWS = 1000  # rows from which the next one is drawn; `datasets` fills them from several files
 
@@ -147,9 +147,13 @@ def _refuse(spec: SourceSpec, error: Exception) -> NoReturn:
             raise InputError(f"{spec.name} has no subset {spec.subset}; it has {choices}") from None
         example = choices.partition(",")[0]
         raise InputError(f"{spec.name} has the subsets {choices}; name one, as in {spec.name}[{example}]") from None
-    what, remedy = _first_line(error), "correct the name"
+    kind, what, remedy = InputError, _first_line(error), "correct the name"
     if isinstance(error, ConnectionError):
-        what, remedy = "the hub is out of reach, and no cache holds it", "check the name and the network"
+        kind, what, remedy = (
+            OutOfReach,
+            "the hub is out of reach, and no cache holds it",
+            "check the name and the network",
+        )
     elif "is a gated dataset" in text:
         what, remedy = "it is gated", "ask for access on its page and log in with hf auth login"
-    raise InputError(f"cannot read the data set {spec.name}: {what}; {remedy}, {_ADVICE}") from error
+    raise kind(f"cannot read the data set {spec.name}: {what}; {remedy}, {_ADVICE}") from error

@@ -27,6 +27,8 @@ from ggufreap.options.data import ALL, ASSISTANT, STANDARD_INPUT, Request
 from ggufreap.options.flag import refuse_unused
 
 MORE_TOKENS = 4  # that stand for no byte: at the beginning, at the end, a space before the first word
+USUAL_PARTS = ("default", "train")  # the subset and split of most data sets
+_NO_COMMIT = 40 * "0"
 TEXT_CTX, ROWS_CTX = 512, 2048  # llama-imatrix's chunk; what REAP's own code packs samples to
 
 
@@ -169,6 +171,31 @@ def open_request(request: Request) -> Opened:
         )
     identities = [source.identity for source in sources] + [_sha256(text.encode()) for text in texts.values()]
     return Opened(request, tuple(named), None, _identity(request, named, identities))
+
+
+def unopened(request: Request) -> Opened:
+    """The data sets of a request by their names alone, for a dry run where the hub is out of reach.
+
+    Their records are as long as those of data sets with the USUAL_PARTS and a commit; nothing can be read.
+    """
+    specs = [spec for text in request.dataset for spec in parse_sources(text)]
+    subset, split = USUAL_PARTS
+    named = [
+        NamedSource(
+            domain,
+            _Given(""),
+            SourceRecord(
+                spec.name,
+                domain,
+                not spec.local,
+                spec.revision or _NO_COMMIT,
+                spec.subset or subset,
+                spec.split or split,
+            ),
+        )
+        for domain, spec in zip(domain_names(specs), specs, strict=True)
+    ]
+    return Opened(request, tuple(named), None, _identity(request, named, list(map(str, specs))))
 
 
 def _open_tokens(request: Request, path: Path) -> Opened:

@@ -267,6 +267,8 @@ class Stream:
         bos = self._engine.bos
         if bos is not None and not (parts and parts[0][0][:1] == bos):
             parts.insert(0, (np.array([bos], np.int32), False))
+        if not parts:
+            raise Unusable("the chat template writes nothing")
         tokens = np.concatenate([tokens for tokens, _ in parts])
         return tokens, np.concatenate([np.full(len(tokens), counts) for tokens, counts in parts])
 

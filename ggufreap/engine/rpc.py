@@ -3,6 +3,7 @@
 import ctypes
 import socket
 import struct
+import time
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -11,13 +12,14 @@ from ggufreap.engine.native import bindings, declare, loaded_with_llama
 from ggufreap.errors import EngineError
 from ggufreap.options.flag import split_endpoints
 
-ANSWERS_IN = 10.0  # seconds; a server that is free answers at once
+ANSWERS_IN, RETRY_IN = 20.0, 0.2  # seconds; a server that is free answers at once
 _ADD_SERVER = b"ggml_backend_rpc_add_server"
 # What a client says first: the command, the size of what follows, what the connection can do. Back come a size, the
 # version in three bytes, a byte of nothing, and what the other side can do (ggml-rpc.cpp, rpc_serve_client).
 _HELLO, _CAPABILITIES = 14, 24
 _GREETING = struct.pack(f"<BQ{_CAPABILITIES}x", _HELLO, _CAPABILITIES)
 _REPLY = struct.calcsize(f"<QBBBB{_CAPABILITIES}x")
+_REPLY_NBYTES = struct.pack("<Q", _REPLY - 8)
 _REBUILD = "CMAKE_ARGS=-DGGML_RPC=ON pip install --force-reinstall --no-cache-dir 'llama-cpp-python>=0.3.36,<0.4'"
 
 
@@ -55,15 +57,31 @@ def _reached(host: str, port: int) -> str:
 
     ggml gets the address: it names copies of tensors after the device, in which the name is, and cuts them at 63 bytes.
     """
-    why = "what answers there is no ggml-rpc-server of this version of llama.cpp"
+    until = time.monotonic() + ANSWERS_IN
     try:
         address = socket.gethostbyname(host)
-        with socket.create_connection((address, port), ANSWERS_IN) as connection, suppress(ConnectionError):
-            connection.sendall(_GREETING)
-            if len(connection.recv(_REPLY, socket.MSG_WAITALL)) == _REPLY:
-                return address
+        while time.monotonic() < until:
+            if reply := _greeted(address, port, max(0.1, until - time.monotonic())):
+                break
+            time.sleep(RETRY_IN)
+        else:
+            raise TimeoutError
     except TimeoutError:
         why = f"it says nothing for {ANSWERS_IN:g} s; a server serves one client at a time: is another one working?"
     except OSError as error:
         why = f"{error.strerror or error}; start it there: ggml-rpc-server -H 0.0.0.0 -p {port}"
+    else:
+        if len(reply) == _REPLY and reply.startswith(_REPLY_NBYTES):
+            return address
+        why = "what answers there is no ggml-rpc-server of this version of llama.cpp"
     raise EngineError(f"--rpc {host}:{port}: {why}")
+
+
+def _greeted(address: str, port: int, seconds: float) -> bytes:
+    """What comes back; nothing where the other side hangs up, as a server may that has just lost a client."""
+    reply = b""
+    with socket.create_connection((address, port), seconds) as connection, suppress(ConnectionError):
+        connection.sendall(_GREETING)
+        while len(reply) < _REPLY and (more := connection.recv(_REPLY - len(reply))):
+            reply += more
+    return reply

@@ -149,6 +149,8 @@ def _check(path: Path, inputs: Iterable[Path]) -> None:
         )
     if path.is_dir():
         raise OutputError(f"{path} is a directory; name a file with -o")
+    if str(path) == "-":
+        raise OutputError("nothing is written to standard output; name a file with -o")
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} is no file on disk; name one with -o")
     if path.exists() and any(os.path.exists(source) and path.samefile(source) for source in inputs):

@@ -40,9 +40,10 @@ from ggufreap.saliency import expert_scale, expert_weights
 STEP = 0.75  # of the preconditioned gradient: what exact line searches found was 0.74 to 0.83
 ORIGINAL, NARROWED = "original", "narrowed"
 _NEEDS = (ACTIVATIONS, STREAM_NORMS, STREAM)
-JOINS = (
-    0.3  # of the change that an expert's change should make: arithmetic in the types of weights is a few per cent off
-)
+# A change of the stream is the experts' if it is this close to once as large, and so much like it: arithmetic in the
+# types of weights is noise, which may be larger than a small change.
+SIZE, ALIKE = 0.1, 0.2
+NOTHING = 1e-10  # of ‖stream‖²: below its last bits in F32, as where only dead neurons go
 
 
 def narrow_sequentially(
@@ -202,7 +203,7 @@ class _Block:
     ) -> None:
         """Raise UnsupportedModel unless the stream changed by what the experts' outputs did."""
         record = self.file.by_name[down_name(block)]
-        found = expected = 0.0
+        products, stream = np.zeros((2, 2)), 0.0
         for before, after in zip(whole, fewer, strict=True):
             change = before[STREAM] - after[STREAM]
             outputs = -narrowed.outputs(before.experts, before[ACTIVATIONS])
@@ -212,8 +213,13 @@ class _Block:
                 outputs[rows] *= expert_scale(self.file, record, int(expert))
             weights = np.ones_like(before.weights) if self.nodes.weighted_input else before.weights
             due = (weights[..., None] * outputs).sum(axis=1)
-            found, expected = found + float(((change - due) ** 2).sum()), expected + float((due**2).sum())
-        if found > JOINS**2 * expected:
+            both = np.stack([change.ravel(), due.ravel()]).astype(np.float64)
+            products += both @ both.T
+            stream += float((before[STREAM].astype(np.float64) ** 2).sum())
+        if products[1, 1] <= NOTHING * stream:
+            return
+        alike = products[0, 1] / max(np.sqrt(products[0, 0] * products[1, 1]), 1e-30)
+        if abs(products[0, 1] / max(products[1, 1], 1e-30) - 1) > SIZE or alike < ALIKE:
             raise UnsupportedModel(
                 f"block {block}: what the experts compute is changed before it joins the residual stream, by a norm or "
                 "a factor, so what is missing there is not what they should compute; leave out --sequential"

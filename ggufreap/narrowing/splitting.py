@@ -1,9 +1,9 @@
 """How a cut is divided between experts and neurons.
 
-Both losses grow faster than what is removed, so that removing some of each costs least, and the least is flat: from a
-sixteenth to an eighth of the experts at a quarter of all weights, from a fifth to a quarter at half of them, came out
-within their standard errors (tests/benchmarks/narrowing.py). More neurons than experts should go; so of neurons NEURONS
-times as large a share is removed. Fewer neurons also make every token cheaper, which fewer experts do not.
+Both losses grow faster than what is removed, so that removing some of each costs least. The least is flat: it was about
+the same where neurons lost once to twice as large a share as experts, at a quarter and at half of the weights, on both
+models that were tried (tests/benchmarks/README.md). So NEURONS is between: fewer neurons also make every token cheaper,
+which fewer experts do not.
 """
 
 from collections.abc import Callable

@@ -21,7 +21,7 @@ from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import forced, replacing
 from ggufreap.narrowing.curvature import Curvature
 from ggufreap.narrowing.narrowing import Narrowing
-from ggufreap.narrowing.solving import Solved, down_name, solve
+from ggufreap.narrowing.solving import LEAST_TOKENS, Solved, down_name, solve
 from ggufreap.narrowing.surgeon import DAMPING, Floats
 from ggufreap.progress import Bar
 
@@ -130,8 +130,10 @@ class Workplace:
             )
         few = ", ".join(f"{self.task.keep[block][row]} ({solved.counts[row]})" for row in rows[:NAMED])
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        width = self.task.source_width
         return (
-            f"block {block}: too few tokens (fewer than {self.task.source_width} neurons) for expert {few}{more}: "
+            f"block {block}: too few tokens (fewer than {LEAST_TOKENS:g} for each of {width} neurons) for expert "
+            f"{few}{more}: "
             "chosen by energy x norm, and the neurons that stay make up for nothing; calibrate on more text"
         )
 

@@ -21,7 +21,7 @@ class Quantisation:
     `recipe.Variant`, or `auto`: Q4_K_M and IQ4_XS of a model in 8 bits or more, `keep` for any other. The byte-exact
     file is removed at the end unless it is to `keep`, `keep_intermediate` is set, or the output names it. `imatrix`
     takes the place of the importance matrix that calibration collects, `process_output` collects it of the output head
-    too.
+    too; `imatrix_dat`: that of the pruned model is also written in the format of before July 2025.
     """
 
     quant: tuple[Any, ...] = flagged(
@@ -47,6 +47,10 @@ class Quantisation:
         False, Flag(("--keep-intermediate",), VARIANTS, "do not remove the byte-exact file that was quantised")
     )
     allow_requantize: bool = flagged(False, Flag(("--allow-requantize",), VARIANTS, _AGAIN))
+    imatrix_dat: bool = flagged(
+        False,
+        Flag(("--imatrix-dat",), VARIANTS, "also write the pruned model's importance matrix as .dat, for old programs"),
+    )
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,15 @@ class Target:
     many as leave the worst domain at a mean KLD of `max_kld` nats or less. `fit`, for `prune` alone, takes their place:
     a memory in bytes (or `auto`, what is free) that the file has to fit in, as ggufreap.options.fit.Fit says.
     `method` is a criterion of ggufreap.saliency, a joint method of ggufreap.selection, or `best`: what loses least on
-    chunks that calibration held back, judged for `budget` minutes at most (0: on all of them). `from_imatrix`, a GGUF
+    chunks that calibration held back, judged for about `budget` minutes (0: on all of them). `from_imatrix`, a GGUF
     importance matrix of the model, takes the place of any calibration, and is a weaker choice. `blend` says how the
     domains of the text are weighed (ggufreap.blending; None: `uniform` where there are several). `mtp`: MTP blocks keep
     what the last block keeps, or are left out. `width_ratio`: the fraction of the neurons to remove from every expert
-    that stays, as the decimal that was written; columns of down are computed anew to make up for them, with
-    `sequential` also for what earlier blocks lost. `shrink`, in place of `ratio`, `keep` and `width_ratio`: the share
-    of the routed experts' weights to remove, divided between experts and neurons (ggufreap.narrowing.splitting). `seed`
-    draws for the method `random`. What a number can be, only the model tells: `count_to_keep` refuses.
+    that stays, as the decimal that was written; columns of down are computed anew to make up for them. `shrink`, in
+    place of `ratio`, `keep` and `width_ratio`: the fraction of the routed experts' weights to remove, divided between
+    experts and neurons (ggufreap.narrowing.splitting). `sequential`: narrowed blocks make up for the errors of those
+    before them too (ggufreap.narrowing.sequential). `seed` draws for the method `random`. What a number can be, only
+    the model tells: `count_to_keep` refuses.
     """
 
     ratio: str | float | None = flagged(
@@ -69,6 +70,14 @@ class Target:
             int | float,
         ),
     )
+    sequential: bool = flagged(
+        False,
+        Flag(
+            ("--sequential",),
+            NEURONS,
+            "with fewer neurons: block by block, each making up for those before it; four times as long, on the CPU",
+        ),
+    )
     fit: int | str | None = flagged(
         None,
         Flag(
@@ -79,14 +88,6 @@ class Target:
             memory_size(AUTO_SIZE),
             "SIZE",
             recipe=None,
-        ),
-    )
-    sequential: bool = flagged(
-        False,
-        Flag(
-            ("--sequential",),
-            NEURONS,
-            "narrow block by block, each making up for what those before it lost too; four times as long",
         ),
     )
     max_kld: float = flagged(

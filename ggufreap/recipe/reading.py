@@ -23,7 +23,7 @@ _KINDS = {
     "calibration": {"datasets": _TEXTS, "ctx_size": _NUMBER, "chunks": _NUMBER, "seed": _NUMBER},
     "target": dict.fromkeys(("ratio", "shrink", "width_ratio"), _RATIO)
     | {"sequential": _FLAG, "keep": _NUMBER, "method": _TEXT, "budget": _NUMBER, "blend": _TEXT, "mtp": _TEXT},
-    "quantization": {"variants": _TABLES, "keep": _FLAG, "keep_imatrix": _FLAG},
+    "quantization": {"variants": _TABLES, "keep": _FLAG, "keep_imatrix": _FLAG, "imatrix_dat": _FLAG},
     "evaluation": {"files": _TEXTS, "chunks": _NUMBER, "ctx_size": _NUMBER, "compare": _FLAG, "fail_if": _TEXTS},
 }
 _VARIANT = {
@@ -39,6 +39,17 @@ _VARIANT = {
 def recipe_names() -> tuple[str, ...]:
     """The recipes that come with ggufreap."""
     return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
+
+
+def recipe_text(name: str) -> str:
+    """A recipe that comes with ggufreap, as it is written; raises InputError for another name."""
+    check_known(name, "recipe", recipe_names())
+    return (_folder() / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def recipe_summary(name: str) -> str:
+    """The first line of such a recipe, which says what it is for."""
+    return recipe_text(name).splitlines()[0].removeprefix("# ")
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:

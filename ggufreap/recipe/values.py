@@ -54,8 +54,6 @@ class Target(options.Target):
             raise InputError("of ratio, keep and shrink several are given or none is; give one of them")
         if self.shrink is not None and self.width_ratio is not None:
             raise InputError("shrink divides the cut between experts and neurons; leave out width_ratio")
-        if self.sequential and self.shrink is self.width_ratio is None:
-            raise InputError("sequential is for narrower experts; give width_ratio or shrink, or leave it out")
         for fraction in (self.ratio, self.shrink, self.width_ratio):
             if fraction is not None:
                 as_fraction(str(fraction))
@@ -119,12 +117,14 @@ class Variant:
 class Quantization:
     """What is made of the pruned file: `variants`, and with `keep` the byte-exact one stays as well.
 
-    With `keep_imatrix` the importance matrix of the pruned model stays beside them.
+    With `keep_imatrix` the importance matrix of the pruned model stays beside them, with `imatrix_dat` also in the
+    format of before July 2025.
     """
 
     variants: tuple[Variant, ...] = ()
     keep: bool = False
     keep_imatrix: bool = True
+    imatrix_dat: bool = False
 
     @property
     def quant(self) -> tuple[str | Variant, ...]:

@@ -13,6 +13,7 @@ from ggufreap.errors import InputError, NumericFailure
 from ggufreap.reporting.facts import Report
 from ggufreap.reporting.summary import summary_of
 from ggufreap.showing import excerpt
+from ggufreap.showing import to_json as json_of
 from ggufreap.version import __version__
 
 SCHEMA = "ggufreap.report/1"
@@ -115,15 +116,15 @@ def _dataclass(kind: Any, value: Any, source: str, where: str) -> Any:
 def _lines(value: Any, indent: str = "") -> str:
     """JSON with containers of plain values on one line."""
     if not isinstance(value, dict | list) or not value:
-        return json.dumps(value, ensure_ascii=False)
+        return json_of(value)
     items = value.values() if isinstance(value, dict) else value
     if not any(isinstance(item, dict | list) and item for item in items):
-        return json.dumps(value, ensure_ascii=False)
+        return json_of(value)
     if "block" in value:  # a row of the plan, with its lists
-        return json.dumps(value, ensure_ascii=False)
+        return json_of(value)
     inner = indent + "  "
     if isinstance(value, dict):
-        body = [f"{json.dumps(key, ensure_ascii=False)}: {_lines(item, inner)}" for key, item in value.items()]
+        body = [f"{json_of(key)}: {_lines(item, inner)}" for key, item in value.items()]
     else:
         body = [_lines(item, inner) for item in value]
     opening, closing = "{}" if isinstance(value, dict) else "[]"

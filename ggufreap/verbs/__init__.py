@@ -1,5 +1,6 @@
 """What a user can ask for, with the flags of the command line as options and parameters."""
 
+from ggufreap.verbs.advise import Advice, advise
 from ggufreap.verbs.apply import apply
 from ggufreap.verbs.bench import bench
 from ggufreap.verbs.calibrate import calibrate
@@ -11,6 +12,7 @@ from ggufreap.verbs.frontier import Frontier, frontier
 from ggufreap.verbs.imatrix import ImatrixReport, imatrix
 from ggufreap.verbs.inspect import inspect
 from ggufreap.verbs.merge import merge
+from ggufreap.verbs.models import Models, models
 from ggufreap.verbs.narrow import Narrowed, narrow
 from ggufreap.verbs.plan import plan
 from ggufreap.verbs.preview import Preview, preview
@@ -25,15 +27,18 @@ from ggufreap.verbs.verify import verify
 
 __all__ = [
     "Account",
+    "Advice",
     "Checkup",
     "Evaluation",
     "Fitted",
     "Frontier",
     "ImatrixReport",
+    "Models",
     "Narrowed",
     "Preview",
     "Pruned",
     "Variants",
+    "advise",
     "apply",
     "bench",
     "calibrate",
@@ -47,6 +52,7 @@ __all__ = [
     "imatrix",
     "inspect",
     "merge",
+    "models",
     "narrow",
     "plan",
     "preview",

@@ -46,14 +46,14 @@ def exact_file(
 
 @dataclass(frozen=True)
 class Planned:
-    """The files that `prune` will write after its calibration; `exact` where they stay, `sliced` and `narrowing` where
-    they are made.
+    """The files that `prune` will write after its calibration; `exact` where they stay, `sliced` matrices and
+    `narrowing` where they are made.
     """
 
     plan: Path
     exact: Sequence[OutputFile]
     quantized: Sequence[Quantized]
-    sliced: Path | None
+    sliced: Sequence[Path]
     narrowing: Path | None = None
 
     def claim(self, source: GgufFile, plan: PruningPlan, stats: Path | None, matrix: Path | None) -> None:
@@ -65,7 +65,7 @@ class Planned:
         """
         of_pass = (stats, checkpoint_path(stats), matrix) if stats else ()
         quantized = (path for made in self.quantized for path in made.paths)
-        ours = (self.plan, *(file.path for file in self.exact), *quantized, self.sliced, self.narrowing)
+        ours = (self.plan, *(file.path for file in self.exact), *quantized, *self.sliced, self.narrowing)
         claim(*(path for path in (*of_pass, *ours) if path))
         same_plan = _is_like(self.plan, plan)
         check_free(self.plan, same_plan)
@@ -74,7 +74,7 @@ class Planned:
         for made in self.quantized:
             for path in made.paths:
                 check_free(path, has_origin(path, source, plan) and has_types(path, made.types))
-        for path in filter(None, (self.sliced, self.narrowing)):
+        for path in filter(None, (*self.sliced, self.narrowing)):
             check_free(path, same_plan)
 
     def check_room(self, source: GgufFile, script: RewriteScript, compare: bool, columns: int) -> None:

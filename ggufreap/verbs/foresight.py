@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufreap import naming, saliency
-from ggufreap.files import make_folder
+from ggufreap.files import claim, make_folder
+from ggufreap.handover import Handover
 from ggufreap.options.flag import refuse_unused
 from ggufreap.planning import PruningPlan, make_plan
 from ggufreap.quantization import Quantized
@@ -36,6 +37,12 @@ class Foreseen:
     stays: bool
 
     @property
+    def handover(self) -> Handover:
+        """How the files that stay are run and given away."""
+        exact = [tuple(file.path for file in self.script.files)] if self.stays else []
+        return Handover((*(tuple(made.paths) for made in self.quantized), *exact))
+
+    @property
     def intermediate(self) -> bool:
         """Whether the byte-exact file is only there to be quantised."""
         return bool(self.jobs.variants) and not self.stays
@@ -58,17 +65,17 @@ def foresee(job: Job) -> Foreseen:
     Raises OutputError for want of space or where a file of other work lies in the way, and whatever the quantiser
     would for want of importance or of leave to quantise twice.
     """
-    model = job.model
+    model, asked = job.model, job.quantisation
     plan = any_plan(job)
     narrowing = any_narrowing(model, plan, job.width) if job.width else None
     result = naming.target(model.path, job.out, narrowing.full_label(plan) if narrowing else plan.label)
-    stays = not job.wanted.variants or job.wanted.keep_exact or job.quantisation.keep_intermediate or result == job.out
+    stays = not job.wanted.variants or job.wanted.keep_exact or asked.keep_intermediate or result == job.out
     if narrowing:
-        check_down(model, job.quantisation.allow_requantize, not stays)
+        check_down(model, asked.allow_requantize, not stays)
     scripts = scripts_of(model, plan, result, job.output, Narrow(narrowing, not stays) if narrowing else None)
     script = scripts(plan.n_keep)
     n_threads = job.settings.n_threads if job.settings else 0
-    jobs = VariantJobs(job.wanted.variants, model, result, job.quantisation.allow_requantize, n_threads)
+    jobs = VariantJobs(job.wanted.variants, model, result, asked.allow_requantize, n_threads, asked.imatrix_dat)
     jobs.check_names(script)
     with Sizer(model.file, scripts) as sizer:
         quantized = jobs.foresee(sizer, plan, job.given, job.data.names if job.data else None, narrowing)
@@ -78,10 +85,13 @@ def foresee(job: Job) -> Foreseen:
     foreseen = Foreseen(script, plan, jobs, quantized, stays)
     if not job.output.dry_run:
         make_folder(result.parent)
-        sliced = jobs.imatrix_path if job.wanted.variants and (job.given or job.collected_path) else None
+        sliced = jobs.imatrix_paths if job.wanted.variants and (job.given or job.collected_path) else ()
+        if asked.imatrix_dat and not sliced:
+            _LOG.warning("--imatrix-dat: no effect, no importance matrix guides what is made here")
         downs = foreseen.narrowing_path if narrowing else None
         places = Planned(foreseen.plan_path, script.files if stays else (), quantized, sliced, downs)
         places.claim(model.file, plan, job.stats_path, job.collected_path)
+        claim(foreseen.handover.modelfile_path)
         places.check_room(model.file, script, job.judgement.compare, columns_nbytes(model, narrowing))
         if job.output.verify:
             check_room(model.file, model.layout)

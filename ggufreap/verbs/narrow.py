@@ -55,9 +55,9 @@ def narrow(
 
     `data` runs through the model with the experts masked that `plan` drops (None: all stay). The file is written at
     `output`, the narrowing beside it, and the plan where none was given; `imatrix`, of the model, guides how columns of
-    down are quantised, which takes `allow_requantize` below 8 bits; `sequential`: later blocks make up for what earlier
-    ones lost too. Nothing is proven of the file until `verify` has run. Raises UnsupportedModel where experts of this
-    model cannot be narrower.
+    down are quantised, which takes `allow_requantize` below 8 bits. `sequential`:
+    block by block, each making up for the errors of those before it too. Nothing is proven of the file until `verify`
+    has run. Raises UnsupportedModel where experts of this model cannot be narrower.
     """
     model = Model.open(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan)) if plan is not None else everything(model)
@@ -90,7 +90,7 @@ def narrow(
     if plan is None:
         claim(plan_path)
         check_free(plan_path, _is_same(plan_path, chosen))
-    narrowing = narrowing_of(model, chosen, width, narrowing_path, opened, sequential, settings, progress)
+    narrowing = narrowing_of(model, chosen, width, narrowing_path, opened, settings, progress, sequential)
     script = script_of(model, chosen, path, asked, narrow_by(model, chosen, narrowing, matrix, intermediate=False))
     execute(script, progress)
     if not isinstance(plan, str | Path):

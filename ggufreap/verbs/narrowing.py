@@ -50,7 +50,9 @@ def settled(model: Model, target: Target) -> tuple[Target, int]:
     """
     if target.shrink is None and target.width_ratio is None:
         if target.sequential:
-            raise InputError("--sequential is for narrower experts; give --width-ratio or --shrink, or leave it out")
+            raise InputError(
+                "--sequential says how experts are narrowed, and they are not; give --width-ratio or --shrink"
+            )
         return target, 0
     if target.shrink is not None and (target.width_ratio, target.ratio, target.keep) != (None, None, None):
         raise InputError("--shrink divides the cut between experts and neurons itself; leave --width-ratio and all out")
@@ -104,9 +106,9 @@ def narrowing_of(
     width: int,
     path: Path,
     data: Opened,
-    sequential: bool,
     settings: EngineSettings | None,
     progress: Progress,
+    sequential: bool = False,
 ) -> Narrowing:
     """The narrowing at `path`, where it is that of the same text and plan; else it is computed and saved there.
 

@@ -9,12 +9,14 @@ from ggufreap.corpus.chat import ChatTemplate
 from ggufreap.engine.generator import Sampling
 from ggufreap.engine.protocol import Keep
 from ggufreap.engine.session import LlamaSession
+from ggufreap.errors import InputError
 from ggufreap.evaluation import probes as probing
 from ggufreap.evaluation.probes import TEMPERATURES, Probes
 from ggufreap.evaluation.prompts import load_prompts
 from ggufreap.judging.trials import Done, Trial
 from ggufreap.model import AnyModel, Model
 from ggufreap.options.engine import WRITING, EngineSettings
+from ggufreap.options.flag import MOST
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs.control import run_trial
@@ -63,7 +65,9 @@ def probe_trial(
     n_predict = samplings[0].n_predict
     longest = max(len(text.encode()) for text in texts) + SPARE_TOKENS  # a token has a byte at least
     settings = settings or WRITING
-    settings = replace(settings, n_ctx=settings.n_ctx or settings.n_parallel * (longest + n_predict))
+    if (n_ctx := settings.n_parallel * (longest + n_predict)) > MOST:
+        raise InputError(f"-n {n_predict}: {n_ctx:,} tokens for {settings.n_parallel} texts at once; give a smaller -n")
+    settings = replace(settings, n_ctx=settings.n_ctx or n_ctx)
 
     def work(engine: LlamaSession, keep: Keep | None, which: str) -> probing.Written:
         return probing.write(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ggufreap.coverage import Coverage
 from ggufreap.files import written_by
+from ggufreap.handover import Handover
 from ggufreap.model import AnyModel, Model
 from ggufreap.narrowing import Narrowing
 from ggufreap.options.engine import EngineSettings
@@ -38,7 +39,8 @@ class Pruned:
 
     `script` tells of the byte-exact file, which `quantized` variants were made from; `imatrix_path` is the importance
     matrix of the pruned model that guided them; `narrowing` names the neurons that stay, where not all do; `account`
-    tells what the files are worth, where there was held-out text. After a dry run all of it is what would be made.
+    tells what the files are worth, where there was held-out text; `handover` how they are run and given away. After a
+    dry run all of it is what would be made.
     """
 
     script: RewriteScript
@@ -50,6 +52,7 @@ class Pruned:
     account: Account | None = None
     quantized: tuple[Quantized, ...] = ()
     imatrix_path: Path | None = None
+    handover: Handover | None = None
     narrowing: Narrowing | None = None
     narrowing_path: Path | None = None
 
@@ -81,6 +84,7 @@ def prune(
     Whatever could fail for want of space, of experts or of leave to quantise twice fails before the calibration.
     Statistics that are already there for the same model, text and settings are used again; files of other work are
     replaced with `output.force` alone. The byte-exact file gets its name when it is proven.
+    A Modelfile for Ollama lies beside what was made.
 
     The model's header is read once. llama.cpp loads the model once to calibrate, if the statistics are not there yet;
     once to search, for the ratio `auto`, or to judge methods, for `best`; once to verify, in a process of its own, as
@@ -96,7 +100,8 @@ def prune(
     if job.output.dry_run:
         return Pruned(foreseen.script, foreseen.plan, foreseen.plan_path, None, None, quantized=foreseen.quantized)
     observed = observed or job.observe()
-    return judged(job, made(job, foreseen, observed), observed, command, foreseen.stays)
+    pruned = judged(job, made(job, foreseen, observed), observed, command, foreseen.stays)
+    return _handed_over(job, foreseen, pruned)
 
 
 def made(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
@@ -130,7 +135,7 @@ def _planned(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
     if job.width and job.data:
         path = foreseen.narrowing_path
         narrowing = narrowing_of(
-            job.model, chosen, job.width, path, job.data, job.target.sequential, job.settings, job.progress
+            job.model, chosen, job.width, path, job.data, job.settings, job.progress, job.target.sequential
         )
         pruned = replace(pruned, narrowing=narrowing, narrowing_path=path)
     script = script_of(job.model, chosen, foreseen.jobs.result, job.output, _narrow(job, foreseen, pruned))
@@ -151,6 +156,16 @@ def _quantised(job: Job, foreseen: Foreseen, observed: Observed | None, pruned: 
     matrix = job.given or (observed.matrix if observed else None)
     quantized, sliced = foreseen.jobs.make(exact, pruned.plan, matrix, job.progress, pruned.narrowing)
     return replace(pruned, quantized=quantized, imatrix_path=sliced)
+
+
+def _handed_over(job: Job, foreseen: Foreseen, pruned: Pruned) -> Pruned:
+    """The same with the Modelfile beside it, if it is what the plan promised."""
+    if pruned.verification is not None and not pruned.verification.ok:
+        return pruned
+    report, more = job.judgement.report, foreseen.jobs.imatrix_paths if pruned.imatrix_path else ()
+    handover = replace(foreseen.handover, more=more, card=None if report is None else Path(report))
+    handover.write()
+    return replace(pruned, handover=handover)
 
 
 def judged(job: Job, pruned: Pruned, observed: Observed | None, command: str, stays: bool) -> Pruned:

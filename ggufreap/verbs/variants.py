@@ -84,13 +84,17 @@ def _named(text: str) -> Iterable[Variant]:
 
 @dataclass(frozen=True)
 class VariantJobs:
-    """All variants of one pruned file, `result`, in a folder beside it; `model` is the one before."""
+    """All variants of one pruned file, `result`, in a folder beside it; `model` is the one before.
+
+    `imatrix_dat`: their importance matrix is also written in the old format.
+    """
 
     variants: tuple[Variant, ...]
     model: Model
     result: Path
     allow_requantize: bool
     threads: int
+    imatrix_dat: bool = False
 
     def path(self, variant: Variant) -> Path:
         """Where a variant goes: `Model-REAP-0.20-Q8_0.gguf` becomes `Model-REAP-0.20-Q4_K_M.gguf`."""
@@ -100,6 +104,12 @@ class VariantJobs:
     def imatrix_path(self) -> Path:
         """The importance matrix of the pruned model."""
         return self.result.with_name(f"{naming.stem_of(self.result)}.imatrix.gguf")
+
+    @property
+    def imatrix_paths(self) -> tuple[Path, ...]:
+        """The same, and where it lies in the old format."""
+        old = [self.imatrix_path.with_suffix(".dat")] if self.imatrix_dat else []
+        return (self.imatrix_path, *old)
 
     def check_names(self, script: RewriteScript) -> None:
         """Raise InputError where a variant would be written over the file it is made from."""
@@ -149,8 +159,9 @@ class VariantJobs:
             # Gaps are filled before the slice: what the dropped experts saw still tells about the block's input.
             for gap in matrices.filled(matrix)[1]:
                 _LOG.info("%s", gap_note(gap))
-            path = self.imatrix_path
-            matrices.save(path, sliced(self.model, plan, narrowing, matrix))
+            path, part = self.imatrix_path, sliced(self.model, plan, narrowing, matrix)
+            for each in self.imatrix_paths:
+                matrices.save(each, part, legacy=each != path)
             guide = Guide.of(matrices.load(path), path.name, source)
         made = tuple(
             make(source, self.path(variant), self._request(variant), guide, progress) for variant in self.variants

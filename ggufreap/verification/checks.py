@@ -9,6 +9,7 @@ import numpy as np
 from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout, bind
 from ggufreap.architecture.width import Along, along, expert_width
 from ggufreap.container import GgufFile, MetadataEntry, TensorRecord, open_gguf
+from ggufreap.container.header import pad
 from ggufreap.errors import FormatError, InfeasiblePlan, UnsupportedModel
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Bar, Progress
@@ -102,6 +103,11 @@ def check_bytes(
     if set(pruned.by_name) != expected:
         wrong = sorted(set(pruned.by_name) ^ expected)
         return Check("bytes", False, f"{len(wrong)} tensors missing or too many, first {wrong[0]}")
+    for number, header in enumerate(pruned.headers):
+        ends = [record.offset + record.nbytes for record in pruned.tensors if record.shard == number]
+        behind = header.path.stat().st_size - pad(max(ends, default=header.data_start), header.alignment)
+        if behind > 0:
+            return Check("bytes", False, f"{behind:,} bytes stand behind the last tensor of {header.path.name}")
     with progress("verify bytes", sum(record.nbytes for record in pruned.tensors), "B") as bar:
         for record in pruned.tensors:
             before = source.by_name[record.name]

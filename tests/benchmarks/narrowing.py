@@ -40,6 +40,7 @@ from ggufreap.observation import DomainStatistics, Texts, observables
 from ggufreap.options.data import Request
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import make_plan
+from ggufreap.saliency import random_scores
 from ggufreap.selection.choosing import choose
 from ggufreap.selection.judging import Difference, mean_loss, worst_loss
 from ggufreap.verbs.compensation import compensated
@@ -131,10 +132,10 @@ class Bench:
         ids = self.cache / "ids.npy"
         np.save(ids, np.stack([chunk.tokens for chunk in self.texts.chunks]))
         model = Model.open(self.file.path)
-        scores = np.ones((len(self.blocks), self.layout.n_expert))
+        scores = random_scores(len(self.blocks), self.layout.n_expert, 0)  # which are not used
         chosen = [keep[block] for block in self.blocks]
         plan = make_plan(
-            self.layout, model.identity, scores, method=candidate.method, keep=candidate.n_keep, chosen=chosen
+            self.layout, model.identity, scores, method=candidate.method, n_keep=candidate.n_keep, chosen=chosen
         )
         data = open_request(Request(tokens=str(ids)))
         return compensated(model, plan, candidate.width, folder, data, sequential=True, settings=self.settings)

@@ -105,19 +105,19 @@ class Bench:
         n_keep, n_group = count_to_keep(self.layout, ratio), self.layout.n_group
         sets, seconds = {}, {}
         for method, how in METHODS:
-            started = time.perf_counter()
+            started = time.process_time()
             sets[f"{method}, {how}"] = choose(statistics, method, how, n_keep, n_group).rows
-            seconds[f"{method}, {how}"] = time.perf_counter() - started
+            seconds[f"{method}, {how}"] = time.process_time() - started
         scores = random_scores(len(self.blocks), self.layout.n_expert, 0)
         sets["random"] = select(scores, n_keep, n_group)
-        started = time.perf_counter()
+        started = time.process_time()
         rows, name = self.best(statistics, kept, n_keep)
-        sets[name], seconds[name] = rows, time.perf_counter() - started
+        sets[name], seconds[name] = rows, time.process_time() - started
         held_out = {domain: [Held(tokens, 0) for tokens in chunks] for domain, chunks in self.held_out.items()}
         found = self.judged({name: [self.keep(rows)] * 2 for name, rows in sets.items()}, held_out)
         reap = found[", ".join(REAP)]
         title = f"{size or 'all'} chunks of {', '.join(self.text)}; {ratio} removed, {n_keep} stay"
-        header = "| method | mean | x | worst | x | difference to REAP | seconds |"
+        header = "| method | mean | x | worst | x | difference to REAP | processor s |"
         print(f"\n{title}\n{header}\n{'|---' * 7}|")
         for name in sorted(found, key=lambda name: mean_loss(found[name])):
             mean, worst = mean_loss(found[name]), worst_loss(found[name])

@@ -18,12 +18,15 @@ from gguf import GGMLQuantizationType as Kind
 
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
+from ggufreap.coverage import measure
 from ggufreap.engine.session import LlamaSession
 from ggufreap.observation import STATISTICS, DomainStatistics, ExpertStatistics, Provenance, save
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.target import DEFAULT_METHOD
 from ggufreap.saliency import METHODS
 from ggufreap.selection.choosing import choose
 from ggufreap.selection.methods import JOINT
+from ggufreap.selection.portfolio import crossed
 
 REAP_ALONE = ("count", "sum_gf", "max_f")  # the criterion, and the guard of super experts
 N_BLOCK, N_EXPERT, N_USED = 40, 256, 8
@@ -74,8 +77,13 @@ def made_up(n_domain: int) -> DomainStatistics:
 
 
 def planned(statistics: DomainStatistics) -> dict[str, list[float]]:
-    """Processor seconds of choosing half of the experts by every method."""
-    return {
+    """Processor seconds of choosing half of the experts by every method, of coverage, and of what `best` judges."""
+    keep = dict(zip(statistics.blocks, choose(statistics, DEFAULT_METHOD, "uniform", N_EXPERT // 2).rows, strict=True))
+    other = {
+        "coverage": [processor(lambda: measure(statistics, keep, DEFAULT_METHOD, "uniform"))],
+        "the sets of best": [processor(lambda: crossed(statistics, N_EXPERT // 2, 1))],
+    }
+    return other | {
         f"plan by {method}": [processor(lambda: choose(statistics, method, "uniform", N_EXPERT // 2))]  # noqa: B023
         for method in (*METHODS, *JOINT)
     }
@@ -104,7 +112,7 @@ def main() -> None:
         "all statistics / REAP alone": least["all statistics"] / least["REAP alone"],
         f"statistics of {options.domains} domains, MB in memory": held / 1e6,
         f"statistics of {options.domains} domains, MB in file": file_mb,
-        "planning by the slowest method, s": max(values[0] for values in plans.values()),
+        "planning, the slowest step, s": max(values[0] for values in plans.values()),
     }
     report(seconds | plans, figures)
 

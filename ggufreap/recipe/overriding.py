@@ -1,0 +1,66 @@
+"""What was asked for in another way than a recipe says: it takes the place of the recipe's values, and that is told."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ggufreap.options.flag import flags_of
+from ggufreap.options.judgement import Judgement
+from ggufreap.options.quantisation import Quantisation
+from ggufreap.options.target import Target
+from ggufreap.recipe.values import Recipe
+
+_LOG = logging.getLogger(__name__)
+_SIZES = ("ratio", "keep", "shrink")  # of these a target has one
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Fields of the options of these names -> values that were given; `n_ctx`: tokens per chunk, 0 where not given."""
+
+    target: Mapping[str, Any] = field(default_factory=dict)
+    quantisation: Mapping[str, Any] = field(default_factory=dict)
+    judgement: Mapping[str, Any] = field(default_factory=dict)
+    n_ctx: int = 0
+
+    def target_of(self, recipe: Recipe) -> Target:
+        """Whom a recipe removes; one way to say how much takes the place of another."""
+        gone = dict.fromkeys(_SIZES) if any(name in self.target for name in _SIZES) else {}
+        if "shrink" in self.target:  # which says that too
+            gone["width_ratio"] = None
+        seeded = vars(recipe.target) | {"seed": recipe.calibration.seed}
+        return Target(**(seeded | gone | dict(self.target)))
+
+    def quantisation_of(self, recipe: Recipe) -> Quantisation:
+        """What is made of the pruned file."""
+        asked = Quantisation(recipe.quantization.quant, imatrix_dat=recipe.quantization.imatrix_dat)
+        return replace(asked, **self.quantisation)
+
+    def judgement_of(self, recipe: Recipe, reads: bool) -> Judgement:
+        """By what it is judged; the recipe's held-out texts are left out where nothing is read."""
+        return Judgement(**((vars(recipe.evaluation) if reads else {}) | dict(self.judgement)))
+
+    def tell(self, recipe: Recipe) -> None:
+        """Say which values of a recipe count for nothing."""
+        for flag, given, before in self._changes(recipe):
+            _LOG.info("%s %s, where the recipe %s has %s", flag, given, recipe.name, before)
+
+    def _changes(self, recipe: Recipe) -> Iterator[tuple[str, Any, Any]]:
+        befores = ((self.target, recipe.target), (self.judgement, recipe.evaluation))
+        for given, before in befores:
+            for name, value in given.items():
+                theirs = getattr(before, name)
+                if theirs is None and name in _SIZES:
+                    theirs = next(f"{size} {told}" for size in _SIZES if (told := getattr(before, size)) is not None)
+                if theirs not in (value, None, ()):
+                    yield flags_of(before)[name].names[0], value, theirs
+        if quant := self.quantisation.get("quant"):
+            yield "--quant", ", ".join(map(str, quant)), _named(recipe)
+        if self.n_ctx and recipe.calibration.ctx_size not in (None, self.n_ctx):
+            yield "-c", self.n_ctx, recipe.calibration.ctx_size
+
+
+def _named(recipe: Recipe) -> str:
+    made = recipe.quantization
+    return ", ".join([*(["keep"] if made.keep else []), *(variant.suffix for variant in made.variants)])
