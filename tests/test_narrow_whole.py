@@ -90,7 +90,7 @@ def test_prune_with_a_width(folder: Path) -> None:
     assert made.verification
     made.verification.require()
     assert made.narrowing
-    name = f"Tiny-RANK-AVERAGE-0.25-{made.narrowing.label}-F16.gguf"
+    name = f"Tiny-REAP-0.25-{made.narrowing.label}-F16.gguf"
     assert made.script.files[0].path == folder / name
     assert load_narrowing(made.narrowing_path, load_plan(made.plan_path)).sha256 == made.narrowing.sha256
     assert made.summary == ("removes 2 of 8, keeps 6; removes 32 of 96 neurons of every expert, down made up for them")
@@ -142,12 +142,27 @@ def test_the_whole_job_again_finds_its_own_work(folder: Path, caplog: pytest.Log
     assert "using the narrowing in" in caplog.text
 
 
+def test_sequentially(folder: Path) -> None:
+    model, out = folder / "Tiny-F16.gguf", folder / "out.gguf"
+    plain = verbs.narrow(model, folder / "calib.txt", width_ratio="0.4", output=out, settings=SETTINGS)
+    other = verbs.narrow(
+        model,
+        folder / "calib.txt",
+        width_ratio="0.4",
+        sequential=True,
+        output=folder / "other.gguf",
+        settings=SETTINGS,
+    )
+    assert other.narrowing.sha256 != plain.narrowing.sha256
+    verbs.verify(model, folder / "other.gguf", other.plan, narrowing=other.narrowing_path, settings=SETTINGS).require()
+
+
 def test_without_a_width_nothing_is_narrowed(folder: Path) -> None:
     made = asked.prune(
         folder / "Tiny-F16.gguf", folder / "calib.txt", keep=6, method="reap", quant=["keep"], settings=SETTINGS
     )
     assert made.narrowing is None
-    assert made.script.files[0].path.name == "Tiny-RANK-AVERAGE-0.25-F16.gguf"
+    assert made.script.files[0].path.name == "Tiny-REAP-0.25-F16.gguf"
     assert not any(key.startswith("ggufreap.narrowing") for key in open_gguf(made.script.files[0].path).metadata)
 
 
@@ -157,6 +172,7 @@ def test_without_a_width_nothing_is_narrowed(folder: Path) -> None:
         ({"shrink": "0.3", "width_ratio": "0.1"}, InputError, "divides the cut between experts and neurons itself"),
         ({"ratio": "auto", "width_ratio": "0.4"}, InputError, "name a ratio beside --width-ratio"),
         ({"keep": 6, "width_ratio": "0.01"}, InfeasiblePlan, "less than a block of 32"),
+        ({"keep": 6, "sequential": True}, InputError, "says how experts are narrowed"),
         ({"keep": 6, "width_ratio": "1.5"}, InputError, r"not in \[0, 1\)"),
         ({"keep": 6, "width_ratio": "0.4", "method": "random"}, InputError, "chooses experts without any"),
     ],
