@@ -243,7 +243,23 @@ def test_the_frontier_is_told_without_a_text(folder: Path, capsys: pytest.Captur
     assert losses == sorted(losses, reverse=True)
     assert all(step.winner.nbytes <= step.nbytes for step in result.steps if step.winner)
     assert (
-        main(["frontier", str(model), "--fit", "4.5MB", "--steps", "3", "--fit-margin", "0", "--fit-ctx", "256"]) == 0
+        main(
+            [
+                "frontier",
+                str(model),
+                "--fit",
+                "4.5MB",
+                "--steps",
+                "3",
+                "--fit-margin",
+                "0",
+                "--fit-ctx",
+                "256",
+                "-ub",
+                "64",
+            ]
+        )
+        == 0
     )
     out = capsys.readouterr().out
     assert "nothing was measured on this one" in out

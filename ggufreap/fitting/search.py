@@ -74,8 +74,9 @@ def contenders(pool: Pool, room: int, most: int = MADE) -> list[Prospect]:
 def too_small(pool: Pool, room: int) -> str:
     """What to say where nothing fits: the smallest that there could be."""
     smallest = pool.prospect(int(pool.nbytes.argmin()))
+    there = f"nothing of {size(room)} can be made" if room > 0 else "nothing is left for a file"
     return (
-        f"nothing of {size(max(room, 0))} can be made: the smallest file has {size(smallest.nbytes)} "
+        f"{there}: the smallest file has {size(smallest.nbytes)} "
         f"({smallest.label}); give at least {size(smallest.nbytes - room)} more"
     )
 
