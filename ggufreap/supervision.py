@@ -27,7 +27,7 @@ _OTHER_WAYS = {"repack": "--no-repack", "n_gpu_layers": "-ngl 0", "n_ubatch": "a
 # another program that has the core, that is most of what they do (tests/benchmarks/busy_cores.py).
 _SPINNING, _SPINS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"), "1000"
 _OF_SERVER = "RPC"  # in what ggml-rpc.cpp says when it gives up
-_LESS_MEMORY = {"n_ubatch": "a smaller -ub", "n_ctx": "a smaller -c"}
+_LESS_MEMORY = {"n_together": "a smaller -np", "n_ubatch": "a smaller -ub", "n_ctx": "a smaller -c"}
 
 
 def can_supervise() -> bool:

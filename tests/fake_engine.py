@@ -13,6 +13,7 @@ class FakeEngine:
     """Routes by a seeded table of token and block, so equal chunks give equal results wherever they come."""
 
     n_vocab = 128
+    n_together = 1
 
     def __init__(
         self, blocks: Sequence[int] = (0, 1), n_expert: int = 8, n_used: int = 2, bos: int | None = None
@@ -52,6 +53,11 @@ class FakeEngine:
             }
             batches.append(RoutedBatch(block.index, experts, g, {name: known[name] for name in observables}))
         return batches
+
+    def route_together(
+        self, chunks: Sequence[Tokens], importance: ImportanceSums | None = None, observables: Collection[str] = ()
+    ) -> list[list[RoutedBatch]]:
+        return [self.route(chunk, importance, observables) for chunk in chunks]
 
     def logits(self, tokens: Tokens, keep: Keep | None = None, scored_from: int = 0) -> np.ndarray:
         table = np.random.default_rng(7).normal(size=(self.n_vocab, self.n_vocab)).astype(np.float32)

@@ -36,7 +36,9 @@ from ggufreap.verbs.blockwise import into_pieces
 REFUSED = {"grovemoe", "dflash", "deepseek4-hash"}
 NAMES = [name for name in (*tiny_native.NATIVE, *tiny_native.VARIANTS) if name not in REFUSED]
 # Two micro-batches per chunk, and weights where the file has them: repacked ones round otherwise.
-CHUNKWISE = EngineSettings(n_ctx=64, n_ubatch=32, n_threads=1, n_gpu_layers=0, repack=False, blockwise=ALL_BLOCKS)
+CHUNKWISE = EngineSettings(
+    n_ctx=64, n_ubatch=32, n_threads=1, n_gpu_layers=0, repack=False, blockwise=ALL_BLOCKS, n_together=1
+)
 BLOCKWISE = replace(CHUNKWISE, blockwise=1)
 # Dies on the N-th call of a function: python -c DYING FUNCTION N MODEL IDS OUT.
 DYING = """

@@ -130,6 +130,7 @@ def test_the_sums_of_masked_experts_are_those_of_numpy(model: Path, plan: Prunin
             for batch in engine.observe(chunk, Wanted(observables=NEEDS, keep=plan.keep)):
                 found[batch.block].fold(batch, weighted_input=False)
     for block, kept in plan.keep.items():
+        found[block].flush()
         whole = expected[block][list(kept)]
         np.testing.assert_allclose(found[block].sums, whole, rtol=1e-3, atol=1e-4 * whole.max())
         assert found[block].counts.sum() == 2 * chunks.size
@@ -173,6 +174,8 @@ def test_sums_add_up_over_any_split() -> None:
     whole.fold(batch, weighted_input=False)
     for marked in (np.arange(10) < 3, np.arange(10) >= 3):
         parts.fold(batch.only(marked), weighted_input=False)
+        parts.flush()
+    whole.flush()
     np.testing.assert_allclose(parts.sums, whole.sums, rtol=1e-5)
     assert parts.counts.tolist() == whole.counts.tolist()
 
@@ -183,20 +186,37 @@ def test_what_is_weighted_already_is_not_weighted_again() -> None:
     found, expected = Curvature.empty(0, (0, 1, 2), 4), Curvature.empty(0, (0, 1, 2), 4)
     found.fold(weighted, weighted_input=True)
     expected.fold(batch, weighted_input=False)
+    found.flush()
+    expected.flush()
     np.testing.assert_allclose(found.sums, expected.sums, rtol=1e-5)
 
 
 def test_padding_does_not_count() -> None:
     found = Curvature.empty(0, (0, 1, 2), 4)
     found.fold(batch_of(**{STREAM_NORMS: np.zeros(10, np.float32)}), weighted_input=False)
+    found.flush()
     assert not found.sums.any()
 
 
 def test_what_is_not_finite_is_refused_with_its_place() -> None:
     activations = batch_of()[ACTIVATIONS].copy()
     activations[4, 1, 2] = np.inf
+    found = Curvature.empty(7, (0, 1, 2), 4)
+    found.fold(batch_of(**{ACTIVATIONS: activations}), weighted_input=False)
     with pytest.raises(NumericFailure, match=r"block 7, expert \d: an activation is NaN or infinite"):
-        Curvature.empty(7, (0, 1, 2), 4).fold(batch_of(**{ACTIVATIONS: activations}), weighted_input=False)
+        found.flush()
+
+
+def test_what_waits_is_added_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ggufreap.narrowing.curvature.TOGETHER", 15)
+    found, expected = Curvature.empty(0, (0, 1, 2), 4), Curvature.empty(0, (0, 1, 2), 4)
+    for seed in range(3):
+        found.fold(batch_of(seed), weighted_input=False)
+        expected.fold(batch_of(seed), weighted_input=False)
+        expected.flush()
+    assert found.counts.sum() == 40  # two of three batches of 10 tokens
+    found.flush()
+    np.testing.assert_allclose(found.sums, expected.sums, rtol=1e-5)
 
 
 def test_every_domain_counts_the_same() -> None:
@@ -352,7 +372,7 @@ def test_portions_do_not_matter(
     caplog.clear()
     nbytes = curvature_nbytes(6, WIDTH, 64, 2)
     assert_same(whole, run(model, plan, ids, tmp_path / "two", memory=2 * nbytes + 1))
-    assert "2 passes over some blocks, with 81.9 kB of memory" in caplog.text
+    assert "2 passes over some blocks, with 4.31 MB of memory" in caplog.text
     assert_same(whole, run(model, plan, ids, tmp_path / "apart", APART))
     caplog.clear()
     assert_same(whole, run(model, plan, ids, tmp_path / "whole"))
@@ -397,9 +417,10 @@ def test_blocks_of_another_task_are_refused(model: Path, plan: PruningPlan, ids:
 
 @pytest.mark.native
 def test_memory_that_holds_no_block_is_refused(model: Path, plan: PruningPlan, ids: Path, tmp_path: Path) -> None:
-    # 6 experts of 32 x 32 sums, and the activations of 64 tokens in 2 experts each, in 4 bytes.
-    assert curvature_nbytes(6, WIDTH, 64, 2) == 4 * (6 * 1024 + 64 * 2 * 32)
-    with pytest.raises(InputError, match=r"needs 41.0 kB of memory to be narrowed and 10.0 kB are allowed; allow more"):
+    # 6 experts of 32 x 32 sums, and the activations in 2 experts each of 64 tokens and 4096 that wait, held twice while
+    # they are added, in 4 bytes.
+    assert curvature_nbytes(6, WIDTH, 64, 2) == 4 * (6 * 1024 + 2 * (64 + 4096) * 2 * 32)
+    with pytest.raises(InputError, match=r"needs 2.15 MB of memory to be narrowed and 10.0 kB are allowed; allow more"):
         run(model, plan, ids, tmp_path / "work", memory=10_000)
 
 

@@ -209,7 +209,7 @@ def test_what_is_filled_reaches_the_device(tmp_path: Path) -> None:
 
             def fill(self, pointer: int) -> bool:
                 before = engine._reader.read(pointer).copy()
-                engine._reader.fill(pointer, np.array([1, 5]), -np.inf)
+                engine._reader.fill(pointer, [np.array([1, 5])], -np.inf)
                 tensor = native.tensor_at(pointer)
                 raw = ctypes.string_at(tensor.data, tensor.ne[0] * tensor.ne[1] * 4)
                 seen.append((before[0, 0], np.frombuffer(raw, np.float32).reshape(before[0, 0].shape)))
@@ -244,9 +244,13 @@ def test_further_splits_are_not_watched_once_a_tap_has_ended(tmp_path: Path) -> 
         tap = Once(lambda: False)
         engine.decode(TOKENS[0], np.arange(64), 0, np.ones(64, bool), tap)
         assert tap.seen == 1
-        engine._tap = tap
-        assert [engine._on_node(1, True, 0), engine._on_node(1, False, 0)] == [True, False]
-        assert [engine._on_node(2, True, 0), engine._on_node(3, True, 0), engine._on_node(3, False, 0)] == [
+        engine._watch.begin(tap)
+        assert [engine._watch.on_node(1, True, 0), engine._watch.on_node(1, False, 0)] == [True, False]
+        assert [
+            engine._watch.on_node(2, True, 0),
+            engine._watch.on_node(3, True, 0),
+            engine._watch.on_node(3, False, 0),
+        ] == [
             False,
             False,
             True,

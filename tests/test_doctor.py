@@ -234,9 +234,7 @@ def test_an_unknown_architecture_is_pruned_once_the_laws_held(
     assert "unproven" not in caplog.text
     verbs.apply(unknown, plan, tmp_path / "out.gguf")
     verbs.verify(unknown, tmp_path / "out.gguf", plan, settings=SETTINGS).require()
-    (remembered,) = (home / "ggufreap").glob(
-        "laws-*"
-    )  # beside what is known of the machine, if that was asked here first
+    (remembered,) = (home / "ggufreap").glob("laws-*")
     cache.put(remembered.stem, {"nbytes": unknown.stat().st_size, "llama-cpp-python": "0.0.1"})
     with pytest.raises(UnsupportedModel, match="is unproven"):
         verbs.apply(unknown, plan, tmp_path / "out.gguf")

@@ -46,7 +46,12 @@ def folder(material: Path, tmp_path: Path) -> Path:
 
 
 def fitted(
-    folder: Path, size: int | str, model: str = "Tiny-F16.gguf", text: bool = True, **asked: Any
+    folder: Path,
+    size: int | str,
+    model: str = "Tiny-F16.gguf",
+    text: bool = True,
+    calibrated: bool = True,
+    **asked: Any,
 ) -> verbs.Fitted:
     held = {"eval_file": [f"held={folder}/held.txt"], "eval_chunks": 2} if text else {}
     usual = {"margin": 0, "ctx": 256, "out": folder / "out", "verification": False}
@@ -55,7 +60,7 @@ def fitted(
     options = {name: taken(kind, asked) for name, kind in (("fit", Fit), ("quantisation", Quantisation))}
     judged, output = taken(Judgement, asked), taken(Output, asked)
     return verbs.fit(
-        *(folder / model, folder / "calib.txt"),
+        *(folder / model, folder / "calib.txt" if calibrated else None),
         target=target,
         judgement=judged,
         output=output,
@@ -152,8 +157,9 @@ def test_of_few_bits_only_experts_go(folder: Path) -> None:
 
 
 def test_byte_exact_prospects_keep_their_bytes(folder: Path) -> None:
-    result = fitted(folder, 4_200_000, "Low-Q4_K.gguf", text=False, fast=True, mtp="mirror", method="weight_norm")
+    result = fitted(folder, 4_200_000, "Low-Q4_K.gguf", False, False, fast=True, method="weight_norm")
     assert result.best.prospect.nbytes == result.best.path.stat().st_size
+    assert not result.best.prospect.mix.needs_importance
 
 
 def test_impossible_budgets_are_one_line_before_any_work(folder: Path) -> None:

@@ -21,6 +21,7 @@ from ggufreap.options.engine import (
     AUTO_BLOCKS,
     CONTEXT,
     FITTING_BLOCKS,
+    FITTING_TEXTS,
     PLACEMENT,
     SEQUENCES,
     EngineSettings,
@@ -113,7 +114,7 @@ def test_flag_field_and_recipe_key_are_one(
 
 
 def test_every_field_with_a_flag_is_tested_and_no_other_can_be_given() -> None:
-    assert set(FLAGS) - {row[1] for row in SAME} == {"n_ctx", "n_parallel", "blockwise"}
+    assert set(FLAGS) - {row[1] for row in SAME} == {"n_ctx", "n_parallel", "blockwise", "n_together"}
     assert {each.name for each in fields(EngineSettings)} - set(FLAGS) == {"exact", "watched"}
 
 
@@ -123,6 +124,16 @@ def test_how_many_blocks_at_a_time_is_said_where_text_is_calibrated_on(tmp_path:
         assert engine.settings(given) == EngineSettings(n_ctx=0, blockwise=blocks)
     assert recipe_with(tmp_path, 'blockwise = "fit"').engine == EngineSettings(blockwise=FITTING_BLOCKS)
     assert [verb for verb in LOADING if "--blockwise" in parser_of(verb).format_help()] == ["calibrate", "prune", "run"]
+
+
+def test_how_many_chunks_at_once_is_said_where_text_is_calibrated_on(tmp_path: Path) -> None:
+    for text, count in (("3", 3), ("fit", FITTING_TEXTS)):
+        given = parser_of("calibrate").parse_args(["m.gguf", "-o", "S.npz", "-np", text])
+        assert engine.settings(given) == EngineSettings(n_ctx=0, n_together=count)
+    assert recipe_with(tmp_path, "parallel = 2").engine == EngineSettings(n_together=2)
+    assert {"calibrate", "prune"} <= {verb for verb in LOADING if "--parallel" in parser_of(verb).format_help()}
+    with pytest.raises(InputError, match=r"-np 257: llama\.cpp runs 256 texts at once at most"):
+        EngineSettings(n_together=257)
 
 
 @pytest.mark.parametrize("verb", LOADING)

@@ -5,7 +5,6 @@ import math
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -381,11 +380,16 @@ def test_what_is_given_takes_the_place_of_what_a_recipe_says(
 
 def test_overrides_are_values() -> None:
     recipe = load_recipe("tiny")
-    assert Overrides().target_of(recipe) == replace(Target(ratio="0.25"), seed=1)
-    assert Overrides({"keep": 5, "seed": 3}).target_of(recipe) == Target(keep=5, seed=3)
+    assert Overrides().target_of(recipe, reads=True) == Target(ratio="0.25"), "nothing is drawn"
+    assert Overrides({"method": "random"}).target_of(recipe, reads=False).seed == 1
+    assert Overrides(judgement={"split": "5%"}).target_of(recipe, reads=False).seed == 1
+    assert Overrides({"keep": 5, "seed": 3}).target_of(recipe, reads=True) == Target(keep=5, seed=3)
+    published = load_recipe("reap-qwen3.5-35b-a3b-20")
+    assert [Overrides().target_of(published, reads=each).seed for each in (True, False)] == [42, 0]
     assert Overrides().quantisation_of(recipe) == Quantisation(recipe.quantization.quant)
     judgement = Overrides(judgement={"files": ("a",), "split": "5%"}).judgement_of(recipe, reads=True)
     assert (judgement.files, judgement.split, judgement.ctx_size) == (("a",), "5%", 512)
+    assert Overrides().judgement_of(recipe, reads=True).ctx_size is None, "nothing is judged"
 
 
 def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:

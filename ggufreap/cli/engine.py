@@ -16,6 +16,7 @@ from ggufreap.options.engine import (
     PLACEMENT,
     SEQUENCES,
     THREADS,
+    TOGETHER,
     WRITING,
     EngineSettings,
 )
@@ -37,11 +38,23 @@ _CONTEXT_FLAG = flags_of(EngineSettings)["n_ctx"]
 _OF_DATA = replace(_CONTEXT_FLAG, parse=whole(1), help="tokens per chunk (512 for text, 2048 for data sets and rows)")
 _OF_TEXT = replace(_CONTEXT_FLAG, parse=whole(1), help="tokens per chunk ({})")
 _OF_TEXTS = replace(_CONTEXT_FLAG, names=("-c", "--ctx-size"), help="tokens of all texts together (what fits)")
+_OF_CANDIDATES = replace(
+    flags_of(EngineSettings)["n_together"],
+    help="of the original and the candidates, so many share one reading of the weights: a number or fit (fit)",
+)
 _EVERYWHERE = (THREADS, PLACEMENT, ATTENTION)
 
 # Where the data decide on the length of a chunk, where only text is read, and where texts are written.
-engine_of_data = _flags(CALIBRATING, CONTEXT, BATCH, BLOCKS, *_EVERYWHERE, instead={"n_ctx": _OF_DATA})
+engine_of_data = _flags(CALIBRATING, CONTEXT, BATCH, TOGETHER, BLOCKS, *_EVERYWHERE, instead={"n_ctx": _OF_DATA})
 engine_of_text = _flags(EngineSettings(), CONTEXT, BATCH, *_EVERYWHERE, instead={"n_ctx": _OF_TEXT})
+engine_that_masks = _flags(
+    EngineSettings(),
+    CONTEXT,
+    BATCH,
+    TOGETHER,
+    *_EVERYWHERE,
+    instead={"n_ctx": _OF_TEXT, "n_together": _OF_CANDIDATES},
+)
 engine_that_writes = _flags(WRITING, CONTEXT, BATCH, SEQUENCES, *_EVERYWHERE, instead={"n_ctx": _OF_TEXTS})
 engine_that_answers = _flags(ANSWERING, CONTEXT, BATCH, SEQUENCES, *_EVERYWHERE, instead={"n_ctx": _OF_TEXTS})
 # Where the length is not the user's to choose, and where neither it nor the batch nor the precision is.

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ggufreap.cli.asked import FIT_SIZE, FORCE, HELD_OUT, JUDGED, MEMORY, METHOD, WEIGHING, check_unused_fit
 from ggufreap.cli.common import Result, Verbs, command, progress
-from ggufreap.cli.engine import engine_of_text, settings
+from ggufreap.cli.engine import engine_of_text, engine_that_masks, settings
 from ggufreap.cli.flags import argument, at_least, model, out
 from ggufreap.cli.generated import value
 from ggufreap.options import fit
@@ -187,7 +187,7 @@ VERBS: Verbs = {
             ),
             WEIGHING,
             HELD_OUT,
-            engine_of_text,
+            engine_that_masks,
         ),
     ),
 }

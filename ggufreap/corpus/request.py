@@ -65,8 +65,10 @@ class Opened:
     def draws(self) -> bool:
         """Whether the seed decides on anything: which samples, rows or files are read."""
         limited = self.request.reading.n_chunks is not None
-        counted = (isinstance(each.source, Source) and each.source.spec.samples is not None for each in self.sources)
-        return any(counted) or (limited and any(len(each.source.files()) > 1 for each in self.sources))
+        named = (spec for text in self.request.dataset for spec in parse_sources(text))
+        opened = (each.source.spec for each in self.sources if isinstance(each.source, Source))
+        counted = any(spec.samples is not None for spec in (*named, *opened))
+        return counted or (limited and any(len(each.source.files()) > 1 for each in self.sources))
 
     def chunk_length(self, asked: int) -> int:
         """Tokens per chunk: as `asked`; for 0, 512 of text and 2048 of rows. Ids may be cut already."""

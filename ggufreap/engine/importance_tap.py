@@ -65,11 +65,16 @@ class ImportanceTap:
         inputs = self.reader.read(tensor.src[1])[0]  # [n_tokens, 1 or n_used, n_in]
         n_used = experts.shape[1]
         sums = self._sums(tensor, inputs.shape[-1], _n_mat(tensor))
+        flat = inputs.reshape(-1, inputs.shape[-1])
         order = np.argsort(experts, axis=None, kind="stable")
-        rows = inputs[order // n_used, order % n_used if inputs.shape[1] > 1 else 0]
-        reached, starts, counts = np.unique(experts.ravel()[order], return_index=True, return_counts=True)
-        sums.values[reached] += np.add.reduceat(np.square(rows), starts, axis=0)
-        sums.counts[reached] += counts
+        reached, starts = np.unique(experts.ravel()[order], return_index=True)
+        places = order if inputs.shape[1] > 1 else order // n_used
+        for expert, own in zip(reached.tolist(), np.split(places, starts[1:]), strict=True):
+            # Expert by expert, whose rows stay in the cache: np.add.reduceat over all of them takes ten times as long.
+            rows = flat[own]
+            np.square(rows, out=rows)
+            sums.values[expert] += rows.sum(axis=0)
+            sums.counts[expert] += len(own)
         broken = reached[~np.isfinite(sums.values[reached]).all(axis=1)]
         if broken.size:
             raise not_finite(f"block {_weight(tensor).split('.')[1]}, expert {broken[0]}")

@@ -8,6 +8,7 @@ import ctypes
 import importlib.metadata
 import os
 import sys
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -242,15 +243,28 @@ class TensorReader:
         tensor = tensor_at(pointer)
         return self._array(tensor, self._bytes(pointer, tensor))
 
-    def fill(self, pointer: int, columns: npt.NDArray[np.intp], value: float) -> None:
-        """Set the given columns of every row, in place."""
-        self.write(pointer, value, columns)
+    def fill(self, pointer: int, columns: Sequence[npt.NDArray[np.intp]], value: float) -> None:
+        """Set columns of every row, in place; the rows are in as many equal parts as there are `columns`, in order."""
 
-    def write(self, pointer: int, values: npt.ArrayLike, columns: npt.NDArray[np.intp] | slice = slice(None)) -> None:
-        """Put `values` in place of the given columns of every row, or of the whole tensor."""
+        def change(array: npt.NDArray[Any]) -> None:
+            count = array.shape[-2] // len(columns)
+            for part, of_part in enumerate(columns):
+                array[..., part * count : (part + 1) * count, of_part] = value
+
+        self._change(pointer, change)
+
+    def write(self, pointer: int, values: npt.ArrayLike) -> None:
+        """Put `values` in place of the whole tensor's."""
+
+        def change(array: npt.NDArray[Any]) -> None:
+            array[...] = values
+
+        self._change(pointer, change)
+
+    def _change(self, pointer: int, change: Callable[[npt.NDArray[Any]], None]) -> None:
         tensor = tensor_at(pointer)
         data = self._bytes(pointer, tensor)
-        self._array(tensor, data)[..., columns] = values
+        change(self._array(tensor, data))
         if not self._is_host(tensor):
             self._base.ggml_backend_tensor_set(pointer, data.ctypes.data, 0, data.nbytes)
 

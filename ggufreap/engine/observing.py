@@ -58,7 +58,7 @@ class Observing(Together):
             if stop and not importance.output:
                 taps.append(StopTap(FINAL_NORM))
         if wanted.keep is not None:
-            taps.append(MaskTap(nodes, wanted.keep, reader))
+            taps.append(MaskTap(nodes, [wanted.keep], reader))
         super().__init__(taps)
 
     @property

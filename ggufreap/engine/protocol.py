@@ -35,8 +35,16 @@ class RoutedBatch:
 
     def only(self, tokens: npt.NDArray[np.bool_]) -> Self:
         """The marked `[n_tokens]` tokens alone."""
-        observed = {name: values[tokens] for name, values in self.observed.items()}
-        return replace(self, experts=self.experts[tokens], weights=self.weights[tokens], observed=observed)
+        return self._rows(tokens)
+
+    def part(self, index: int, n_texts: int) -> Self:
+        """The tokens of one text of a micro-batch that holds as many of each of `n_texts`, text by text."""
+        count = len(self.experts) // n_texts
+        return self._rows(slice(index * count, (index + 1) * count))
+
+    def _rows(self, rows: npt.NDArray[np.bool_] | slice) -> Self:
+        observed = {name: values[rows] for name, values in self.observed.items()}
+        return replace(self, experts=self.experts[rows], weights=self.weights[rows], observed=observed)
 
 
 class Engine(Protocol):
@@ -44,6 +52,7 @@ class Engine(Protocol):
 
     n_vocab: int
     bos: int | None  # the token that opens every chunk, where the model wants one
+    n_together: int  # chunks that are run at once
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
         """The model's own tokens of `text`; raises EngineError when it has no tokenizer.
@@ -60,5 +69,18 @@ class Engine(Protocol):
         The squared inputs of all weights are added to `importance` where it is given.
         """
 
+    def route_together(
+        self, chunks: Sequence[Tokens], importance: ImportanceSums | None = None, observables: Collection[str] = ()
+    ) -> Sequence[Sequence[RoutedBatch]]:
+        """What `route` tells of each of `n_together` chunks at most, all of one length, up to rounding."""
+
     def logits(self, tokens: Tokens, keep: Keep | None = None, scored_from: int = 0) -> npt.NDArray[np.float32]:
         """Logits `[n_tokens - scored_from, n_vocab]` of one chunk; experts outside `keep` masked out of the router."""
+
+    def logits_together(
+        self, tokens: Tokens, keeps: Sequence[Keep | None], scored_from: int = 0
+    ) -> npt.NDArray[np.float32]:
+        """`[n_keeps, n_tokens - scored_from, n_vocab]`: `logits` with each of `n_together` keep-sets at most.
+
+        It may be the engine's own memory, until the next run.
+        """

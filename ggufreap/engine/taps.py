@@ -5,6 +5,7 @@ dead tensors (ggml/src/ggml-alloc.c), so whatever is needed is taken at once.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
@@ -242,6 +243,19 @@ class _BlockWatch:
             raise not_finite(f"block {self.block.index}{expert}")
 
 
+def check_rows(batches: Sequence[RoutedBatch], n_tokens: int) -> None:
+    """Raise EngineError unless every block told of all tokens of the texts that were to run in one graph."""
+    found = Counter[int]()
+    for batch in batches:
+        found[batch.block] += len(batch.experts)
+    for block, count in found.items():
+        if count != n_tokens:
+            raise EngineError(
+                f"block {block} told of {count} tokens of {n_tokens}: llama.cpp does not run several chunks of this "
+                "model in one graph; use -np 1"
+            )
+
+
 def not_finite(where: str) -> NumericFailure:
     """What is wrong with a model that computes NaN."""
     return NumericFailure(
@@ -251,17 +265,22 @@ def not_finite(where: str) -> NumericFailure:
 
 
 class MaskTap(_NamedTap):
-    """Virtual pruning: -inf for every expert outside `keep`, so that the rest of the graph is the pruned model."""
+    """Virtual pruning: -inf for every expert outside a keep-set, so that the rest of the graph is the pruned model.
 
-    def __init__(self, nodes: RoutingNodes, keep: Keep, reader: TensorReader) -> None:
+    `keeps`: of every text of a graph that holds as many tokens of each, text by text; None keeps everything.
+    """
+
+    def __init__(self, nodes: RoutingNodes, keeps: Sequence[Keep | None], reader: TensorReader) -> None:
         super().__init__()
-        for block, kept in keep.items():
-            dropped = np.setdiff1d(np.arange(nodes.n_expert), np.asarray(kept))
-            if dropped.size:  # what keeps everything runs the very graph of the original
+        everything = np.arange(nodes.n_expert)
+        for block in sorted({block for keep in keeps if keep for block in keep}):
+            kept = [everything if keep is None else np.asarray(keep.get(block, everything)) for keep in keeps]
+            dropped = [np.setdiff1d(everything, experts) for experts in kept]
+            if any(experts.size for experts in dropped):  # what keeps everything runs the very graph of the original
                 self.handlers |= {_node(name, block): self._masker(reader, dropped) for name in SELECTION}
 
     @staticmethod
-    def _masker(reader: TensorReader, dropped: npt.NDArray[np.intp]) -> NodeHandler:
+    def _masker(reader: TensorReader, dropped: Sequence[npt.NDArray[np.intp]]) -> NodeHandler:
         def mask(pointer: int) -> bool:
             reader.fill(pointer, dropped, -np.inf)
             return True

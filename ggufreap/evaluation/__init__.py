@@ -1,7 +1,14 @@
 """What a model is worth: how well it predicts held-out text, what it lost against another, and what it writes."""
 
 from ggufreap.evaluation.base_file import BaseFile, is_base_of, open_base, writing_base
-from ggufreap.evaluation.comparing import compare_with, compare_with_base, of_engine, threads
+from ggufreap.evaluation.comparing import (
+    compare_passes,
+    compare_with,
+    compare_with_base,
+    of_engine,
+    threads,
+    together,
+)
 from ggufreap.evaluation.gates import METRICS, Gate, Outcome, parse_gate
 from ggufreap.evaluation.generation import Answer, answers
 from ggufreap.evaluation.meters import Comparison, Meters
@@ -19,6 +26,7 @@ __all__ = [
     "Outcome",
     "Perplexity",
     "answers",
+    "compare_passes",
     "compare_with",
     "compare_with_base",
     "geometric_mean",
@@ -29,5 +37,6 @@ __all__ = [
     "parse_gate",
     "perplexity",
     "threads",
+    "together",
     "writing_base",
 ]

@@ -108,8 +108,11 @@ def check_ctx(settings: EngineSettings) -> None:
         raise InputError(f"-c {settings.n_ctx}: only chunks of {LEAST_CTX} tokens or more can be scored; raise -c")
 
 
-def open_engine(source: GgufFile, settings: EngineSettings) -> LlamaSession:
-    """Any model that llama.cpp runs, dense ones and those that cannot be pruned included, as long as it has a head."""
+def open_engine(source: GgufFile, settings: EngineSettings, together: int = 1) -> LlamaSession:
+    """Any model that llama.cpp runs, dense ones and those that cannot be pruned included, as long as it has a head.
+
+    `together` as of LlamaSession.
+    """
     try:
         nodes = bind(source).nodes
     except (UnsupportedModel, InfeasiblePlan):
@@ -118,4 +121,4 @@ def open_engine(source: GgufFile, settings: EngineSettings) -> LlamaSession:
         nodes = RoutingNodes((), 0, weighted_input=False, causal=causal, headless=False)
     if nodes.headless:
         raise InputError(f"{source.path}: {HEADLESS}")
-    return LlamaSession(source.path, nodes, settings)
+    return LlamaSession(source.path, nodes, settings, together=together)

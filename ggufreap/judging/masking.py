@@ -9,7 +9,7 @@ from ggufreap import naming
 from ggufreap.activity import doing
 from ggufreap.corpus import Corpus
 from ggufreap.engine.protocol import Keep
-from ggufreap.evaluation import Comparison, Outcome, compare_with, of_engine, threads
+from ggufreap.evaluation import Comparison, Outcome, compare_passes, threads, together
 from ggufreap.judging.exam import Exam, open_engine
 from ggufreap.model import Model
 from ggufreap.observation import Stored
@@ -46,11 +46,14 @@ def mask_of(model: Model, plan: PruningPlan) -> Keep:
 
 
 class Masking:
-    """The loaded model and the tokenised text: measures plans as often as asked."""
+    """The loaded model and the tokenised text: measures plans as often as asked, `n_plans` of them at a time.
 
-    def __init__(self, model: Model, exam: Exam, progress: Progress = silent) -> None:
+    The original and the plans run at once where there is memory for it.
+    """
+
+    def __init__(self, model: Model, exam: Exam, n_plans: int, progress: Progress = silent) -> None:
         self._model, self._exam, self._progress = model, exam, progress
-        self._engine = open_engine(model.file, exam.settings)
+        self._engine = open_engine(model.file, exam.settings, n_plans + 1)
         self._domains: dict[str, Corpus] = {}
 
     def __enter__(self) -> Self:
@@ -77,12 +80,13 @@ class Masking:
 
     def measure(self, plans: Sequence[PruningPlan]) -> list[Candidate]:
         """One pass of the original and one of every plan."""
-        masked = [of_engine(self._engine, mask_of(self._model, plan)) for plan in plans]
+        keeps = [None, *(mask_of(self._model, plan) for plan in plans)]
         with (
             doing("masking experts of", self._model.path),
             threads(self._exam.settings.cpu_threads) as run,
         ):
-            comparisons = compare_with(of_engine(self._engine), masked, self._domains, run, self._progress)
+            passes = together(self._engine, keeps)
+            comparisons = compare_passes(passes, len(plans), self._domains, run, self._progress)
         return [
             Candidate.of(self._model, plan, comparison, self._exam)
             for plan, comparison in zip(plans, comparisons, strict=True)

@@ -24,7 +24,7 @@ from ggufreap.corpus.held_out import tokenised
 from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import MismatchError
-from ggufreap.evaluation import Comparison, compare_with, ignore, of_engine, threads
+from ggufreap.evaluation import Comparison, compare_passes, compare_with, ignore, of_engine, threads, together
 from ggufreap.evaluation.scores import Map, first_scored
 from ggufreap.judging.exam import Exam, open_engine
 from ggufreap.judging.spill import Spill
@@ -63,14 +63,13 @@ def compare_files(
     check_tokens(original, files, exam)
     with ExitStack() as stack:
         run = stack.enter_context(threads(exam.settings.cpu_threads))
-        with open_engine(original, exam.settings) as engine, doing("judging by", original.path):
+        at_once = 1 + len(masked)
+        with open_engine(original, exam.settings, at_once) as engine, doing("judging by", original.path):
             domains = exam.tokenised(engine, original)
             spill = _spill(domains, engine.n_vocab, folder) if files else None
-            candidates = [of_engine(engine, keep) for keep in masked]
+            passes = together(engine, [None, *masked])
             also = stack.enter_context(spill).add if spill else ignore
-            ran = (
-                compare_with(of_engine(engine), candidates, domains, run, progress, also) if candidates or spill else ()
-            )
+            ran = compare_passes(passes, len(masked), domains, run, progress, also) if masked or spill else ()
         compared = (_compare(original, file, exam, domains, spill, run, progress) for file in files)
         return Compared(tuple(ran), tuple(compared), {name: len(corpus.chunks) for name, corpus in domains.items()})
 

@@ -138,4 +138,6 @@ def collect(
         if source is not None and source.read(1):
             raise MismatchError(f"{source.name} holds more than {piece} read; delete {place.folder}, and start again")
     engine.end(piece)
+    for curvature in curvatures.values():
+        curvature.flush()
     return curvatures

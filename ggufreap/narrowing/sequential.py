@@ -113,6 +113,7 @@ class _Block:
         curvature = Curvature.empty(block, keep[block], self.place.task.source_width)
         first: list[RoutedBatch] = []
         self._run(NARROWED, Wanted(observables=_NEEDS, keep=keep), self._sum_to(curvature, first))
+        curvature.flush()
         found: list[Float32s] = []
         solved = solve(curvature, self.file, self.place.task.width, found.append)
         downs = np.array(found)

@@ -1,13 +1,13 @@
-"""Runs a corpus chunk by chunk through an engine and folds what all blocks did; can be stopped and goes on.
+"""Runs a corpus through an engine and folds what all blocks did; can be stopped and goes on.
 
-A chunk counts whole or not at all, and chunks are added in order, so a resumed run ends bit-identical to one that was
-never stopped.
+Chunks run one by one or, where the engine takes several at once, in groups. A group counts whole or not at all, and its
+chunks are added in order, so a resumed run ends bit-identical to one that was never stopped, in groups of that size.
 """
 
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -75,6 +75,7 @@ def observe(
         gone = f", without {', '.join(before.unknown)} of another version" if before.unknown else ""
         _LOG.warning("%s lacks %s: calibrating again to add it%s", out, lacking(before, importance), gone)
     checkpoint, shard = checkpoint_path(out), Shard.parse(provenance.shard)
+    provenance = replace(provenance, n_together=engine.n_together)
     run, resumed_sha256 = _resume(out, nodes, chunks, provenance, importance)
     held_back = HeldBack()
     n_done, next_save = run.statistics.n_chunks, time.monotonic() + checkpoint_seconds
@@ -83,9 +84,9 @@ def observe(
         try:
             mine = held_back.noting(chunk for position, chunk in enumerate(chunks) if shard.holds(position))
             _read_again(mine, run, resumed_sha256, checkpoint)
-            for chunk in mine:
-                _fold(engine, chunk, run, importance)
-                bar.update(len(chunk.tokens))
+            for group in grouped(mine, engine.n_together):
+                _fold(engine, group, run, importance)
+                bar.update(sum(len(chunk.tokens) for chunk in group))
                 if time.monotonic() >= next_save:
                     took = _save(checkpoint, run, provenance) or 0
                     pause = max(checkpoint_seconds, took / CHECKPOINT_SHARE) if checkpoint_seconds else 0
@@ -117,12 +118,30 @@ def _read_again(chunks: Iterator[Chunk], run: _Run, digest: str, checkpoint: Pat
         raise other_chunks(checkpoint)
 
 
-def _fold(engine: Engine, chunk: Chunk, run: _Run, importance: Importance | None) -> None:
+def grouped(chunks: Iterable[Chunk], most: int) -> Iterator[list[Chunk]]:
+    """The chunks in order, `most` at a time; fewer where the next has another length, and at the end."""
+    group: list[Chunk] = []
+    for chunk in chunks:
+        if group and len(group[0].tokens) != len(chunk.tokens):
+            yield group
+            group = []
+        group.append(chunk)
+        if len(group) == most:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _fold(engine: Engine, group: Sequence[Chunk], run: _Run, importance: Importance | None) -> None:
     sums = importance.empty() if importance else None
-    batches = engine.route(chunk.tokens, sums, observables())
+    told = engine.route_together([chunk.tokens for chunk in group], sums, observables())
     with held():  # all or nothing
-        run.statistics = run.statistics.observe(chunk.domain, chunk.number, batches, len(chunk.tokens), chunk.counted)
-        run.digest.update(_bytes(chunk))
+        for chunk, batches in zip(group, told, strict=True):
+            run.statistics = run.statistics.observe(
+                chunk.domain, chunk.number, batches, len(chunk.tokens), chunk.counted
+            )
+            run.digest.update(_bytes(chunk))
         if sums is not None and run.sums is not None:
             run.sums.add(sums)
 

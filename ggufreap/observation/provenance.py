@@ -30,6 +30,7 @@ class Provenance:
     count: str = "all"  # which tokens were counted: all, or those of the assistant
     structure: str = ""  # of the model, and its types, as in ModelIdentity; empty in files of earlier versions
     types: str = ""
+    n_together: int = 1  # chunks that were run at once: the order in which a graph adds depends on it, to rounding
 
     def differences(self, other: Self) -> list[str]:
         """In what `other` differs so that its sums are others."""

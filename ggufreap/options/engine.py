@@ -34,10 +34,12 @@ CACHE_TYPES = {
 SPLIT_MODES = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
-CONTEXT, BATCH, SEQUENCES = "context", "batch", "sequences"
+CONTEXT, BATCH, SEQUENCES, TOGETHER = "context", "batch", "sequences", "together"
 THREADS, PLACEMENT, ATTENTION, BLOCKS = "threads", "placement", "attention", "blocks"
 # Blocks of the model computed at a time, when it is not a number of them.
 AUTO_BLOCKS, ALL_BLOCKS, FITTING_BLOCKS = 0, -1, -2
+FITTING_TEXTS = 0  # chunks run at once: as many as there is memory for
+MOST_SEQUENCES = 256  # of llama.cpp (src/llama-cparams.h, LLAMA_MAX_SEQ)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class EngineSettings:
     `n_threads_batch` 0: as `n_threads`; `n_gpu_layers` -1: as many as llama.cpp chooses, -2: all. None leaves the
     choice to llama.cpp, for `repack` to ggufreap. `blockwise`, which llama.cpp has not: how many blocks of the model a
     calibration computes at a time; 0: all or, of a model that does not fit into memory, what fits; -1: all; -2: what
-    fits.
+    fits. `n_together`: how many chunks, of `n_ctx` tokens each, a calibration runs at once, `n_ubatch` tokens of each
+    in one graph; 0: as many as fit.
 
     `exact`: no half precision in attention, for comparisons; it wins over `flash_attn`, `cache_type_k` and
     `cache_type_v`. `watched`: whether taps may look into the graph, which costs a call from C to Python per node.
@@ -168,12 +171,25 @@ class EngineSettings:
             int | str,
         ),
     )
+    n_together: int = flagged(
+        FITTING_TEXTS,
+        Flag(
+            ("-np", "--parallel"),
+            TOGETHER,
+            "chunks that one reading of the weights serves, -ub tokens of each: a number or fit (fit)",
+            whole(1, fit=FITTING_TEXTS),
+            "N",
+            int | str,
+        ),
+    )
 
     def __post_init__(self) -> None:
         check(self)
         for flag, unused in (("-dev none", self.device == "none"), ("-ngl 0", self.n_gpu_layers == 0)):
             if self.rpc and unused:
                 raise InputError(f"--rpc: with {flag} no other machine computes anything; leave out one of the two")
+        if self.n_together > MOST_SEQUENCES:
+            raise InputError(f"-np {self.n_together}: llama.cpp runs {MOST_SEQUENCES} texts at once at most")
 
     @property
     def cpu_threads(self) -> int:
@@ -190,7 +206,7 @@ class EngineSettings:
 
     @property
     def graph_tokens(self) -> int:
-        """Tokens in one graph: the micro-batch, which statistics depend on in the last bit."""
+        """Tokens of a text in one graph: the micro-batch, which statistics depend on in the last bit."""
         return min(self.n_ubatch, self.n_batch or self.n_ubatch, self.n_ctx)
 
     def batches(self, causal: bool) -> tuple[int, int]:

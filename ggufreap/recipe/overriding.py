@@ -10,6 +10,7 @@ from ggufreap.options.judgement import Judgement
 from ggufreap.options.quantisation import Quantisation
 from ggufreap.options.target import Target
 from ggufreap.recipe.values import Recipe
+from ggufreap.saliency import RANDOM
 
 _LOG = logging.getLogger(__name__)
 _SIZES = ("ratio", "keep", "shrink")  # of these a target has one
@@ -24,13 +25,18 @@ class Overrides:
     judgement: Mapping[str, Any] = field(default_factory=dict)
     n_ctx: int = 0
 
-    def target_of(self, recipe: Recipe) -> Target:
-        """Whom a recipe removes; one way to say how much takes the place of another."""
+    def target_of(self, recipe: Recipe, reads: bool) -> Target:
+        """Whom a recipe removes; one way to say how much takes the place of another.
+
+        The recipe's seed is left out where nothing is drawn by it: neither from its data sets, if it `reads` them, nor
+        held-out documents, nor experts.
+        """
         gone = dict.fromkeys(_SIZES) if any(name in self.target for name in _SIZES) else {}
         if "shrink" in self.target:  # which says that too
             gone["width_ratio"] = None
-        seeded = vars(recipe.target) | {"seed": recipe.calibration.seed}
-        return Target(**(seeded | gone | dict(self.target)))
+        asked = vars(recipe.target) | gone | dict(self.target)
+        draws = (reads and recipe.calibration.datasets) or self.judgement.get("split") or asked["method"] == RANDOM
+        return Target(**({**asked, "seed": self.target.get("seed", recipe.calibration.seed)} if draws else asked))
 
     def quantisation_of(self, recipe: Recipe) -> Quantisation:
         """What is made of the pruned file."""
@@ -38,8 +44,13 @@ class Overrides:
         return replace(asked, **self.quantisation)
 
     def judgement_of(self, recipe: Recipe, reads: bool) -> Judgement:
-        """By what it is judged; the recipe's held-out texts are left out where nothing is read."""
-        return Judgement(**((vars(recipe.evaluation) if reads else {}) | dict(self.judgement)))
+        """By what it is judged; the recipe's held-out texts are left out where nothing is read, and how they would be
+        read where there are none.
+        """
+        theirs = vars(recipe.evaluation) if reads else {}
+        if not any(each.get(name) for each in (theirs, self.judgement) for name in ("files", "split")):
+            theirs = {name: value for name, value in theirs.items() if name not in ("chunks", "ctx_size")}
+        return Judgement(**(theirs | dict(self.judgement)))
 
     def tell(self, recipe: Recipe) -> None:
         """Say which values of a recipe count for nothing."""

@@ -19,7 +19,7 @@ from msgspec import Struct
 from ggufreap.decoding import load_json
 from ggufreap.engine.protocol import Engine, Keep, Tokens
 from ggufreap.errors import InputError
-from ggufreap.evaluation import of_engine
+from ggufreap.evaluation import together
 from ggufreap.evaluation.scores import Map, Reference, compare, targets_of
 from ggufreap.files import replacing
 from ggufreap.observation import Floats, Held
@@ -150,9 +150,10 @@ def _judge_chunk(
     place = hashlib.sha256(np.ascontiguousarray(tokens, "<i4").tobytes()).hexdigest()[:16]
     missing = [each for each in distinct if place not in ledger.known.get(each, {})]
     if missing:
-        reference = Reference.of(of_engine(engine)(tokens), run)
+        told = together(engine, [None, *(distinct[each] for each in missing)])(tokens)
+        reference = Reference.of(next(told), run)
         for each in missing:
-            scores = compare(reference, of_engine(engine, distinct[each])(tokens), targets_of(tokens), run)
+            scores = compare(reference, next(told), targets_of(tokens), run)
             ledger.known.setdefault(each, {})[place] = float(scores.kld.mean())
     return {each: ledger.known[each][place] for each in distinct}
 

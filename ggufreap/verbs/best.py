@@ -56,7 +56,7 @@ def best_method(
     how = json.dumps([model.file.fingerprint, *map(str, settings.attention), settings.graph_tokens])
     path = ledger_beside(stored.path)
     with (
-        LlamaSession(model.path, nodes, settings) as engine,
+        LlamaSession(model.path, nodes, settings, together=1 + len(keeps)) as engine,
         threads(settings.cpu_threads) as run,
         doing("judging methods on", model.path, kept=path),
     ):

@@ -77,6 +77,8 @@ def calibrate_blockwise(
 ) -> None:
     """Save what an ordinary calibration would, with every weight read from disk once."""
     source, nodes = model.file, model.layout.nodes
+    if settings.n_together > 1:
+        _LOG.warning("-np %d is not used: block by block, chunks are run one by one", settings.n_together)
     settings = replace(settings, n_gpu_layers=0, device="none", mmap=True, repack=False)
     with (
         kept_folder(hidden_path(out)),

@@ -26,7 +26,7 @@ from ggufreap.observation import (
     hidden_path,
     observe,
 )
-from ggufreap.options.engine import ALL_BLOCKS, CALIBRATING, EngineSettings
+from ggufreap.options.engine import ALL_BLOCKS, CALIBRATING, FITTING_TEXTS, MOST_SEQUENCES, EngineSettings
 from ggufreap.options.flag import refuse_unused
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs.blockwise import calibrate_blockwise, goes_blockwise
@@ -58,6 +58,7 @@ def calibrate(
     arguments. A finished one is used again, without loading the model, where `out` holds all that is wanted; else it
     is said what is missing, and calibration runs again. The matrix is always written from what `out` holds. With
     `settings.blockwise`, or if the model does not fit into memory, it is computed block by block, with the same result.
+    Else `settings.n_together` chunks run at once, or as many as fit into memory: the same result up to rounding.
     Files of other work are replaced with `force` alone.
     """
     opened = open_data(data)
@@ -147,14 +148,37 @@ def _run(
     nodes = model.layout.nodes
     if settings.blockwise == ALL_BLOCKS:
         settings = insisted(model.path, settings)
+    settings = _as_begun(settings, checkpoint_path(out))
     with (
-        LlamaSession(model.path, nodes, settings) as engine,
+        LlamaSession(model.path, nodes, settings, together=MOST_SEQUENCES) as engine,
         data.chunks(engine, model.file, settings.n_ctx) as chunks,
         doing("calibrating with", model.path, kept=checkpoint_path(out)),
     ):
         many = "an unknown number of" if chunks.estimate is None else f"about {chunks.estimate:,}"
-        _LOG.info("calibrating with %s: %s tokens in chunks of %d", provenance.source, many, settings.n_ctx)
+        _LOG.info(
+            "calibrating with %s: %s tokens in chunks of %d, %d at once",
+            provenance.source,
+            many,
+            settings.n_ctx,
+            engine.n_together,
+        )
         observe(engine, nodes, chunks, provenance, out, importance=importance, progress=progress)
+
+
+def _as_begun(settings: EngineSettings, checkpoint: Path) -> EngineSettings:
+    """The settings with as many chunks at once as the unfinished run had: so it ends as if it had never stopped."""
+    if not checkpoint.exists():
+        return settings
+    begun = Stored.open(checkpoint).provenance.n_together
+    if settings.n_together not in (FITTING_TEXTS, begun):
+        _LOG.warning(
+            "-np %d: the unfinished calibration ran %d chunks at once; what it ends with differs in rounding from that "
+            "of one run",
+            settings.n_together,
+            begun,
+        )
+        return settings
+    return replace(settings, n_together=begun)
 
 
 def export_matrix(stored: Stored, path: Path, process_output: bool, own: bool = False) -> Imatrix:

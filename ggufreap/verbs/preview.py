@@ -68,7 +68,7 @@ def preview(
     plans, refused = plans_of(model, targets, ratios, stats, progress)
     if not plans:
         raise InfeasiblePlan(next(iter(refused.values()), "no ratio was given; give some with --ratios"))
-    with Masking(model, exam, progress) as masking:
+    with Masking(model, exam, len(plans), progress) as masking:
         if stats is not None:
             masking.warn_of_source(stats)
         candidates = masking.measure(plans)

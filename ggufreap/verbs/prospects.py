@@ -104,7 +104,7 @@ def measured_curve(
         plan(model, replace(target, ratio=None, keep=count, fit=None), stats=stats, progress=progress)
         for count in sorted(wanted, reverse=True)
     ]
-    with Masking(model, exam, progress) as masking:
+    with Masking(model, exam, len(plans), progress) as masking:
         if stats is not None:
             masking.warn_of_source(stats)
         masked = masking.measure(plans)

@@ -53,7 +53,7 @@ def search(
         raise InfeasiblePlan(f"{model.path}: no expert can be removed: the router needs all {layout.n_expert}")
     stats = None if stats is None else Stored.of(stats)
     tested: dict[int, Candidate] = {}
-    with Masking(model, exam, progress) as masking:
+    with Masking(model, exam, PER_ROUND, progress) as masking:
         passed, failed = -1, len(counts)  # places in `counts`
         while failed - passed > 1:
             places = _between(passed, failed)

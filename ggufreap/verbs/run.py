@@ -42,7 +42,7 @@ def run(
     chosen, asked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), overrides or Overrides()
     claim(inputs=() if isinstance(recipe, Recipe) else (recipe,))
     asked.tell(chosen)
-    output, target = output or Output(), asked.target_of(chosen)
+    output, target = output or Output(), asked.target_of(chosen, reads=data is None)
     judgement = asked.judgement_of(chosen, reads=not output.dry_run)
     pruned = prune(
         model,

@@ -6,7 +6,8 @@ block for all tokens but one, which calibration cannot, so the fewer blocks the 
 many there are. "the same graph" ends where calibration ends and looks at nothing: what is above it is observation.
 
 One pass gives the statistics of REAP and the importance matrix. The alternative is a pass for each: "calibrate" and
-"imatrix alone", which is the same code without the routing tap.
+"imatrix alone", which is the same code without the routing tap. "at once": of several chunks in one graph, per chunk.
+All in seconds of processor time.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from bench import Sizes, arguments, report, take_turns, timed, write_moe
+from bench import Sizes, arguments, processor_timed, report, take_turns, write_moe
 from gguf import GGMLQuantizationType as Kind
 
 from ggufreap.architecture.layout import bind
@@ -61,32 +62,38 @@ def measure(path: Path, settings: EngineSettings, rounds: int) -> dict[str, list
     layout = bind(open_gguf(path))
     blocks, used = [block.index for block in layout.trunk], [block.n_used for block in layout.trunk]
     statistics, sums = ExpertStatistics.empty(blocks, used, layout.n_expert), ImportanceSums()
-    with LlamaSession(path, layout.nodes, settings) as engine:
-        plain = PlainPrefill(engine, settings)
-        chunk = np.random.default_rng(0).integers(0, engine.n_vocab, settings.n_ctx).astype(np.int32)
+    with LlamaSession(path, layout.nodes, settings, together=settings.n_together) as engine:
+        plain, n_together = PlainPrefill(engine, settings), engine.n_together
+        shape = n_together, settings.n_ctx
+        chunks = np.random.default_rng(0).integers(0, engine.n_vocab, shape).astype(np.int32)
+        chunk = chunks[0]
 
-        def calibrate(importance: ImportanceSums | None) -> None:
+        def calibrate(chunks: Tokens, importance: ImportanceSums | None) -> None:
             nonlocal statistics
-            statistics = statistics.observe(engine.route(chunk, importance, observables()), len(chunk))
+            for batches in engine.route_together(list(chunks), importance, observables()):
+                statistics = statistics.observe(batches, chunks.shape[1])
 
         def imatrix_alone() -> None:
             found = ImportanceSums()
-            list(engine._decode(chunk, Together((ImportanceTap(found, engine._reader), StopTap(FINAL_NORM)))))
+            tap = Together((ImportanceTap(found, engine._reader), StopTap(FINAL_NORM)))
+            list(engine._decode(chunk[None], tap))
             sums.add(found)
 
-        def both() -> None:
+        def both(chunks: Tokens) -> None:
             found = ImportanceSums()
-            calibrate(found)
+            calibrate(chunks, found)
             sums.add(found)
 
         end = StopTap(f"{WEIGHTED}-{blocks[-1]}")
         contestants = {
-            "plain prefill, last logits": lambda: timed(lambda: plain.run(chunk, 1)),
-            "plain prefill, all logits": lambda: timed(lambda: plain.run(chunk, len(chunk))),
-            "the same graph": lambda: timed(lambda: list(engine._decode(chunk, end))),
-            "calibrate": lambda: timed(lambda: calibrate(None)),
-            "imatrix alone": lambda: timed(imatrix_alone),
-            "calibrate with imatrix": lambda: timed(both),
+            "plain prefill, last logits": lambda: processor_timed(lambda: plain.run(chunk, 1)),
+            "plain prefill, all logits": lambda: processor_timed(lambda: plain.run(chunk, len(chunk))),
+            "the same graph": lambda: processor_timed(lambda: list(engine._decode(chunk[None], end))),
+            "calibrate": lambda: processor_timed(lambda: calibrate(chunk[None], None)),
+            "imatrix alone": lambda: processor_timed(imatrix_alone),
+            "calibrate with imatrix": lambda: processor_timed(lambda: both(chunk[None])),
+            "at once, calibrate": lambda: processor_timed(lambda: calibrate(chunks, None)) / n_together,
+            "at once, with imatrix": lambda: processor_timed(lambda: both(chunks)) / n_together,
         }
         take_turns(contestants, 1)  # the first touch of every page belongs to nobody
         seconds = take_turns(contestants, rounds)
@@ -103,19 +110,26 @@ def main() -> None:
     parser.add_argument("--type", choices=("Q8_0", "Q4_K"), default="Q4_K", help="of its gate and up experts (Q4_K)")
     parser.add_argument("-c", type=int, default=512, help="tokens per chunk (512)")
     parser.add_argument("-ub", type=int, default=512, help="tokens at once (512)")
-    parser.add_argument("-t", type=int, default=EngineSettings().cpu_threads, help="threads (all cores)")
+    parser.add_argument("-np", type=int, default=8, help="chunks at once (8)")
+    parser.add_argument("-t", type=int, default=1, help="threads (1)")
     options = parser.parse_args()
-    settings = EngineSettings(options.c, options.ub, options.t, n_gpu_layers=0)
+    settings = EngineSettings(options.c, options.ub, options.t, n_gpu_layers=0, n_together=options.np)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         path = options.model
         if path is None:
             path = Path(folder, "model.gguf")
             write_moe(path, Sizes(options.blocks, options.experts, n_ff=768), (Kind[options.type], Kind.Q8_0))
         seconds = measure(path, settings, options.rounds)
-    last, every, same, calibrate, imatrix, both = map(median, seconds.values())
-    ratios = {"last logits": calibrate / last, "all logits": calibrate / every, "the same graph": calibrate / same}
-    figures = {f"calibrate / {name}": ratio for name, ratio in ratios.items()}
-    figures |= {"calibrate with imatrix / last logits": both / last, "one pass / two": both / (calibrate + imatrix)}
+    last, every, same, calibrate, imatrix, both, calibrate_at_once, both_at_once = map(median, seconds.values())
+    plain = {"last logits": last, "all logits": every, "the same graph": same}
+    passes = {
+        "calibrate": calibrate,
+        "calibrate with imatrix": both,
+        "at once": calibrate_at_once,
+        "at once with imatrix": both_at_once,
+    }
+    figures = {f"{name} / {other}": passes[name] / plain[other] for name in passes for other in plain}
+    figures |= {"one pass / two": both / (calibrate + imatrix)}
     report(seconds, figures)
 
 

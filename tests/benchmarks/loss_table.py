@@ -97,7 +97,9 @@ def main() -> None:
             print(table, found[table], file=sys.stderr, flush=True)
             for path in paths.values():
                 path.unlink()
-    print(f"# Mean KLD in nats on held-out text of {options.model.name}; made by tests/benchmarks/loss_table.py.")
+    domains_read = f"{CHUNKS} chunks of {CTX} tokens of each of {len(exam.texts)} domains"
+    print(f"# Mean KLD in nats on held-out text of {options.model.name}, {domains_read}; made by")
+    print("# tests/benchmarks/loss_table.py.")
     for table, row in found.items():
         print(f"\n[{table}]")
         for kind, kld in row.items():
