@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
@@ -49,7 +49,7 @@ class _Stored(Struct, forbid_unknown_fields=True):
     width: _Width
     method: _Line
     layers: Annotated[dict[_Block, list[_Ranges]], Meta(min_length=1)]
-    task: Literal[""] | _Hash = ""
+    task: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
     downs: bool = False
     remarks: list[str] = []
 
