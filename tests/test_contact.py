@@ -120,6 +120,7 @@ def test_it_begins_with_the_least_that_has_to_go(
     told = json.loads(run(eight, "--json")[1])
     assert (told["ratio"], told["verdict"][: len(verdict)]) == (ratio, verdict)
     assert f"prune {eight} --ratio {ratio}" in told["commands"][-1]["command"]
+    assert any("--fit auto" in each["command"] for each in told["commands"]), "as it is it never fits"
     assert sizes["", ""] == eight.stat().st_size
     dry = json.loads(
         run("prune", eight, "--ratio", "0.20", "--method", "random", "--quant", "keep", "--dry-run", "--json")[1]
@@ -142,8 +143,8 @@ def test_on_a_terminal_it_asks_which_shall_run(eight: Path, tmp_path: Path) -> N
     model.write_bytes(eight.read_bytes())
     said, code = on_terminal(model, b"9\nx\n\n")
     assert code == 0
-    assert said.count("run one of them? [1-3, Enter: none]") == 3
-    said, code = on_terminal(model, b"1\n")
+    assert said.count("run one of them? [1-4, Enter: none]") == 3
+    said, code = on_terminal(model, b"2\n")
     assert code == 0
     assert "blk.0.ffn_down_exps.weight" in said, "the dry run"
 

@@ -26,7 +26,7 @@ from ggufreap.options.engine import EngineSettings
 
 pytestmark = pytest.mark.native
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=32, n_threads=1, n_gpu_layers=0, exact=True)
 CHUNKS = np.random.default_rng(5).integers(0, 320, (3, 64)).astype(np.int32)
 
@@ -47,14 +47,15 @@ def ids(tmp_path: Path) -> Path:
 
 def add_rows_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
     """The diff under "Adding a statistic and a method", carried out on the loaded modules."""
-    section = README.read_text(encoding="utf-8").split("#### Adding a statistic and a method")[1]
+    house = (ROOT / "ggufreap" / "README.md").read_text(encoding="utf-8")
+    section = house.split("### Adding a statistic and a method")[1]
     diff = re.search(r"```diff\n(.*?)```", section, re.DOTALL)
     assert diff
     parts = re.findall(r"^\+\+\+ b/(\S+)\n@@ (\w+)\n((?:\+(?!\+\+).*\n)+)", diff[1], re.MULTILINE)
     assert [table for _, table, _ in parts] == ["STATISTICS", "METHODS"]
     for path, table, added in parts:
         module = import_module(path.removesuffix(".py").replace("/", "."))
-        source = (README.parent / path).read_text(encoding="utf-8")
+        source = (ROOT / path).read_text(encoding="utf-8")
         assert re.search(rf"^{table}: Mapping\[str, \w+\] = {{$", source, re.MULTILINE), "the table that the diff names"
         rows = eval("{" + re.sub(r"^\+", "", added, flags=re.MULTILINE) + "}", vars(module))
         for name, row in rows.items():

@@ -389,8 +389,8 @@ def test_processes_of_their_own_get_all_settings(monkeypatch: pytest.MonkeyPatch
     assert {footprint.EngineSettings, subprocess_probe.EngineSettings} == {EngineSettings}
 
 
-def test_the_readme_s_field_is_a_flag_and_a_key() -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+def test_the_house_s_field_is_a_flag_and_a_key() -> None:
+    text = (Path(__file__).parents[1] / "ggufreap" / "README.md").read_text()
     added = text.split("@@ class EngineSettings\n")[1].split("```")[0]
     lines = "\n".join(line.removeprefix("+") for line in added.splitlines())
     names = vars(import_module("ggufreap.options.engine")) | {"flagged": flagged, "Flag": Flag}

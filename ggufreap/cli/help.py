@@ -12,6 +12,7 @@ GROUPS = {
             "ggufreap model.gguf                       # what fits, and the commands for it",
             "ggufreap -hf user/repo:Q8_0 --download    # the same of one on the Hugging Face hub",
             "ggufreap prune model.gguf --ratio 0.2 -f text.txt",
+            "ggufreap prune model.gguf --fit auto --eval-split 5%       # the best that fits this machine",
             "ggufreap run q4_k_m model-BF16.gguf -f text.txt",
         ),
     ),
@@ -25,7 +26,7 @@ GROUPS = {
         ),
     ),
     "judge": (
-        ("eval", "probe", "tasks", "bench", "report"),
+        ("eval", "frontier", "probe", "tasks", "bench", "report"),
         (
             "ggufreap eval pruned.gguf --reference model.gguf -f held-out.txt",
             "ggufreap report model.gguf pruned.gguf --plan P.json -f held-out.txt -o report",

@@ -6,6 +6,7 @@ from typing import Any
 from ggufreap.console.account import draw_account, plain_account
 from ggufreap.console.draw import Drawers, Plain, say, styled, table
 from ggufreap.console.evaluation import plain_comparison
+from ggufreap.console.handover import draw_handover, plain_handover
 from ggufreap.console.stages import draw_verification, plain_verification
 from ggufreap.fitting import Prospect, Step
 from ggufreap.showing import shown
@@ -73,6 +74,8 @@ def _fitted(fitted: Fitted) -> None:
     if fitted.account:
         draw_account(fitted.account)
     say(shown(best.path))
+    if fitted.handover:
+        draw_handover(fitted.handover)
 
 
 def _plain_frontier(frontier: Frontier) -> dict[str, Any]:
@@ -122,6 +125,7 @@ def _plain_fitted(fitted: Fitted) -> dict[str, Any]:
         "measured": fitted.curve.measured,
         "made": [_plain_made(each) for each in fitted.made],
         "account": plain_account(fitted.account) if fitted.account else None,
+        **plain_handover(fitted.handover),
     }
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ggufreap.console.account import draw_account, plain_account
 from ggufreap.console.draw import Drawers, Plain, say, styled, table
+from ggufreap.console.handover import draw_handover, plain_handover
 from ggufreap.console.narrowing import draw_narrowing_notes
 from ggufreap.console.stages import (
     draw_coverage,
@@ -15,7 +16,6 @@ from ggufreap.console.stages import (
     plain_verification,
 )
 from ggufreap.demonstration import Demonstration
-from ggufreap.handover import Handover
 from ggufreap.showing import shown
 from ggufreap.units import size
 from ggufreap.verbs import Pruned
@@ -25,16 +25,6 @@ def _pruned(pruned: Pruned) -> None:
     _what_was_made(pruned)
     if pruned.handover:
         draw_handover(pruned.handover)
-
-
-def draw_handover(handover: Handover) -> None:
-    """The commands that come next."""
-    say(styled("\nRun it, and give it away", "bold"), f" (Ollama's Modelfile: {handover.modelfile_path})")
-    for program, commands in handover.steps:
-        for index, command in enumerate(commands):
-            say(f"  {'' if index else program:<11} {command}")
-    if handover.card is None:
-        say("  the same command with --report DIR writes the model card; nothing is calibrated again")
 
 
 def _what_was_made(pruned: Pruned) -> None:
@@ -94,8 +84,7 @@ def _plain_pruned(pruned: Pruned) -> dict[str, Any]:
         "coverage": plain_coverage(pruned.coverage) if pruned.coverage else None,
         "verification": plain_verification(pruned.verification) if pruned.verification else None,
         "imatrix": pruned.imatrix_path,
-        "modelfile": pruned.handover and pruned.handover.modelfile_path,
-        "next": dict(pruned.handover.steps) if pruned.handover else {},
+        **plain_handover(pruned.handover),
         "account": plain_account(pruned.account) if pruned.account else None,
         "quantized": [asdict(made) for made in pruned.quantized],
     }

@@ -49,7 +49,7 @@ def recipe_text(name: str) -> str:
 
 def recipe_summary(name: str) -> str:
     """The first line of such a recipe, which says what it is for."""
-    return recipe_text(name).splitlines()[0].removeprefix("# ")
+    return recipe_text(name).splitlines()[0].removeprefix("# ").rstrip(":")
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:

@@ -59,7 +59,9 @@ def advise(model: AnyModel) -> Advice:
     inspection, machine = described(opened), Machine.here()
     candidates = tuple(_candidates(opened, inspection, machine))
     ratio, verdict = _judged(candidates)
-    return Advice(inspection, machine, candidates, ratio, verdict, tuple(_commands(inspection, ratio)))
+    return Advice(
+        inspection, machine, candidates, ratio, verdict, tuple(_commands(inspection, ratio, candidates[0].fits))
+    )
 
 
 def _candidates(model: Model, inspection: Inspection, machine: Machine) -> Iterator[Candidate]:
@@ -118,9 +120,16 @@ def _least(rows: list[Candidate]) -> str:
     return USUAL if USUAL in ratios or not ratios else ratios[0]
 
 
-def _commands(inspection: Inspection, ratio: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _commands(inspection: Inspection, ratio: str, fits: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """`fits`: where the model fits as it is."""
     if not inspection.proven:
         yield "try the laws of pruning out on it", ("doctor", "MODEL")
+    yield "show the best unpruned and pruned file of every size, by estimate", ("frontier", "MODEL")
+    if fits == "no":
+        yield (
+            "make the best that fits this machine, measured",
+            ("prune", "MODEL", "--fit", "auto", "--eval-split", "5%"),
+        )
     pruning = ("prune", "MODEL", "--ratio", ratio)
     yield "tell all files to the byte, make none", (*pruning, "--dry-run")
     yield "prune on the built-in mix of public data sets (-f text.txt: on your own text)", pruning

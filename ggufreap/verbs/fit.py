@@ -10,6 +10,7 @@ from ggufreap.errors import EngineError, InputError
 from ggufreap.evaluation import Comparison
 from ggufreap.files import check_space, claim, discard, make_folder, written_by
 from ggufreap.fitting import Budget, Curve, Pool, Prospect
+from ggufreap.handover import Handover
 from ggufreap.judging import Exam, compare_files
 from ggufreap.model import AnyModel, Model
 from ggufreap.options.engine import EngineSettings
@@ -60,7 +61,7 @@ class Fitted:
     """What `fit` made, the best first; of the others the files are gone.
 
     `curve`: what pruning loses, and whether that was measured; `account`: what the best is worth, where a report or
-    gates were asked for.
+    gates were asked for; `handover`: how it is run and given away.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Fitted:
     curve: Curve
     made: tuple[Made, ...]
     account: Account | None = None
+    handover: Handover | None = None
 
     @property
     def best(self) -> Made:
@@ -119,7 +121,8 @@ def fit(
     for path in {path for other in others for path in _files(other)} - _files(best):
         discard(path)
     account = _account(job, best, observed, command)
-    return Fitted(str(model.path), budget, pool.nbytes.size, curve, (best, *others), account)
+    handover = _handed_over(job, best)
+    return Fitted(str(model.path), budget, pool.nbytes.size, curve, (best, *others), account, handover)
 
 
 def _settled(
@@ -243,6 +246,18 @@ def _files(made: Made) -> set[Path]:
         return {made.path}
     beside = [made.pruned.plan_path, *filter(None, [made.pruned.imatrix_path])]
     return {made.path, *beside, *(file.path for file in made.pruned.script.files)}
+
+
+def _handed_over(job: Job, best: Made) -> Handover | None:
+    """How the best is run, with its Modelfile beside it, if it is what was promised."""
+    if not best.proven:
+        return None
+    imatrix, report = best.pruned and best.pruned.imatrix_path, job.judgement.report
+    card = Path(report) if report is not None and best.pruned else None
+    handover = Handover(((best.path,),), (imatrix,) if imatrix else (), card)
+    claim(handover.modelfile_path)
+    handover.write()
+    return handover
 
 
 def _account(job: Job, best: Made, observed: Observed | None, command: str) -> Account | None:

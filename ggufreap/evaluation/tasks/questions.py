@@ -173,7 +173,7 @@ def _reader(parse: Callable[[Path], Iterator[Question]]) -> Callable[[Path], lis
         except (ValueError, csv.Error) as error:
             reason = shown(error, 2 * EXCERPT)
             raise InputError(
-                f"{path}, question {len(questions) + 1}: {reason}; see the README for the format"
+                f"{path}, question {len(questions) + 1}: {reason}; `ggufreap tasks --help` tells the format"
             ) from error
         if not questions:
             raise InputError(f"{path} holds no questions")
