@@ -60,9 +60,10 @@ def counted(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
     """What was done -> how often; told when all is done."""
     counts: Counter[str] = Counter()
     yield counts
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    plugin = request.config.pluginmanager.getplugin
     told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
-    reporter.write_line(f"\nwhatever stops a run: {told or 'nothing was tried'}")
+    with plugin("capturemanager").global_and_fixture_disabled():
+        plugin("terminalreporter").write_line(f"\nwhatever stops a run: {told or 'nothing was tried'}")
 
 
 VERBS = ("calibrate", "merge", "plan", "apply", "quantize", "imatrix", "eval", "prune")
