@@ -140,7 +140,7 @@ def settle(
     if given is not None:
         matrices.check(given, model.file, model.layout)
     if not (method == RANDOM or split or (opened and opened.draws)):
-        _say_unused_seed(target.seed)
+        refuse_unused(target, {"seed": "what is drawn at random, of which there is nothing here"})
     if exam and opened:
         exam.warn_of_seen(opened)
     if (exam or method == BEST) and not output.dry_run:
@@ -149,12 +149,6 @@ def settle(
     claim(inputs=(*model.file.paths, *data_paths, *exam_paths, quantisation.imatrix, target.from_imatrix))
     target = replace(target, method=method)
     return Job(model, target, quantisation, judgement, output, wanted, opened, exam, given, settings, progress, width)
-
-
-def _say_unused_seed(seed: int) -> None:
-    """Not refused: a recipe has one whatever data it is run on."""
-    if seed:
-        _LOG.info("the seed %d has no effect: nothing is drawn at random here", seed)
 
 
 def _refuse_unused(

@@ -44,8 +44,6 @@ def run(
     asked.tell(chosen)
     output, target = output or Output(), asked.target_of(chosen, reads=data is None)
     judgement = asked.judgement_of(chosen, reads=not output.dry_run)
-    if not (judgement.files or judgement.split):  # a recipe says how to read it even where there is none
-        judgement = replace(judgement, chunks=None, ctx_size=None)
     pruned = prune(
         model,
         _data_of(chosen, data, target.seed, output.dry_run),
