@@ -9,7 +9,7 @@ from test_house_rules import RANK
 from ggufreap.cli import VERBS, parse
 
 ROOT = Path(__file__).parents[1]
-README, MANUAL, HOUSE = (ROOT / name for name in ("README.md", "MANUAL.md", "ggufreap/README.md"))
+README, MANUAL, HOUSE = (ROOT / name for name in ("README.md", "ggufreap/MANUAL.md", "ggufreap/README.md"))
 LAB_BOOK = ROOT / "tests" / "benchmarks" / "README.md"
 PAGES = (README, MANUAL, HOUSE, LAB_BOOK, ROOT / "ggufreap" / "architecture" / "README.md")
 

@@ -99,7 +99,7 @@ class Target:
         Flag(
             ("--method",),
             CHOICE,
-            "{} (default), reap, gram, ...; best judges several on held-back text (see MANUAL.md)",
+            "{} (default), reap, gram, ...; best judges several on held-back text (see the manual)",
             str,
             "NAME",
             str,
