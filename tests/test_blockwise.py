@@ -172,7 +172,7 @@ def test_blocks_that_share_memory_stay_together(tmp_path: Path, caplog: pytest.L
         ("ggufreap.engine.piecewise:Piecewise.route", 8),  # within the third
         ("ggufreap.observation.blockwise:save", 1),  # behind the first piece, whose hidden states are there
         ("ggufreap.observation.blockwise:save", 3),
-        ("ggufreap.observation.blockwise:_spill", 4),  # between saving and removing what was read
+        ("ggufreap.observation.blockwise:spill_path", 2),  # between saving and removing what was read
         ("ggufreap.observation.blockwise:save", 4),  # when all pieces are finished
     ],
 )

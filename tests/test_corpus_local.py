@@ -144,7 +144,7 @@ def test_a_long_text_comes_in_pieces_that_end_lines(tmp_path: Path) -> None:
 
 
 def test_a_text_is_read_as_it_stands(tmp_path: Path) -> None:
-    text = "\ufeffzwölf\r\n\x00 \u2028\n\n"
+    text = "\ufeffzwölf\r\n\x01 \u2028\n\n"
     for name, pack in (("a", bytes), ("a.md", bytes), ("a.txt.gz", gzip.compress), ("a.txt.zst", zst)):
         (tmp_path / name).write_bytes(pack(text.encode()))
         assert values(tmp_path / name) == [Text(text)]

@@ -92,7 +92,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     names = ("Tiny-F32.gguf", "text.txt", "S.npz", "P.json", "pruned.gguf", "q.jsonl", "prompts.txt", "Wide-F32.gguf")
     made = Made(*(folder / name for name in names))
     tiny_gguf.qwen3moe(made.model, n_embd=64, n_ff=32)
-    tiny_gguf.qwen3moe(made.wide, n_embd=256, n_ff=32)
+    tiny_gguf.qwen3moe(made.wide, n_embd=256, n_ff=64)
     made.text.write_text("".join(f"{line * 7919} brown foxes jump over {line} lazy dogs.\n" for line in range(40)))
     made.prompts.write_text("the quick brown\n")
     made.questions.write_text(json.dumps({"context": "a fox", "choices": [" jumps", " sings"], "answer": 0}) + "\n")
@@ -108,6 +108,8 @@ def commands(made: Made, out: Path) -> dict[str, list[object]]:
     return {
         "calibrate": ["calibrate", model, "-f", text, "-o", out / "S.npz", *FLAGS],
         "verify": ["verify", model, made.pruned, "--plan", made.plan, "-t", 1],
+        "frontier": ["frontier", model, "--stats", made.stats, "-f", text, "--steps", 2, *FLAGS],
+        "narrow": ["narrow", made.wide, "-f", text, "--width-ratio", 0.5, "-o", out / "narrow.gguf", *FLAGS],
         "preview": ["preview", model, "--stats", made.stats, "-f", text, "--ratios", "0.25", *FLAGS],
         "eval": ["eval", made.pruned, "--reference", model, "-f", text, *FLAGS],
         "report": [*("report", model, made.pruned, "--plan", made.plan, "-f", text, "-o", out / "report", *FLAGS)],
@@ -227,7 +229,7 @@ def test_a_death_beside_the_files_of_the_user_leaves_none(made: Made, tmp_path: 
 def test_calibration_after_a_death_is_bit_identical(made: Made, tmp_path: Path, run: Callable[..., Ran]) -> None:
     command = commands(made, tmp_path)["calibrate"]
     assert run(command, "SIGSEGV", after=5).code == 1
-    assert load(tmp_path / "S.npz.checkpoint")[0].n_chunks == 4
+    assert load(tmp_path / "S.npz.checkpoint")[0].n_chunks == 16, "four decodes of four chunks"
     assert run(command).code == 0
     with np.load(tmp_path / "S.npz") as ours, np.load(made.stats) as theirs:
         names = [name for name in theirs.files if theirs[name].dtype.kind in "iuf"]

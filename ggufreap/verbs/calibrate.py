@@ -61,13 +61,14 @@ def calibrate(
     Else `settings.n_together` chunks run at once, or as many as fit into memory: the same result up to rounding.
     Files of other work are replaced with `force` alone.
     """
+    model = Model.open(model)
     opened = open_data(data)
     if not opened.draws:
         refuse_unused(opened.request, {"seed": "what is drawn at random, of which there is nothing here"})
     if process_output and imatrix_out is None:
         raise InputError("--process-output is for an importance matrix, and none is collected; leave it out")
     observed = observed_of(
-        Model.open(model),
+        model,
         Path(out),
         opened,
         shard=shard,
