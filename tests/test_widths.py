@@ -41,5 +41,5 @@ def test_what_removes_nothing_is_refused() -> None:
     assert width_to_keep(100, "0.04").width == 96
     with pytest.raises(InfeasiblePlan, match="experts of 32 neurons cannot be narrower"):
         width_to_keep(32, "0.5")
-    with pytest.raises(InputError, match=r"not in \[0, 1\)"):
+    with pytest.raises(InputError, match=r"not in \[0, 1\); it is the fraction of neurons to remove"):
         width_to_keep(512, "1.5")

@@ -35,8 +35,8 @@ class Split:
         """In words."""
         return (
             f"keeps {self.n_keep} of {self.n_expert} experts with {self.width} of {self.source_width} neurons each, "
-            f"{self.kept:.1%} of their weights; about {NEURONS:g} times as large a share of neurons goes as of "
-            "experts, which costs least"
+            f"{self.kept:.1%} of their weights: the nearest there is to {NEURONS:g} times as large a share of neurons "
+            "as of experts, which costs least"
         )
 
     @property
@@ -60,11 +60,12 @@ def split(
     one more of either, the one that is closest to the rule. Raises InfeasiblePlan where there is none, InputError for
     a fraction outside [0, 1).
     """
-    most = n_expert * source_width * (1 - as_fraction(str(shrink)))
+    removed = as_fraction(str(shrink), "the experts' weights")
+    most = n_expert * source_width * (1 - removed)
     counts = [count for count in range(n_group, n_expert + 1, n_group) if allowed(count)]
     widths = [*range(block, source_width, block), source_width]
     fitting = [(count, width) for count in counts for width in widths if count * width <= most]
-    if not fitting or as_fraction(str(shrink)) == 0:
+    if not fitting or removed == 0:
         raise InfeasiblePlan(
             f"a shrink of {shrink} of {n_expert} experts with {source_width} neurons leaves no experts that llama.cpp "
             "could route among; take less away"

@@ -30,7 +30,7 @@ def width_to_keep(source_width: int, ratio: str | float, block: int = BLOCK) -> 
     `block` is that of the type that down is to have. If experts are too narrow for it, blocks of 32 are taken and the
     type has to give way. Raises InfeasiblePlan where nothing would be removed, InputError for a ratio outside [0, 1).
     """
-    wanted = source_width * (1 - as_fraction(str(ratio)))
+    wanted = source_width * (1 - as_fraction(str(ratio), "neurons"))
     for size in dict.fromkeys((max(block, BLOCK), BLOCK)):
         width = math.ceil(wanted / size) * size
         if width < source_width:

@@ -171,17 +171,17 @@ def count_to_keep(layout: MoeLayout, ratio: str | float | None = None, n_keep: i
     return n_keep
 
 
-def as_fraction(ratio: str) -> Decimal:
-    """A ratio as an exact decimal in [0, 1)."""
+def as_fraction(ratio: str, of: str = "experts") -> Decimal:
+    """A ratio as an exact decimal in [0, 1), the fraction `of` what is removed."""
     try:
         fraction = Decimal(ratio)
     except InvalidOperation as error:
         raise InputError(
-            f"ratio {excerpt(ratio)} is not a number; it is the fraction of experts to remove, such as 0.2"
+            f"ratio {excerpt(ratio)} is not a number; it is the fraction of {of} to remove, such as 0.2"
         ) from error
     if not (fraction.is_finite() and 0 <= fraction < 1):
         raise InputError(
-            f"ratio {shown(ratio, EXCERPT)} is not in [0, 1); it is the fraction of experts to remove, such as 0.2"
+            f"ratio {shown(ratio, EXCERPT)} is not in [0, 1); it is the fraction of {of} to remove, such as 0.2"
         )
     return fraction
 
