@@ -85,6 +85,7 @@ _SHORT = (
 _INSTEAD = {name: replace(flags_of(HeldOut)[name], names=names, help=help) for name, names, help in _SHORT}
 _HELD_OUT = (judgement.HELD_OUT, judgement.GATES)
 HELD_OUT = flags(HeldOut(), *_HELD_OUT, title="held-out text", instead=_INSTEAD)
+MEASURED_ON = flags(HeldOut(), judgement.HELD_OUT, title="held-out text", instead=_INSTEAD)
 JUDGED = flags(Judgement(), *_HELD_OUT, judgement.RIVAL, title="held-out text", instead=_INSTEAD)
 
 

@@ -3,7 +3,17 @@
 import argparse
 from dataclasses import replace
 
-from ggufreap.cli.asked import FIT_SIZE, FORCE, HELD_OUT, JUDGED, MEMORY, METHOD, WEIGHING, check_unused_fit
+from ggufreap.cli.asked import (
+    FIT_SIZE,
+    FORCE,
+    HELD_OUT,
+    JUDGED,
+    MEASURED_ON,
+    MEMORY,
+    METHOD,
+    WEIGHING,
+    check_unused_fit,
+)
 from ggufreap.cli.common import Result, Verbs, command, progress
 from ggufreap.cli.engine import engine_of_text, engine_that_masks, settings
 from ggufreap.cli.flags import argument, at_least, model, out
@@ -161,7 +171,7 @@ VERBS: Verbs = {
             WEIGHING,
             FIT_SIZE,
             MEMORY,
-            HELD_OUT,
+            MEASURED_ON,
             engine_of_text,
         ),
     ),

@@ -1,5 +1,6 @@
 """Size against estimated loss, of the whole model and of pruned ones: shown without making anything."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.fit import Fit
+from ggufreap.options.flag import refuse_unused
 from ggufreap.options.judgement import HeldOut
 from ggufreap.options.output import Output
 from ggufreap.options.target import Target
@@ -24,6 +26,7 @@ from ggufreap.verbs.plan import chosen_method
 from ggufreap.verbs.prospects import Making, measured_curve
 
 STEPS = 12
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,20 @@ def frontier(
     both it is taken from a table of another model, and nothing is loaded. Raises InfeasiblePlan where nothing fits.
     """
     target, fit = target or Target(), fit or Fit()
-    judged = held_out is not None and bool(held_out.files)
-    if judged != (stats is not None or target.from_imatrix is not None):
+    held_out = held_out or HeldOut()
+    refuse_unused(held_out, {"fail_if": "files that are judged, and the frontier makes none"})
+    judged = bool(held_out.files)
+    if judged != (stats is not None or target.from_imatrix is not None) or (held_out.chunks and not judged):
         raise InputError(
             "what pruning loses is measured with statistics and held-out text: give both, --stats (or --from-imatrix) "
             "and -f, or none of them for an estimate from a table"
         )
     model = Model.open(model)
     target = replace(target, method=chosen_method(target))
-    exam = Exam.of(held_out, settings) if held_out is not None and judged else None
+    exam = Exam.of(held_out, settings) if judged else None
     budget = fitting.budget_of(model.path, target.fit, fit, settings) if target.fit is not None else None
+    if budget is not None:
+        _LOG.info("%s", budget.told)
     name = f"{naming.stem_of(model.path)}.imatrix.gguf"
     making = Making(model, whole_plan(model, target), None, None, "", name, 0, allow_requantize)
     pool = making.pool(scripts_of(model, making.example, Path(model.path.name), Output()), fit)
