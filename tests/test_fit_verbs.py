@@ -1,6 +1,7 @@
 """The best file that fits a memory, made and measured; and the frontier that it comes from."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,9 @@ def test_fast_makes_the_lowest_estimate_and_measures_no_file(folder: Path) -> No
     assert left(folder) == {best.path.name}
 
 
-def test_a_model_that_fits_is_left_as_it_is(folder: Path) -> None:
-    result = fitted(folder, ENOUGH)
+def test_a_model_that_fits_is_left_as_it_is(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = fitted(folder, ENOUGH, report_out=folder / "report", compare=True)
+    assert "--report, --compare: no effect" in caplog.text
     assert result.best.path == folder / "Tiny-F16.gguf"
     assert result.best.prospect.loss == 0
     assert not (folder / "out").exists()
@@ -284,8 +286,14 @@ def test_the_frontier_measures_what_pruning_loses(folder: Path, capsys: pytest.C
         verbs.frontier(model, held, settings=SETTINGS)
     with pytest.raises(InputError, match="give both"):
         verbs.frontier(model, stats=stats, settings=SETTINGS)
+    with pytest.raises(InputError, match="give both"):
+        verbs.frontier(model, HeldOut(chunks=2), settings=SETTINGS)
+    with pytest.raises(InputError, match="--fail-if is for files that are judged"):
+        verbs.frontier(model, HeldOut(fail_if=("worst_domain.kld>0.2",)), settings=SETTINGS)
 
 
-def test_the_frontier_says_where_nothing_fits(folder: Path) -> None:
+def test_the_frontier_says_where_nothing_fits(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     with pytest.raises(InfeasiblePlan, match="the smallest file has"):
         verbs.frontier(folder / "Tiny-F16.gguf", target=Target(fit=NONE), fit=Fit(ctx=256, margin=0))
+    assert "(as asked)" in caplog.text

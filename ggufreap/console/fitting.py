@@ -15,7 +15,7 @@ from ggufreap.verbs import Fitted, Frontier
 from ggufreap.verbs.fit import Made
 
 _MEASURED = "what pruning loses was measured by masking, what types lose is tabulated from another model"
-_TABULATED = "all of it from tables of another model, nothing was measured on this one (give --stats and -f)"
+_TABULATED = "all of it from tables of another model, nothing was measured on this one (give {})"
 
 
 def _frontier(frontier: Frontier) -> None:
@@ -32,12 +32,12 @@ def _frontier(frontier: Frontier) -> None:
     ]
     columns = ("up to", "unpruned (gate/up, down, rest)", "KLD", "pruned (experts kept, types)", "KLD")
     table("The lowest estimates within each size, of mean KLD in nats per token (* the lower one)", columns, rows)
-    say(f"estimates: {_MEASURED if frontier.curve.measured else _TABULATED}")
+    say(f"estimates: {_MEASURED if frontier.curve.measured else _TABULATED.format('--stats and -f')}")
     say(frontier.verdict)
     if frontier.budget and frontier.fitting and frontier.fitting.winner:
         say(f"\n{frontier.budget.told}")
         best = frontier.fitting.winner
-        say(styled(best.label, "bold"), f": {best.nbytes:,} bytes, estimated KLD {best.loss:.4f}")
+        say(styled(f"{best.label}:", "bold"), f"{best.nbytes:,} bytes, estimated KLD {best.loss:.4f}")
 
 
 def _shown(prospect: Prospect | None, step: Step) -> tuple[str, str]:
@@ -52,7 +52,7 @@ def _fitted(fitted: Fitted) -> None:
     best = fitted.best
     say(fitted.budget.told)
     if not best.prospect.pruned and best.prospect.mix.type is None:
-        say(styled("the model fits as it is", "bold"), f" ({best.prospect.nbytes:,} bytes): nothing was made")
+        say(styled("the model fits as it is", "bold"), f"({best.prospect.nbytes:,} bytes): nothing was made")
         return
     if best.pruned and best.pruned.verification:
         draw_verification(best.pruned.verification)
@@ -67,7 +67,7 @@ def _fitted(fitted: Fitted) -> None:
         for each in fitted.made
     ]
     table("What was made (mean KLD in nats per token)", ("file", "bytes", "estimated", "measured", ""), rows)
-    source = _MEASURED if fitted.curve.measured else _TABULATED
+    source = _MEASURED if fitted.curve.measured else _TABULATED.format("--eval-file")
     say(f"estimates: {source}; {fitted.n_prospects:,} files could be made")
     if not best.prospect.pruned:
         say("not pruning is better: the file that was kept is the whole model in fewer bits")

@@ -110,6 +110,7 @@ def fit(
     pool = making.pool(scripts_of(model, making.example, naming.target(model.path, job.out, ""), output), fit)
     first = fitting.contenders(pool, budget.room)[0]
     if not first.pruned and first.mix.type is None:
+        _warn_unaccounted(job.judgement)
         return Fitted(str(model.path), budget, pool.nbytes.size, Curve.tabulated(), (Made(first, model.path),))
     make_folder(job.folder)
     observed = job.observe()
@@ -262,15 +263,21 @@ def _handed_over(job: Job, best: Made) -> Handover | None:
 
 def _account(job: Job, best: Made, observed: Observed | None, command: str) -> Account | None:
     """The report and the gates, of a pruned file; of an unpruned one it is said that there are none."""
-    asked = [
-        flag for flag, given in (("--report", job.judgement.report), ("--fail-if", job.judgement.fail_if)) if given
-    ]
-    if not asked and not job.judgement.compare:
+    if not _asking(job.judgement):
         return None
     if best.pruned is None or not best.proven:
-        _LOG.warning(
-            "%s: no effect, they tell of pruned files and the best one is not", ", ".join(asked) or "--compare"
-        )
+        _warn_unaccounted(job.judgement)
         return None
     own = replace(job, target=replace(job.target, keep=best.prospect.n_keep))
     return judged(own, best.pruned, observed, command, stays=not best.pruned.quantized).account
+
+
+def _asking(judgement: Judgement) -> list[str]:
+    """The flags that were given of those that ask for an account."""
+    flags = ("--report", judgement.report), ("--fail-if", judgement.fail_if), ("--compare", judgement.compare)
+    return [flag for flag, given in flags if given]
+
+
+def _warn_unaccounted(judgement: Judgement) -> None:
+    if asking := _asking(judgement):
+        _LOG.warning("%s: no effect, they tell of pruned files and the best one is not", ", ".join(asking))
