@@ -195,6 +195,9 @@ def test_down_in_few_bits_is_not_encoded_twice_without_leave(tmp_path: Path, fol
 def test_verify_takes_the_narrowing_of_the_same_plan(folder: Path) -> None:
     model, out = folder / "Tiny-F16.gguf", folder / "out.gguf"
     made = verbs.narrow(model, folder / "calib.txt", width_ratio="0.4", output=out, settings=SETTINGS)
+    without = verbs.verify(model, out, made.plan_path, settings=SETTINGS)
+    assert not without.ok
+    assert "give the --narrowing too" in without.checks[-1].detail
     other = asked.plan(model, method="random", keep=6)
     with pytest.raises(MismatchError, match="belongs to the plan"):
         verbs.verify(model, out, other, narrowing=made.narrowing_path, settings=SETTINGS)

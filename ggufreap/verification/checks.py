@@ -59,6 +59,10 @@ def check_metadata(
     source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: PruningPlan, law: NarrowLaw | None = None
 ) -> Check:
     """Everything that a pruner has no business changing must be there bit by bit, and nothing else."""
+    if law is None and (made_by := pruned.get(NARROWING)) is not None:
+        return Check(
+            "metadata", False, f"its experts are narrower ({NARROWING} is {made_by}); give the --narrowing too"
+        )
     name, n_block = layout.architecture.name, _n_block(layout, plan)
     counts = ("expert_count", "block_count", "nextn_predict_layers")
     free = (*FREE, *(f"{name}.{key}" for key in (counts if n_block < layout.n_block else counts[:1])))
