@@ -368,11 +368,11 @@ def test_portions_do_not_matter(
 ) -> None:
     caplog.set_level(logging.INFO)
     whole = run(model, plan, ids, tmp_path / "whole")
-    assert "from 32 to 24 neurons: 384 tokens in chunks of 64, 1 passes over some blocks" in caplog.text
+    assert "from 32 to 24 neurons: 384 tokens in chunks of 64, 1 pass, with" in caplog.text
     caplog.clear()
     nbytes = curvature_nbytes(6, WIDTH, 64, 2)
     assert_same(whole, run(model, plan, ids, tmp_path / "two", memory=2 * nbytes + 1))
-    assert "2 passes over some blocks, with 4.31 MB of memory" in caplog.text
+    assert "2 passes, each over some blocks, with 4.31 MB of memory" in caplog.text
     assert_same(whole, run(model, plan, ids, tmp_path / "apart", APART))
     caplog.clear()
     assert_same(whole, run(model, plan, ids, tmp_path / "whole"))

@@ -98,7 +98,7 @@ def test_a_model_alone_is_inspected_and_the_commands_are_told(run: Run, eight: P
     assert code == 0
     assert out == run("advise", eight)[1]
     assert "experts  16, 4 used per token" in out
-    assert "it fits unpruned as Q4_K_M" in out
+    assert "it fits unpruned as it is" in out
     assert f"   ggufreap prune {eight} --ratio 0.20 --dry-run\n" in out
     assert run("inspect", eight)[1].splitlines()[0] in out
 

@@ -107,8 +107,9 @@ def _judged(candidates: tuple[Candidate, ...]) -> tuple[str, str]:
             -1
         ].ratio or USUAL, f"none of these fits{as_type}; fewer bits are needed too, such as --quant IQ3_XXS"
     if not fitting.ratio:
+        how = as_type if candidates[0].fits in ("no", "unknown") else " as it is"
         return _least(rows), (
-            f"it fits unpruned{as_type}: pruning makes room for context and other programs, and --compare tells what "
+            f"it fits unpruned{how}: pruning makes room for context and other programs, and --compare tells what "
             "it costs"
         )
     return fitting.ratio, f"unpruned it does not fit{as_type}, with {fitting.ratio} of the experts removed it does"

@@ -144,14 +144,14 @@ def _pieces(
     )
     check_space(place.folder, downs + spill)
     _LOG.info(
-        "narrowing the experts of %s from %d to %d neurons: %s tokens in chunks of %d, %d passes over some blocks, "
+        "narrowing the experts of %s from %d to %d neurons: %s tokens in chunks of %d, %s, "
         "with %s of memory at most for what is summed up%s; %s wait in %s",
         model.path.name,
         task.source_width,
         task.width,
         f"{texts.n_tokens:,}",
         settings.n_ctx,
-        len(pieces),
+        "1 pass" if len(pieces) == 1 else f"{len(pieces)} passes, each over some blocks",
         size(max(sum(needed.get(block, 0) for block in piece.blocks) for piece in pieces)),
         f" and {size(max(sum(sizes[block] for block in piece.blocks) for piece in pieces))} with weights"
         if blockwise

@@ -38,9 +38,9 @@ class Pruned:
     """What `prune` made: the files, the plan and what it leaves of each domain, and the proof (None if turned off).
 
     `script` tells of the byte-exact file, which `quantized` variants were made from; `imatrix_path` is the importance
-    matrix of the pruned model that guided them; `narrowing` names the neurons that stay, where not all do; `account`
-    tells what the files are worth, where there was held-out text; `handover` how they are run and given away. After a
-    dry run all of it is what would be made.
+    matrix of the pruned model that guided them; `coverage` is None where no expert goes; `narrowing` names the neurons
+    that stay, where not all do; `account` tells what the files are worth, where there was held-out text; `handover` how
+    they are run and given away. After a dry run all of it is what would be made.
     """
 
     script: RewriteScript
@@ -129,7 +129,7 @@ def _planned(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
     """The plan, what it leaves, and how the byte-exact file will be."""
     stored = observed.stored if observed else None
     chosen = plan(job.model, job.target, stats=stored, settings=job.settings, progress=job.progress)
-    covered = coverage(stored, chosen) if stored else None
+    covered = coverage(stored, chosen) if stored and chosen.n_keep < chosen.n_expert else None
     save_plan(foreseen.plan_path, chosen)
     pruned = Pruned(foreseen.script, chosen, foreseen.plan_path, job.stats_path, None, covered)
     if job.width and job.data:
