@@ -4,6 +4,7 @@ import pytest
 
 from ggufreap.errors import InfeasiblePlan, InputError
 from ggufreap.narrowing.widths import width_to_keep
+from ggufreap.planning import least_ratio
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,10 @@ def test_what_removes_nothing_is_refused() -> None:
     with pytest.raises(InfeasiblePlan, match=r"use 0.04 or more"):
         width_to_keep(100, "0.01")
     assert width_to_keep(100, "0.04").width == 96
+    with pytest.raises(InfeasiblePlan, match=r"use 0.3334 or more"):
+        width_to_keep(96, "0.3333")
+    assert width_to_keep(96, "0.3334").width == 64
+    assert (least_ratio(1, 48), least_ratio(1, 16)) == ("0.0209", "0.0625")
     with pytest.raises(InfeasiblePlan, match="experts of 32 neurons cannot be narrower"):
         width_to_keep(32, "0.5")
     with pytest.raises(InputError, match=r"not in \[0, 1\); it is the fraction of neurons to remove"):

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from ggufreap.errors import InfeasiblePlan
-from ggufreap.planning import as_fraction
+from ggufreap.planning import as_fraction, least_ratio
 
 BLOCK = 32  # of the types that every width should allow, so that the file can be quantised later
 
@@ -43,7 +43,7 @@ def width_to_keep(source_width: int, ratio: str | float, block: int = BLOCK) -> 
         )
     raise InfeasiblePlan(
         f"a ratio of {ratio} of {source_width} neurons is less than a block of {BLOCK}: nothing would be removed; use "
-        f"{1 - widest / source_width:.4g} or more"
+        f"{least_ratio(source_width - widest, source_width)} or more"
     )
 
 

@@ -164,7 +164,7 @@ def count_to_keep(layout: MoeLayout, ratio: str | float | None = None, n_keep: i
         if fraction and not per_group:
             raise InfeasiblePlan(
                 f"ratio {ratio} of {layout.group_size} experts is less than one: nothing would be removed; "
-                f"use {1 / layout.group_size:.4g} or more"
+                f"use {least_ratio(1, layout.group_size)} or more"
             )
         n_keep = layout.n_expert - per_group * layout.n_group
     layout.check_keep(n_keep)
@@ -184,6 +184,11 @@ def as_fraction(ratio: str, of: str = "experts") -> Decimal:
             f"ratio {shown(ratio, EXCERPT)} is not in [0, 1); it is the fraction of {of} to remove, such as 0.2"
         )
     return fraction
+
+
+def least_ratio(part: int, whole: int) -> str:
+    """The least ratio of four decimals that removes `part` of `whole`; rounded to the nearest, it could remove less."""
+    return f"{-(-10_000 * part // whole) / 10_000:g}"
 
 
 def ratio_label(group_size: int, removed: int, ratio: str | float | None) -> str:
