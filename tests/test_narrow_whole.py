@@ -75,6 +75,20 @@ def test_the_same_command_again_uses_what_is_there(folder: Path, caplog: pytest.
         verbs.narrow(model, folder / "held.txt", width_ratio="0.4", output=out, settings=SETTINGS)
 
 
+def test_columns_that_are_gone_are_computed_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, out = folder / "Tiny-F16.gguf", folder / "out.gguf"
+    made = verbs.narrow(model, folder / "calib.txt", width_ratio="0.4", output=out, settings=SETTINGS)
+    before, downs = out.read_bytes(), downs_path(made.narrowing_path)
+    downs.unlink()
+    verbs.narrow(model, folder / "calib.txt", width_ratio="0.4", output=out, settings=SETTINGS)
+    assert "narrowing again" in caplog.text
+    assert downs.exists()
+    assert out.read_bytes() == before
+    downs.write_bytes(downs.read_bytes()[:-1])
+    with pytest.raises(OutputError, match="not of this very work"):
+        verbs.narrow(model, folder / "calib.txt", width_ratio="0.4", output=out, settings=SETTINGS)
+
+
 def test_prune_with_a_width(folder: Path) -> None:
     made = asked.prune(
         folder / "Tiny-F16.gguf",

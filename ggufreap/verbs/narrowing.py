@@ -112,18 +112,16 @@ def narrowing_of(
 ) -> Narrowing:
     """The narrowing at `path`, where it is that of the same text and plan; else it is computed and saved there.
 
-    An interrupted run goes on where it was: solved blocks wait in a folder beside it.
+    An interrupted run goes on where it was: solved blocks wait in a folder beside it. Where only the columns are gone,
+    they are computed again.
     """
     task = task_of(model, plan, width, data, settings, sequential)
     claim(path, downs_path(path), inputs=model.file.paths)
-    if solves(path, task.sha256, plan):
-        _LOG.info("using the narrowing in %s", path)
-        known = load_narrowing(path, plan)
-        for remark in known.remarks:
-            _LOG.warning("%s", remark)
+    solved = solves(path, task.sha256, plan)
+    if solved and (known := _loaded(path, plan)):
         return known
-    for each in (path, downs_path(path)):
-        check_free(each)
+    check_free(path, solved and not downs_path(path).exists())  # what was edited or damaged is not what was made here
+    check_free(downs_path(path))
     folder = path.with_suffix("")
     leave_no_folder(folder)
     solution = compensated(
@@ -133,6 +131,19 @@ def narrowing_of(
     del solution  # whose columns are mapped from the folder
     Workplace(folder, task).remove()
     return load_narrowing(path, plan)
+
+
+def _loaded(path: Path, plan: PruningPlan) -> Narrowing | None:
+    """The narrowing at `path` with what is to be known of it, None where its files are not whole any more."""
+    try:
+        known = load_narrowing(path, plan)
+    except InputError as error:
+        _LOG.warning("narrowing again: %s", error)
+        return None
+    _LOG.info("using the narrowing in %s", path)
+    for remark in known.remarks:
+        _LOG.warning("%s", remark)
+    return known
 
 
 def narrow_by(
