@@ -37,7 +37,7 @@ LINEAGE = ("author", "organization", "version", "repo_url")
 
 
 @dataclass(frozen=True)
-class Narrowed:
+class Widths:
     """What is said of narrower experts: by which `narrowing`, and the `values` of the keys that tell of widths."""
 
     narrowing: Narrowing
@@ -51,7 +51,7 @@ def pruned_metadata(
     n_block: int,
     n_parameters: int,
     version: str,
-    narrowed: Narrowed | None = None,
+    narrowed: Widths | None = None,
 ) -> list[MetadataEntry]:
     """The entries of the pruned file, in the order of the original, new ones last.
 
@@ -84,7 +84,7 @@ def _counts(file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_block: int) 
     return {key: _edited(file.metadata[key], value) for key, value in values.items()}
 
 
-def _widths(file: GgufFile, layout: MoeLayout, narrowed: Narrowed) -> dict[str, MetadataEntry]:
+def _widths(file: GgufFile, layout: MoeLayout, narrowed: Widths) -> dict[str, MetadataEntry]:
     name, narrowing, entries = layout.architecture.name, narrowed.narrowing, []
     for suffix, value in narrowed.values.items():
         entry = file.metadata.get(f"{name}.{suffix}")
@@ -115,7 +115,7 @@ def _shorter_arrays(file: GgufFile, layout: MoeLayout, n_block: int) -> dict[str
 
 
 def _names(
-    file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_parameters: int, narrowed: Narrowed | None
+    file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_parameters: int, narrowed: Widths | None
 ) -> dict[str, MetadataEntry]:
     label = narrowed.narrowing.full_label(plan) if narrowed else plan.label
     name = str(file.get("general.name") or file.path.stem)

@@ -33,7 +33,7 @@ from ggufreap.engine.encoding import check_readable, decode_rows, encode_rows, n
 from ggufreap.errors import UnsupportedModel
 from ggufreap.narrowing import Ids, Narrowing, check_narrowing
 from ggufreap.planning import PruningPlan
-from ggufreap.rewriting.metadata import Narrowed
+from ggufreap.rewriting.metadata import Widths
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -86,12 +86,12 @@ class Narrower:
         check_narrowing(narrowing, plan, expert_width(file, layout), down.shape[1])
         self._resized = resized(file, layout, narrowing.width)
 
-    def said(self, n_block: int) -> Narrowed:
+    def said(self, n_block: int) -> Widths:
         """What the file says of widths; arrays of one entry per block are cut to `n_block`."""
         values: dict[str, Value] = {}
         for key, value in self._resized.values.items():
             values[key] = list(value[:n_block]) if isinstance(value, list) else value
-        return Narrowed(self._narrowing, values)
+        return Widths(self._narrowing, values)
 
     def output(self, record: TensorRecord) -> OutputTensor | None:
         """A tensor as it will be; None for one that narrower experts do not change."""
