@@ -25,6 +25,7 @@ from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InfeasiblePlan, InputError, MismatchError
 from ggufreap.evaluation import METRICS, Meters, compare_with, of_engine
 from ggufreap.judging import Candidate, open_engine
+from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.quantisation import Quantiser
 from ggufreap.planning import ModelIdentity, make_plan
@@ -212,7 +213,7 @@ def test_masked_and_written_cost_the_same(tmp_path: Path, name: str) -> None:
     scores = np.random.default_rng(1).random((len(layout.trunk), 16))
     identity = ModelIdentity(file.fingerprint, name, name)
     plan = make_plan(layout, identity, scores, method="random", ratio="0.25")
-    execute(lower(file, layout, plan, tmp_path / "out.gguf"))
+    execute(lower(Model(file, layout), plan, tmp_path / "out.gguf"))
     tokens = np.random.default_rng(0).integers(0, tiny_native.N_VOCAB, (2, 64)).astype(np.int32)
     keep = {block.index: plan.keep[block.index] for block in layout.trunk}
     settings = replace(SETTINGS, exact=True)

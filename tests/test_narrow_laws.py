@@ -23,6 +23,7 @@ from ggufreap.architecture.width import expert_width
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.engine.neuron_tap import Narrowed
 from ggufreap.engine.session import LlamaSession
+from ggufreap.model import Model
 from ggufreap.narrowing import Narrowing
 from ggufreap.planning import PruningPlan
 from ggufreap.rewriting import Narrow, execute, lower
@@ -62,7 +63,7 @@ def logits(file: GgufFile, plan: PruningPlan | None = None, narrowing: Narrowing
 
 def narrowed(file: GgufFile, plan: PruningPlan, narrowing: Narrowing) -> GgufFile:
     out = file.path.with_name(f"narrow-{narrowing.sha256[:12]}.gguf")
-    script = lower(file, bind(file), plan, out, narrow=Narrow(narrowing))
+    script = lower(Model(file, bind(file)), plan, out, narrow=Narrow(narrowing))
     execute(script)
     assert script.nbytes == out.stat().st_size, "prediction"
     return open_gguf(out)

@@ -17,6 +17,7 @@ from ggufreap.container import GgufFile, open_gguf, write
 from ggufreap.engine.encoding import decode_rows, encode_rows
 from ggufreap.errors import InfeasiblePlan, UnsupportedModel
 from ggufreap.imatrix import Imatrix, ImatrixEntry, narrowed
+from ggufreap.model import Model
 from ggufreap.narrowing import Narrowing
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import silent
@@ -49,7 +50,7 @@ def written(
     file: GgufFile, plan: PruningPlan, narrowing: Narrowing, name: str = "out.gguf", **asked: object
 ) -> GgufFile:
     out = file.path.with_name(name)
-    script = lower(file, bind(file), plan, out, narrow=Narrow(narrowing), **asked)
+    script = lower(Model(file, bind(file)), plan, out, narrow=Narrow(narrowing), **asked)
     execute(script)
     assert script.nbytes == sum(each.path.stat().st_size for each in script.files), "prediction"
     return open_gguf(script.files[0].path)
@@ -143,7 +144,7 @@ def test_importance_guides_the_columns(tmp_path: Path) -> None:
     narrowing = with_columns(file, plan, random_narrowing(file, layout, plan, WIDTH))
     name = "blk.1.ffn_down_exps.weight"
     importance = {name: np.random.default_rng(0).gamma(0.3, 1, (12, WIDTH)).astype(np.float32)}
-    script = lower(file, layout, plan, tmp_path / "out.gguf", narrow=Narrow(narrowing, importance=importance))
+    script = lower(Model(file, layout), plan, tmp_path / "out.gguf", narrow=Narrow(narrowing, importance=importance))
     execute(script)
     found = open_gguf(tmp_path / "out.gguf")
     expected = [
@@ -167,9 +168,8 @@ def test_a_split_set_is_narrowed_too(tmp_path: Path) -> None:
 def test_what_is_announced_has_to_come(plain: GgufFile, tmp_path: Path) -> None:
     layout = bind(plain)
     plan = random_plan(plain, layout, 16)
-    script = lower(
-        plain, layout, plan, tmp_path / "out.gguf", narrow=Narrow(random_narrowing(plain, layout, plan, WIDTH))
-    )
+    narrow = Narrow(random_narrowing(plain, layout, plan, WIDTH))
+    script = lower(Model(plain, layout), plan, tmp_path / "out.gguf", narrow=narrow)
     tensors = script.files[0].tensors
     piece = next(tensor for tensor in tensors if "ffn_down_exps" in tensor.name).pieces[0]
     short = replace(piece, compute=lambda: np.zeros(4, np.uint8))

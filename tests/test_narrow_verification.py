@@ -33,7 +33,7 @@ def make(file: GgufFile, keep: int, width: int, columns: bool = False, **asked: 
     narrowing = random_narrowing(file, layout, plan, width)
     narrowing = with_columns(file, plan, narrowing) if columns else narrowing
     out = file.path.with_name("narrow.gguf")
-    execute(lower(file, layout, plan, out, narrow=Narrow(narrowing, **asked)))
+    execute(lower(Model(file, layout), plan, out, narrow=Narrow(narrowing, **asked)))
     return file, plan, narrowing, out
 
 
@@ -46,8 +46,7 @@ def made(tmp_path: Path) -> Made:
 def proof(made: Made, narrowing: Narrowing | None = None) -> Verification:
     """All checks that need no llama.cpp; those that do are taken to hold."""
     file, plan, own, out = made
-    model = Model(file, bind(file))
-    return verify_file(file, model.layout, plan, out, nothing_differs, silent, narrowing or own)
+    return verify_file(Model(file, bind(file)), plan, out, nothing_differs, silent, narrowing or own)
 
 
 def failed(found: Verification) -> Check:
@@ -120,7 +119,7 @@ def test_another_narrowing_is_noticed(made: Made) -> None:
     found = failed(proof(made, other))
     assert (found.name, "ggufreap.narrowing.sha256" in found.detail) == ("metadata", True)
     file, plan, _, out = made
-    execute(lower(file, bind(file), plan, out.with_name("other.gguf"), narrow=Narrow(other)))
+    execute(lower(Model(file, bind(file)), plan, out.with_name("other.gguf"), narrow=Narrow(other)))
     relabelled = with_key(open_gguf(out.with_name("other.gguf")), "ggufreap.narrowing.sha256", made[2].sha256)
     found = failed(proof((file, plan, made[2], relabelled)))
     assert (found.name, "differs from rows of expert" in found.detail) == ("bytes", True)
@@ -133,7 +132,7 @@ def with_key(file: GgufFile, key: str, value: str | int) -> Path:
     everything = {block.index: tuple(range(layout.n_expert)) for block in layout.blocks}
     plan = replace(random_plan(file, layout, layout.n_expert), keep=everything)
     out = file.path.with_name("changed.gguf")
-    script = lower(file, layout, plan, out)
+    script = lower(Model(file, layout), plan, out)
     with silent("write", 0, "B") as bar:
         write(lay_out(out, entries, [script.files[0].tensors], file.alignment), bar)
     return out
@@ -150,7 +149,7 @@ def test_what_the_file_says_of_its_source_has_to_be_so(made: Made, key: str) -> 
 def test_a_file_that_is_not_narrower_is_noticed(made: Made) -> None:
     file, plan, narrowing, out = made
     wide = out.with_name("wide.gguf")
-    execute(lower(file, bind(file), plan, wide))
+    execute(lower(Model(file, bind(file)), plan, wide))
     assert failed(proof((file, plan, narrowing, wide))) == Check(
         "header", False, "12 experts in each of 2 MoE blocks, 96 neurons in each of them, narrowing: 64"
     )

@@ -21,6 +21,7 @@ from ggufreap.container import GgufFile, open_gguf
 from ggufreap.engine.protocol import Keep
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import UnsupportedModel
+from ggufreap.model import Model
 from ggufreap.observation import ExpertStatistics, observables
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import ModelIdentity, PruningPlan, make_plan
@@ -73,7 +74,7 @@ def reap_plan(file: GgufFile, layout: MoeLayout, **target: object) -> PruningPla
 
 def pruned(file: GgufFile, plan: PruningPlan) -> GgufFile:
     out = file.path.with_name(f"pruned-{plan.sha256[:12]}.gguf")
-    execute(lower(file, bind(file), plan, out))
+    execute(lower(Model(file, bind(file)), plan, out))
     return open_gguf(out)
 
 

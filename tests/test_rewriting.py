@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType as Kind
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.errors import InputError, OutputError, UnsupportedModel
+from ggufreap.model import Model
 from ggufreap.planning import ModelIdentity, PruningPlan, make_plan
 from ggufreap.rewriting import execute, lower, parse_size
 from ggufreap.rewriting.metadata import size_label
@@ -63,7 +64,7 @@ def random_plan(file: GgufFile, layout: MoeLayout, keep: int, seed: int = 0, mtp
 
 
 def pruned(file: GgufFile, plan: PruningPlan, out: Path, **options: object) -> GgufFile:
-    script = lower(file, bind(file), plan, out, **options)
+    script = lower(Model(file, bind(file)), plan, out, **options)
     execute(script)
     assert script.nbytes == sum(written.path.stat().st_size for written in script.files), "prediction"
     return open_gguf(script.files[0].path)

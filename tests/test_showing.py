@@ -146,13 +146,13 @@ def test_the_command_of_a_report_tells_no_folders(tmp_path: Path, monkeypatch: p
 
 def test_the_metadata_of_a_pruned_file_tells_no_folders(tmp_path: Path) -> None:
     path = qwen3moe(tmp_path / "m.gguf", n_block=1, n_embd=32, n_ff=32)
-    inspection, source = inspect(path), open_gguf(path)
+    inspection = inspect(path)
     model = Model.open(path)
     layout, identity = model.layout, model.identity
     records = (SourceRecord("/home/me/text.txt", "de"), SourceRecord("org/data", "code", is_hub=True))
     scores = np.arange(inspection.n_expert, dtype=float)[None]
     plan = make_plan(layout, identity, scores, method="reap", n_keep=8, datasets=records)
-    script = lower(source, layout, plan, tmp_path / "out.gguf")
+    script = lower(model, plan, tmp_path / "out.gguf")
     assert b"/home/me" not in script.files[0].header
     assert b"text.txt" in script.files[0].header
     assert imatrix_metadata("i.gguf", 1, 1, "/home/me/text.txt")["quantize.imatrix.dataset"] == "text.txt"

@@ -14,7 +14,7 @@ from tiny_gguf import qwen3moe
 
 from ggufreap import Quantiser, quantize, saliency
 from ggufreap.architecture.layout import MoeLayout
-from ggufreap.container import GgufFile, open_gguf, type_name
+from ggufreap.container import open_gguf, type_name
 from ggufreap.engine.quantizer import Quantizer
 from ggufreap.errors import EngineError, InfeasiblePlan, InputError
 from ggufreap.model import Model
@@ -33,11 +33,11 @@ pytestmark = pytest.mark.native
 ARCHS = ("qwen3moe", "deepseek2-groups4", "gpt-oss", "glm4moe", "lfm2moe", "llama4", "qwen35moe")
 
 
-def planned(model: Path, n_keep: int, seed: int = 0, mtp: str = "mirror") -> tuple[GgufFile, MoeLayout, PruningPlan]:
+def planned(model: Path, n_keep: int, seed: int = 0, mtp: str = "mirror") -> tuple[Model, PruningPlan]:
     opened = Model.open(model)
-    source, layout, identity = opened.file, opened.layout, opened.identity
+    layout = opened.layout
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
-    return source, layout, make_plan(layout, identity, scores, method="random", n_keep=n_keep, mtp=mtp)
+    return opened, make_plan(layout, opened.identity, scores, method="random", n_keep=n_keep, mtp=mtp)
 
 
 def counts_of(layout: MoeLayout) -> list[int]:
@@ -53,9 +53,9 @@ def counts_of(layout: MoeLayout) -> list[int]:
 
 @contextmanager
 def sizer_of(model: Path, mtp: str = "mirror", **cut: object) -> Iterator[tuple[Sizer, MoeLayout]]:
-    source, layout, plan = planned(model, Model.open(model).layout.n_expert, mtp=mtp)
-    with Sizer(source, rewriter(source, layout, plan, Path("out.gguf"), **cut)) as sizer:
-        yield sizer, layout
+    opened, plan = planned(model, Model.open(model).layout.n_expert, mtp=mtp)
+    with Sizer(opened.file, rewriter(opened, plan, Path("out.gguf"), **cut)) as sizer:
+        yield sizer, opened.layout
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_every_count_is_foretold_from_a_plan_of_another(shared: Path, tmp_path: 
     model = shared / "archs" / f"{arch}.gguf"
     with sizer_of(model) as (sizer, layout):
         for n_keep in counts_of(layout)[1::3]:
-            source, _, plan = planned(model, n_keep, seed=n_keep)
-            script = rewriter(source, layout, plan, tmp_path / "out.gguf")(n_keep)
+            opened, plan = planned(model, n_keep, seed=n_keep)
+            script = rewriter(opened, plan, tmp_path / "out.gguf")(n_keep)
             execute(script)
             pruned = open_gguf(tmp_path / "out.gguf")
             assert sizer.exact(n_keep) == script.nbytes == pruned.nbytes
@@ -115,9 +115,9 @@ def test_the_whole_model_is_foretold_too(eight: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [{"split_max_size": 900_000}, {"keep_split": True}])
 def test_split_sets_are_foretold_shard_by_shard(tmp_path: Path, cut: dict[str, object]) -> None:
     model = qwen3moe(tmp_path / "in.gguf", n_expert=8, n_used=2, per_shard=9)
-    source, layout, plan = planned(model, 6)
-    rewrite = rewriter(source, layout, plan, tmp_path / "out.gguf", **cut)
-    with Sizer(source, rewrite) as sizer:
+    opened, plan = planned(model, 6)
+    rewrite = rewriter(opened, plan, tmp_path / "out.gguf", **cut)
+    with Sizer(opened.file, rewrite) as sizer:
         script = sizer.script(6)
         execute(script)
         assert len(script.files) > 1
@@ -289,8 +289,8 @@ def test_sizes_by_classes_are_those_of_files(shared: Path, tmp_path: Path) -> No
     with sizer_of(model) as (sizer, layout):
         table = class_sizes(sizer, layout, 12, ("Q6_K", "Q4_K"), ("Q8_0",))
     types = {"gate_up": "Q4_K", "down": "Q6_K", "rest": "Q8_0"}
-    source, _, plan = planned(model, 10, seed=1)
-    script = rewriter(source, layout, plan, tmp_path / "out.gguf")(10)
+    opened, plan = planned(model, 10, seed=1)
+    script = rewriter(opened, plan, tmp_path / "out.gguf")(10)
     execute(script)
     pruned = open_gguf(script.files[0].path)
     made = quantize_file(pruned, tmp_path / "q.gguf", table.request(types))

@@ -56,9 +56,7 @@ def pruned(source: Path, plan: PruningPlan, tmp_path: Path) -> Path:
 
 def proof(source: Path, plan: PruningPlan, pruned: Path, run: Run | None = None) -> Verification:
     """All checks, or with no `run` those that need no llama.cpp."""
-    model = Model.open(source)
-    file, layout = model.file, model.layout
-    return verify_file(file, layout, plan, pruned, run or nothing_differs, silent)
+    return verify_file(Model.open(source), plan, pruned, run or nothing_differs, silent)
 
 
 def nothing_differs(_path: Path, tokens: Tokens, passes: Sequence[Pass], folder: Path) -> list[Ran]:

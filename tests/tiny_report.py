@@ -17,6 +17,7 @@ from ggufreap.corpus.request import Request
 from ggufreap.corpus.standard_library import _documents, calibration_text
 from ggufreap.demonstration import MODEL
 from ggufreap.engine.session import LlamaSession
+from ggufreap.model import Model
 from ggufreap.observation import load
 from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import select
@@ -41,8 +42,8 @@ def demo_report(folder: Path, n_chunks: int = 8, n_held_out: int = 1) -> facts.R
     chosen = plan(MODEL, stats=stats, ratio="0.25")
     apply(MODEL, chosen, out)
     proof = verify(MODEL, out, chosen, settings=settings)
-    source = open_gguf(MODEL)
-    layout = bind(source)
+    model = Model.open(MODEL)
+    layout = model.layout
     scores = saliency.METHODS["reap"].score(statistics)
     by_block = {block.index: row for block, row in zip(layout.trunk, scores, strict=True)}
     provenance = load(stats)[1]
@@ -50,7 +51,7 @@ def demo_report(folder: Path, n_chunks: int = 8, n_held_out: int = 1) -> facts.R
         ratio: dict(zip(by_block, select(scores, layout.n_expert - round(layout.n_expert * ratio), 1), strict=True))
         for ratio in (0.125, 0.25, 0.5)
     }
-    measured = _measured(source.path, settings, keeps, n_held_out)
+    measured = _measured(model.path, settings, keeps, n_held_out)
     curve = tuple(
         facts.Candidate(ratio, "reap", layout.n_expert - round(layout.n_expert * ratio), measured[ratio])
         for ratio in keeps
@@ -58,7 +59,7 @@ def demo_report(folder: Path, n_chunks: int = 8, n_held_out: int = 1) -> facts.R
     return facts.Report(
         version=__version__,
         date="2026-01-01",
-        model=model_facts(source, layout, chosen, open_gguf(out)),
+        model=model_facts(model, chosen, open_gguf(out)),
         plan=plan_facts(chosen, by_block),
         calibration=facts.Calibration(
             N_CTX,
@@ -69,7 +70,7 @@ def demo_report(folder: Path, n_chunks: int = 8, n_held_out: int = 1) -> facts.R
             routed=routing_facts(statistics),
         ),
         curve=curve,
-        original=facts.Subject(source.nbytes, "Q8_0"),
+        original=facts.Subject(model.file.nbytes, "Q8_0"),
         variants=(facts.Variant(out.name, facts.Subject(out.stat().st_size, "Q8_0"), domains=measured[0.25]),),
         files=(file_facts(out, "Q8_0"),),
         reproduction=facts.Reproduction("ggufreap prune demo-moe-Q8_0.gguf --ratio 0.25 -c 128"),

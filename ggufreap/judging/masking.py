@@ -36,7 +36,7 @@ class Candidate:
     def of(cls, model: Model, plan: PruningPlan, comparison: Comparison, exam: Exam) -> Self:
         """What was found of a plan for `model`."""
         out = naming.target(model.path, None, plan.label)
-        nbytes = lower(model.file, model.layout, plan, out).nbytes
+        nbytes = lower(model, plan, out).nbytes
         return cls(plan, nbytes, comparison, exam.outcomes(comparison))
 
 

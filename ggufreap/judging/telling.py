@@ -86,9 +86,9 @@ def _model(model: Model, plan: PruningPlan, pruned: Path) -> facts.Model:
         width = expert_width(made, bind(made))
         narrow = Narrow(Narrowing.of_first(int(before), width, plan.keep, plan.n_keep))
     with private_folder() as folder:
-        script = lower(model.file, model.layout, plan, Path(folder) / "exact.gguf", narrow=narrow)
+        script = lower(model, plan, Path(folder) / "exact.gguf", narrow=narrow)
         exact = open_gguf(write_skeleton(script, Path(folder)))
-        return known_facts.model_facts(model.file, model.layout, plan, exact, bool(made.get(COMPENSATED)))
+        return known_facts.model_facts(model, plan, exact, bool(made.get(COMPENSATED)))
 
 
 def _variant(each: Judged) -> facts.Variant:

@@ -11,6 +11,7 @@ from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout, bind
 from ggufreap.architecture.width import expert_width
 from ggufreap.container import GgufFile
 from ggufreap.errors import InputError
+from ggufreap.model import Model
 from ggufreap.observation import ExpertStatistics, Floats
 from ggufreap.planning import PruningPlan
 from ggufreap.reporting import facts
@@ -20,10 +21,9 @@ _CHUNK = 1 << 22
 _HOMES = ("general.repo_url", "general.source.repo_url", "general.source.url")
 
 
-def model_facts(
-    source: GgufFile, layout: MoeLayout, plan: PruningPlan, pruned: GgufFile, compensated: bool = False
-) -> facts.Model:
+def model_facts(model: Model, plan: PruningPlan, pruned: GgufFile, compensated: bool = False) -> facts.Model:
     """The model before and after, from both headers: `pruned` is the byte-exact file, its down maybe `compensated`."""
+    source, layout = model.file, model.layout
     before, after = _parameters(source, layout, layout.n_expert), _parameters(pruned, layout, plan.n_keep)
 
     def text(key: str) -> str:

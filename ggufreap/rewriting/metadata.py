@@ -12,11 +12,11 @@ from pathlib import Path
 from gguf.constants import GGUFValueType
 from gguf.utility import model_weight_count_rounded_notation
 
-from ggufreap.architecture.layout import MoeLayout
 from ggufreap.architecture.metadata import OTHER_ARRAYS, PER_BLOCK_ARRAYS
 from ggufreap.container import GgufFile, MetadataEntry, Value, encode
 from ggufreap.container.header import read_header
 from ggufreap.errors import InputError, MismatchError, UnsupportedModel
+from ggufreap.model import Model
 from ggufreap.narrowing import Narrowing
 from ggufreap.planning import PruningPlan
 from ggufreap.showing import file_name
@@ -45,8 +45,7 @@ class Widths:
 
 
 def pruned_metadata(
-    file: GgufFile,
-    layout: MoeLayout,
+    model: Model,
     plan: PruningPlan,
     n_block: int,
     n_parameters: int,
@@ -57,12 +56,13 @@ def pruned_metadata(
 
     `n_block`: the blocks that stay, fewer where MTP blocks are dropped; `n_parameters`: the weights that stay.
     """
-    edits = _counts(file, layout, plan, n_block) | _names(file, layout, plan, n_parameters, narrowed)
-    if n_block < layout.n_block:
-        edits |= _shorter_arrays(file, layout, n_block)
+    file = model.file
+    edits = _counts(model, plan, n_block) | _names(model, plan, n_parameters, narrowed)
+    if n_block < model.layout.n_block:
+        edits |= _shorter_arrays(model, n_block)
     edits |= _provenance(file, plan, version) | _datasets(file, plan)
     if narrowed:
-        edits |= _widths(file, layout, narrowed)
+        edits |= _widths(model, narrowed)
     entries = []
     for key, entry in file.metadata.items():
         if key in edits:
@@ -76,18 +76,18 @@ def _edited(entry: MetadataEntry, value: Value) -> MetadataEntry:
     return encode(entry.key, value, entry.item_type)
 
 
-def _counts(file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_block: int) -> dict[str, MetadataEntry]:
-    name = layout.architecture.name
+def _counts(model: Model, plan: PruningPlan, n_block: int) -> dict[str, MetadataEntry]:
+    name = model.layout.architecture.name
     values = {f"{name}.expert_count": plan.n_keep}
-    if n_block < layout.n_block:
+    if n_block < model.layout.n_block:
         values |= {f"{name}.block_count": n_block, f"{name}.nextn_predict_layers": 0}
-    return {key: _edited(file.metadata[key], value) for key, value in values.items()}
+    return {key: _edited(model.file.metadata[key], value) for key, value in values.items()}
 
 
-def _widths(file: GgufFile, layout: MoeLayout, narrowed: Widths) -> dict[str, MetadataEntry]:
-    name, narrowing, entries = layout.architecture.name, narrowed.narrowing, []
+def _widths(model: Model, narrowed: Widths) -> dict[str, MetadataEntry]:
+    name, narrowing, entries = model.layout.architecture.name, narrowed.narrowing, []
     for suffix, value in narrowed.values.items():
-        entry = file.metadata.get(f"{name}.{suffix}")
+        entry = model.file.metadata.get(f"{name}.{suffix}")
         entries.append(_edited(entry, value) if entry else encode(f"{name}.{suffix}", value, U32))
     texts = (("width_ratio", narrowing.ratio), ("narrowing.method", narrowing.method))
     entries += [encode(f"{PREFIX}{key}", text, STRING) for key, text in texts if text]
@@ -97,16 +97,16 @@ def _widths(file: GgufFile, layout: MoeLayout, narrowed: Widths) -> dict[str, Me
     return {entry.key: entry for entry in entries}
 
 
-def _shorter_arrays(file: GgufFile, layout: MoeLayout, n_block: int) -> dict[str, MetadataEntry]:
-    prefix = f"{layout.architecture.name}."
+def _shorter_arrays(model: Model, n_block: int) -> dict[str, MetadataEntry]:
+    prefix = f"{model.layout.architecture.name}."
     edits = {}
-    for key, entry in file.metadata.items():
+    for key, entry in model.file.metadata.items():
         suffix = key.removeprefix(prefix)
-        if suffix == key or not entry.is_array or entry.count != layout.n_block or suffix in OTHER_ARRAYS:
+        if suffix == key or not entry.is_array or entry.count != model.layout.n_block or suffix in OTHER_ARRAYS:
             continue
         if suffix not in PER_BLOCK_ARRAYS:
             raise UnsupportedModel(
-                f"{file.path}: array {key} has one entry per block but no table says what dropping MTP blocks does to "
+                f"{model.path}: array {key} has one entry per block but no table says what dropping MTP blocks does to "
                 "it; use --mtp mirror"
             )
         assert isinstance(entry.value, list)  # is_array
@@ -114,9 +114,8 @@ def _shorter_arrays(file: GgufFile, layout: MoeLayout, n_block: int) -> dict[str
     return edits
 
 
-def _names(
-    file: GgufFile, layout: MoeLayout, plan: PruningPlan, n_parameters: int, narrowed: Widths | None
-) -> dict[str, MetadataEntry]:
+def _names(model: Model, plan: PruningPlan, n_parameters: int, narrowed: Widths | None) -> dict[str, MetadataEntry]:
+    file, n_expert = model.file, model.layout.n_expert
     label = narrowed.narrowing.full_label(plan) if narrowed else plan.label
     name = str(file.get("general.name") or file.path.stem)
     tags = file.get("general.tags")
@@ -132,10 +131,10 @@ def _names(
     if "general.size_label" in file.metadata:
         old = str(file.get("general.size_label"))
         # A label such as 128x1.8B tells of whole experts: narrower ones are told of by the total.
-        counted = "" if narrowed and old.startswith(f"{layout.n_expert}x") else old
-        texts["general.size_label"] = size_label(counted, layout.n_expert, plan.n_keep, n_parameters)
+        counted = "" if narrowed and old.startswith(f"{n_expert}x") else old
+        texts["general.size_label"] = size_label(counted, n_expert, plan.n_keep, n_parameters)
     edits = {key: encode(key, text, STRING) for key, text in texts.items()}
-    own = ("pruned", plan.method) if plan.n_keep < layout.n_expert or not narrowed else ("pruned",)
+    own = ("pruned", plan.method) if plan.n_keep < n_expert or not narrowed else ("pruned",)
     new_tags = [tag for tag in (*own, *(["narrowed"] if narrowed else [])) if tag not in tags]
     edits["general.tags"] = encode("general.tags", [*tags, *new_tags], STRING)
     edits["general.base_model.count"] = encode("general.base_model.count", 1, U32)

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
-from ggufreap.architecture.layout import MoeLayout
 from ggufreap.architecture.width import Along, along, expert_width, is_shared, resized
 from ggufreap.container import (
     Computed,
@@ -31,6 +30,7 @@ from ggufreap.container import (
 )
 from ggufreap.engine.encoding import check_readable, decode_rows, encode_rows, needs_importance
 from ggufreap.errors import UnsupportedModel
+from ggufreap.model import Model
 from ggufreap.narrowing import Ids, Narrowing, check_narrowing
 from ggufreap.planning import PruningPlan
 from ggufreap.rewriting.metadata import Widths
@@ -74,12 +74,13 @@ def down_type(kind: int, width: int, intermediate: bool = False) -> int:
 
 
 class Narrower:
-    """The tensors of one file with narrower experts.
+    """The tensors of one model with narrower experts.
 
     Raises UnsupportedModel where the architecture stands in the way, InfeasiblePlan where the narrowing does not fit.
     """
 
-    def __init__(self, file: GgufFile, layout: MoeLayout, plan: PruningPlan, asked: Narrow) -> None:
+    def __init__(self, model: Model, plan: PruningPlan, asked: Narrow) -> None:
+        file, layout = model.file, model.layout
         self._file, self._layout, self._plan, self._asked = file, layout, plan, asked
         self._narrowing = narrowing = asked.narrowing
         down = file.by_name[f"blk.{layout.blocks[0].index}.ffn_down_exps.weight"]

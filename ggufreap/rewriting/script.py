@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufreap.architecture.layout import BLOCK_TENSOR, MoeLayout
+from ggufreap.architecture.layout import BLOCK_TENSOR
 from ggufreap.container import (
     GgufFile,
     MetadataEntry,
@@ -18,6 +18,7 @@ from ggufreap.container import (
 )
 from ggufreap.errors import InputError, OutputError, UnsupportedModel
 from ggufreap.files import publish
+from ggufreap.model import Model
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting.metadata import pruned_metadata
@@ -49,8 +50,7 @@ class RewriteScript:
 
 
 def lower(
-    file: GgufFile,
-    layout: MoeLayout,
+    model: Model,
     plan: PruningPlan,
     out: Path,
     *,
@@ -58,20 +58,20 @@ def lower(
     keep_split: bool = False,
     narrow: Narrow | None = None,
 ) -> RewriteScript:
-    """The script that writes `plan` of `file` to `out`, with `narrow` experts; the plan must have passed `check_plan`.
+    """The script that writes `plan` of `model` to `out`, with `narrow` experts; the plan must have passed `check_plan`.
 
     One file, or the source's own shards with `keep_split`, or shards of at most `split_max_size` bytes of tensors.
     Raises UnsupportedModel or InfeasiblePlan where experts cannot be narrowed so.
     """
-    n_block = _blocks_that_stay(file, layout, plan)
+    file, n_block = model.file, _blocks_that_stay(model, plan)
     records = [record for record in file.tensors if _block(record) < n_block]
-    narrower = Narrower(file, layout, plan, narrow) if narrow else None
+    narrower = Narrower(model, plan, narrow) if narrow else None
     tensors = {
-        record.name: (narrower and narrower.output(record)) or _output(file, record, layout, plan) for record in records
+        record.name: (narrower and narrower.output(record)) or _output(model, record, plan) for record in records
     }
     n_parameters = sum(tensor.n_elements for tensor in tensors.values())
     said = narrower.said(n_block) if narrower else None
-    metadata = pruned_metadata(file, layout, plan, n_block, n_parameters, __version__, said)
+    metadata = pruned_metadata(model, plan, n_block, n_parameters, __version__, said)
     groups = _groups(file, records, tensors, split_max_size, keep_split)
     files = lay_out(out, metadata, groups, file.alignment)
     notes = narrower.notes(tensors.values()) if narrower else ()
@@ -126,20 +126,21 @@ def _block(record: TensorRecord) -> int:
     return int(match[1]) if match else -1
 
 
-def _blocks_that_stay(file: GgufFile, layout: MoeLayout, plan: PruningPlan) -> int:
+def _blocks_that_stay(model: Model, plan: PruningPlan) -> int:
+    layout = model.layout
     if plan.mtp != "drop" or layout.n_trunk == layout.n_block:
         return layout.n_block
     if layout.architecture.mtp_drop_refuse:
-        raise UnsupportedModel(f"{file.path}: --mtp drop: {layout.architecture.mtp_drop_refuse}; use --mtp mirror")
+        raise UnsupportedModel(f"{model.path}: --mtp drop: {layout.architecture.mtp_drop_refuse}; use --mtp mirror")
     return layout.n_trunk
 
 
-def _output(file: GgufFile, record: TensorRecord, layout: MoeLayout, plan: PruningPlan) -> OutputTensor:
-    path = file.headers[record.shard].path
-    block = layout.per_expert.get(record.name)
+def _output(model: Model, record: TensorRecord, plan: PruningPlan) -> OutputTensor:
+    path = model.file.headers[record.shard].path
+    block = model.layout.per_expert.get(record.name)
     if block is None:
         return OutputTensor(record.name, record.shape, record.type, (Piece(path, record.offset, record.nbytes),))
-    size = record.nbytes // layout.n_expert
+    size = record.nbytes // model.layout.n_expert
     pieces = [Piece(path, record.offset + first * size, count * size) for first, count in _runs(plan.keep[block])]
     return OutputTensor(record.name, (plan.n_keep, *record.shape[1:]), record.type, tuple(pieces))
 

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.engine.quantizer import ImatrixData, Quantizer, QuantizerCall
 from ggufreap.errors import EngineError
 from ggufreap.files import private_folder
+from ggufreap.model import Model
 from ggufreap.narrowing import Narrowing
 from ggufreap.planning import PruningPlan, ratio_label
 from ggufreap.quantization import Quantized, QuantRequest, foretell, foretell_types, written_metadata
@@ -25,8 +25,7 @@ Rewriter = Callable[[int], RewriteScript]  # experts kept in every block -> what
 
 
 def rewriter(
-    source: GgufFile,
-    layout: MoeLayout,
+    model: Model,
     plan: PruningPlan,
     out: Path,
     *,
@@ -39,7 +38,8 @@ def rewriter(
     Which experts stay changes no size, so other counts keep the first ones. What the header tells of method and data
     is the plan's.
     """
-    cut = partial(lower, source, layout, out=out, split_max_size=split_max_size, keep_split=keep_split)
+    layout = model.layout
+    cut = partial(lower, model, out=out, split_max_size=split_max_size, keep_split=keep_split)
 
     def rewrite(n_keep: int) -> RewriteScript:
         layout.check_keep(n_keep)

@@ -53,6 +53,4 @@ def scripts_of(model: Model, plan: PruningPlan, path: Path, asked: Output, narro
     """The same for any number of experts, told of as the plan is."""
     split = asked.split_max_size
     nbytes = parse_size(split) if isinstance(split, str) else split
-    return rewriter(
-        model.file, model.layout, plan, path, split_max_size=nbytes, keep_split=asked.keep_split, narrow=narrow
-    )
+    return rewriter(model, plan, path, split_max_size=nbytes, keep_split=asked.keep_split, narrow=narrow)

@@ -94,7 +94,7 @@ def foresee(job: Job) -> Foreseen:
         claim(foreseen.handover.modelfile_path)
         places.check_room(model.file, script, job.judgement.compare, columns_nbytes(model, narrowing))
         if job.output.verify:
-            check_room(model.file, model.layout)
+            check_room(model)
     _tell(job, foreseen)
     return foreseen
 

@@ -73,7 +73,7 @@ def _checks(
 ) -> Iterator[Check]:
     yield _identity(model, folder)
     plan = shuffled(model)
-    script = lower(model.file, model.layout, plan, folder / TRIAL)
+    script = lower(model, plan, folder / TRIAL)
     check_space(folder, script.nbytes)
     _LOG.info("trial: %s, shuffled; %s bytes in %s for a while", plan.summary, f"{script.nbytes:,}", folder)
     execute(script, progress)
@@ -86,7 +86,7 @@ def _identity(model: Model, folder: Path) -> Check:
     """Whether keeping all experts would write the same bytes; no data is written for that."""
     source, layout = model.file, model.layout
     keep = {block.index: tuple(range(layout.n_expert)) for block in layout.blocks}
-    script = lower(source, layout, _plan(model, keep), folder / "identity.gguf")
+    script = lower(model, _plan(model, keep), folder / "identity.gguf")
     skeleton = open_gguf(write_skeleton(script, folder))
     script.files[0].path.unlink()
     for key in source.metadata | skeleton.metadata:

@@ -36,7 +36,7 @@ def verify(
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan))
     check_plan(chosen, model.identity, model.layout)
     fewer = opened_narrowing(model, chosen, narrowing)
-    check_room(model.file, model.layout, fewer)
+    check_room(model, fewer)
     settings = replace(settings or EngineSettings(), n_ctx=N_TOKENS, n_ubatch=N_TOKENS, n_batch=0, exact=True)
     settings = insisted(model.path, settings)  # one micro-batch a pass, so it takes minutes at the most
     warn_unused(settings)  # the model is loaded in a process that is not heard
@@ -45,4 +45,4 @@ def verify(
         return subprocess_probe.run(path, tokens, settings, passes, folder)
 
     with doing("verifying", out):
-        return verify_file(model.file, model.layout, chosen, Path(out), run, progress, fewer)
+        return verify_file(model, chosen, Path(out), run, progress, fewer)

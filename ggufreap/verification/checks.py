@@ -11,6 +11,7 @@ from ggufreap.architecture.width import Along, along, expert_width
 from ggufreap.container import GgufFile, MetadataEntry, TensorRecord, open_gguf
 from ggufreap.container.header import pad
 from ggufreap.errors import FormatError, InfeasiblePlan, UnsupportedModel
+from ggufreap.model import Model
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Bar, Progress
 from ggufreap.rewriting.metadata import EXPERTS_BEFORE, NARROWING, SOURCE, WIDTH_BEFORE
@@ -55,14 +56,13 @@ def check_header(plan: PruningPlan, out: Path, law: NarrowLaw | None = None) -> 
     return Check("header", True, detail), pruned
 
 
-def check_metadata(
-    source: GgufFile, pruned: GgufFile, layout: MoeLayout, plan: PruningPlan, law: NarrowLaw | None = None
-) -> Check:
+def check_metadata(model: Model, pruned: GgufFile, plan: PruningPlan, law: NarrowLaw | None = None) -> Check:
     """Everything that a pruner has no business changing must be there bit by bit, and nothing else."""
     if law is None and (made_by := pruned.get(NARROWING)) is not None:
         return Check(
             "metadata", False, f"its experts are narrower ({NARROWING} is {made_by}); give the --narrowing too"
         )
+    source, layout = model.file, model.layout
     name, n_block = layout.architecture.name, _n_block(layout, plan)
     counts = ("expert_count", "block_count", "nextn_predict_layers")
     free = (*FREE, *(f"{name}.{key}" for key in (counts if n_block < layout.n_block else counts[:1])))
@@ -95,14 +95,14 @@ def _n_block(layout: MoeLayout, plan: PruningPlan) -> int:
 
 
 def check_bytes(
-    source: GgufFile,
+    model: Model,
     pruned: GgufFile,
-    layout: MoeLayout,
     plan: PruningPlan,
     progress: Progress,
     law: NarrowLaw | None = None,
 ) -> Check:
     """Every tensor of the source must be there, every expert that stays byte for byte, or as the `law` has it."""
+    source, layout = model.file, model.layout
     expected = {record.name for record in source.tensors if _block(record) < _n_block(layout, plan)}
     if set(pruned.by_name) != expected:
         wrong = sorted(set(pruned.by_name) ^ expected)

@@ -10,10 +10,10 @@ from functools import cached_property
 
 import numpy as np
 
-from ggufreap.architecture.layout import MoeLayout
 from ggufreap.architecture.width import Along, Resized, along, is_shared, resized
 from ggufreap.container import GgufFile, TensorRecord, is_quantized, type_name
 from ggufreap.engine.encoding import Floats, decode_rows, encode_rows, needs_importance
+from ggufreap.model import Model
 from ggufreap.narrowing import Narrowing
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Bar
@@ -24,13 +24,12 @@ TIMES_ROUNDING = 2
 
 @dataclass(frozen=True)
 class NarrowLaw:
-    """What `narrowing` of what `plan` leaves makes of the tensors of `source`.
+    """What `narrowing` of what `plan` leaves makes of the tensors of `model`.
 
     `rounding`: block -> how far down lies off the solution at most, relative to it, of those that were compared.
     """
 
-    source: GgufFile
-    layout: MoeLayout
+    model: Model
     plan: PruningPlan
     narrowing: Narrowing
     rounding: dict[int, float] = field(default_factory=dict)
@@ -38,7 +37,7 @@ class NarrowLaw:
     @cached_property
     def resized(self) -> Resized:
         """What the file says of widths."""
-        return resized(self.source, self.layout, self.narrowing.width)
+        return resized(self.model.file, self.model.layout, self.narrowing.width)
 
     def concerns(self, name: str) -> bool:
         """Whether a tensor changes."""
@@ -46,7 +45,7 @@ class NarrowLaw:
 
     def difference(self, pruned: GgufFile, record: TensorRecord, bar: Bar) -> str | None:
         """What is wrong with a tensor of the pruned file, which exists in the source; None if nothing is."""
-        before = self.source.by_name[record.name]
+        before = self.model.file.by_name[record.name]
         if is_shared(record.name):
             found = self._of_shared(pruned, record, before)
         elif (place := along(record.name)) is Along.COLUMNS:
@@ -61,10 +60,10 @@ class NarrowLaw:
         shape = (n_keep, times * width, *before.shape[2:])
         if (record.type, record.shape) != (before.type, shape):
             return "has another type or shape than rows of the source have"
-        block = self.layout.per_expert[record.name]
+        block = self.model.layout.per_expert[record.name]
         old_slab, new_slab = before.nbytes // before.shape[0], record.nbytes // n_keep
         for place, expert in enumerate(self.plan.keep[block]):
-            old = self.source.map(before, expert * old_slab, old_slab).reshape(times, wide, -1)
+            old = self.model.file.map(before, expert * old_slab, old_slab).reshape(times, wide, -1)
             new = pruned.map(record, place * new_slab, new_slab).reshape(times, width, -1)
             if not np.array_equal(old[:, self.narrowing.neurons[block][place]], new):
                 return f"differs from rows of expert {expert} of the source"
@@ -75,9 +74,9 @@ class NarrowLaw:
         known = {down_type(before.type, width, intermediate) for intermediate in (False, True)}
         if record.type not in known or record.shape != (n_keep, before.shape[1], width):
             return f"is {type_name(record.type)} {list(record.shape)}, which narrowing does not make of it"
-        block, slab = self.layout.per_expert[record.name], record.nbytes // n_keep
+        block, slab = self.model.layout.per_expert[record.name], record.nbytes // n_keep
         for place, expert in enumerate(self.plan.keep[block]):
-            wanted = wanted_down(self.source, before, self.narrowing, block, place, expert)
+            wanted = wanted_down(self.model.file, before, self.narrowing, block, place, expert)
             data = pruned.map(record, place * slab, slab)
             found, again = decode_rows(data, record.type, width), _again(wanted, record.type)
             if not is_quantized(record.type):
@@ -96,7 +95,7 @@ class NarrowLaw:
         if (record.type, record.shape) != (before.type, shape):
             return "has another type or shape than the source's with zeros behind"
         rows = before.shape[0] if is_down else 1
-        old, new = self.source.map(before).reshape(rows, -1), pruned.map(record).reshape(rows, -1)
+        old, new = self.model.file.map(before).reshape(rows, -1), pruned.map(record).reshape(rows, -1)
         if not np.array_equal(old, new[:, : old.shape[1]]) or new[:, old.shape[1] :].any():
             return "is not the source's with zeros behind"
         return None

@@ -13,6 +13,7 @@ from ggufreap.engine.protocol import Tokens
 from ggufreap.engine.subprocess_probe import Pass, Ran, save_fewer
 from ggufreap.errors import EngineError, VerificationFailed
 from ggufreap.files import check_temporary_space, private_folder
+from ggufreap.model import Model
 from ggufreap.narrowing import Narrowing
 from ggufreap.planning import PruningPlan
 from ggufreap.progress import Progress, silent
@@ -49,41 +50,40 @@ class Verification:
 
 
 def verify_file(
-    source: GgufFile,
-    layout: MoeLayout,
+    model: Model,
     plan: PruningPlan,
     out: Path,
     run: RunPasses,
     progress: Progress = silent,
     narrowing: Narrowing | None = None,
 ) -> Verification:
-    """Check `out` against `source`, `plan` and `narrowing`: header, metadata, every byte, and what llama.cpp computes.
+    """Check `out` against `model`, `plan` and `narrowing`: header, metadata, every byte, and what llama.cpp computes.
 
     The plan must have passed `check_plan`, the narrowing `check_narrowing`. Raises InputError when `out` cannot be
-    read, EngineError when llama.cpp does not run the source: neither says anything about the pruned file.
+    read, EngineError when llama.cpp does not run the model: neither says anything about the pruned file.
     """
     checks: list[Check] = []
-    law = NarrowLaw(source, layout, plan, narrowing) if narrowing else None
-    for check in _checks(source, layout, plan, out, run, progress, law):
+    law = NarrowLaw(model, plan, narrowing) if narrowing else None
+    for check in _checks(model, plan, out, run, progress, law):
         checks.append(check)
         if not check.ok:
             break
     return Verification(tuple(checks))
 
 
-def check_room(source: GgufFile, layout: MoeLayout, narrowing: Narrowing | None = None) -> None:
+def check_room(model: Model, narrowing: Narrowing | None = None) -> None:
     """Raise OutputError unless the temporary files of a proof have room, about: what two loads compute in every block,
     the logits of their passes, and the columns of the narrowing, in float32.
     """
-    n_vocab, n_embd = source.by_name["token_embd.weight"].shape
+    layout = model.layout
+    n_vocab, n_embd = model.file.by_name["token_embd.weight"].shape
     per_block = 2 * (STREAMS * n_embd + 2 * layout.n_expert)
     columns = sum(down.size for down in narrowing.downs.values()) if narrowing else 0
     check_temporary_space(4 * (N_TOKENS * (per_block * layout.n_block + PASSES * n_vocab) + columns), "the proof")
 
 
 def _checks(
-    source: GgufFile,
-    layout: MoeLayout,
+    model: Model,
     plan: PruningPlan,
     out: Path,
     run: RunPasses,
@@ -93,17 +93,16 @@ def _checks(
     header, pruned = check_header(plan, out, law)
     yield header
     assert pruned  # or the header does not hold
-    yield check_metadata(source, pruned, layout, plan, law)
-    yield check_bytes(source, pruned, layout, plan, progress, law)
+    yield check_metadata(model, pruned, plan, law)
+    yield check_bytes(model, pruned, plan, progress, law)
     if (made_by := pruned.get(PLAN)) != plan.sha256:
         yield Check("plan", False, f"{PLAN} is {made_by!r}, the plan's is {plan.sha256}")
     with private_folder() as folder:
-        yield from _computing(source, layout, plan, pruned, run, folder, progress, law)
+        yield from _computing(model, plan, pruned, run, folder, progress, law)
 
 
 def _computing(
-    source: GgufFile,
-    layout: MoeLayout,
+    model: Model,
     plan: PruningPlan,
     pruned: GgufFile,
     run: RunPasses,
@@ -115,6 +114,7 @@ def _computing(
 
     The two files are loaded one after the other.
     """
+    source, layout = model.file, model.layout
     n_vocab = source.by_name["token_embd.weight"].shape[0]
     tokens = np.random.default_rng(0).integers(0, n_vocab, N_TOKENS).astype(np.int32)
     keep = {block.index: plan.keep[block.index] for block in layout.trunk}

@@ -35,7 +35,7 @@ def narrower(model: Model, ratio: str, folder: Path) -> Model:
     width = expert_width(model.file, model.layout)
     plan = everything(model)
     narrowing = Narrowing.of_first(width, width_to_keep(width, ratio).width, plan.keep, plan.n_keep)
-    script = lower(model.file, model.layout, plan, folder / "narrow.gguf", narrow=Narrow(narrowing))
+    script = lower(model, plan, folder / "narrow.gguf", narrow=Narrow(narrowing))
     execute(script)
     print(f"{narrowing.summary}: {script.source_nbytes:,} bytes -> {script.nbytes:,}")
     for note in script.notes:
