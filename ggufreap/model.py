@@ -1,5 +1,6 @@
 """A model as the stages take it: opened, bound and identified once, by the first line of a verb, and handed down."""
 
+import json
 import logging
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.container import GgufFile, open_gguf
+from ggufreap.container.unchanged import of_unchanged
 from ggufreap.evidence import require_weights
 from ggufreap.planning import ModelIdentity
 
@@ -57,7 +59,14 @@ class Model:
 
     @cached_property
     def _zeros(self) -> tuple[str, ...]:
-        return require_weights(self.file, self.layout)
+        """Looked for once for as long as the file stays as it is: from a cold cache that takes seconds."""
+
+        name = f"{self.path}: "  # which the file may have under another one
+
+        def look() -> str:
+            return json.dumps([note.removeprefix(name) for note in require_weights(self.file, self.layout)])
+
+        return tuple(name + note for note in json.loads(of_unchanged("zeros", self.file.paths, look)))
 
 
 AnyModel = Model | str | Path  # what the public verbs take
