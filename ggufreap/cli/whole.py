@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ggufreap.cli.asked import (
     CUT,
@@ -39,41 +39,33 @@ if TYPE_CHECKING:
     from ggufreap.verbs import Pruned
 
 
+def _wishes(options: argparse.Namespace) -> dict[str, Any]:
+    """What both ways of doing the whole job are asked, beside model and data."""
+    return {
+        "target": value(options, Target),
+        "quantisation": value(options, Quantisation),
+        "judgement": value(options, Judgement),
+        "output": value(options, Output),
+        "command": command(),
+        "settings": settings(options),
+        "progress": progress(),
+    }
+
+
 def _run_prune(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
     if value(options, Target).fit is not None:
         return _run_fit(options)
     check_unused_fit(options, fit.MEMORY, fit.EFFORT, fit.ROUNDING)
-    pruned = verbs.prune(
-        options.model,
-        request(options),
-        target=value(options, Target),
-        quantisation=value(options, Quantisation),
-        judgement=value(options, Judgement),
-        output=value(options, Output),
-        command=command(),
-        settings=settings(options),
-        progress=progress(),
-    )
+    pruned = verbs.prune(options.model, request(options), **_wishes(options))
     return _shown(pruned, value(options, Output))
 
 
 def _run_fit(options: argparse.Namespace) -> Result:
     from ggufreap import verbs
 
-    fitted = verbs.fit(
-        options.model,
-        request(options),
-        target=value(options, Target),
-        fit=value(options, Fit),
-        quantisation=value(options, Quantisation),
-        judgement=value(options, Judgement),
-        output=value(options, Output),
-        command=command(),
-        settings=settings(options),
-        progress=progress(),
-    )
+    fitted = verbs.fit(options.model, request(options), fit=value(options, Fit), **_wishes(options))
     failed = FAILED if fitted.account and not fitted.account.ok else 0
     return fitted, failed if fitted.best.proven else 3
 
