@@ -9,21 +9,22 @@ from types import TracebackType
 from ggufreap.memory import memory
 
 BUFFER = 8 << 20  # bytes, a multiple of BLOCK
+SHARE = 1 / 4
 BLOCK = 4096  # bytes: no disk asks for more where the page cache is passed by
 
 
 class Sink:
     """Writes `nbytes` to the file `target`; leaving it without an exception puts them on the disk, or raises OSError.
 
-    A file that would take more than half of the free memory passes the page cache by (O_DIRECT): there it would drive
-    out what the work still needs, and to copy it there takes five times the processor's time. A smaller one stays in
-    memory for those who read it next.
+    A file that would take more than a SHARE of the free memory passes the page cache by (O_DIRECT): there it would
+    drive out its source and what is still to be read, and to copy it there takes most of the time. A smaller one stays
+    in memory for those who read it next.
     """
 
     def __init__(self, target: int, nbytes: int) -> None:
         self._target = target
         there = memory()
-        self._direct = bool(there and there.free is not None and 2 * nbytes > there.free) and _pass_by_cache(target)
+        self._direct = bool(there and there.free is not None and nbytes > SHARE * there.free) and _pass_by_cache(target)
         self._buffers = [mmap.mmap(-1, BUFFER) for _ in range(2)]  # begins where a page does, as O_DIRECT wants it
         self._filled = self._written = 0
         self._pool = ThreadPoolExecutor(1)
