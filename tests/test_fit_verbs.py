@@ -227,7 +227,7 @@ def test_the_command_line_makes_it_and_tells_it(folder: Path, capsys: pytest.Cap
 def test_flags_of_a_size_are_refused_without_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["prune", f"{folder}/Tiny-F16.gguf", "--ratio", "0.5", "-f", f"{folder}/calib.txt", "--fast"]
     assert main(command) == 1
-    assert "--fast: no effect without --fit" in capsys.readouterr().err
+    assert "--fast is for --fit SIZE, and none was given" in capsys.readouterr().err
 
 
 # --- the frontier -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ggufreap.options.engine import EngineSettings
 from ggufreap.options.fit import Fit
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
-from ggufreap.options.quantisation import AUTO, KEEP, Quantisation
+from ggufreap.options.quantisation import KEEP, Quantisation
 from ggufreap.options.target import Target
 from ggufreap.progress import Progress, silent
 from ggufreap.units import size
@@ -168,7 +168,7 @@ def _check(target: Target, fit: Fit, quantisation: Quantisation, judgement: Judg
             "--width-ratio and --shrink",
             "experts stay as wide as they are",
         ),
-        (quantisation.quant not in ((), (AUTO,)), "--quant", "the types follow from the size"),
+        (bool(quantisation.quant) and quantisation.told("quant"), "--quant", "the types follow from the size"),
         (quantisation.keep_intermediate, "--keep-intermediate", "what does not fit is not kept"),
         (bool(output.split_max_size) or output.keep_split, "--split-max-size and --keep-split", "it makes one file"),
         (output.dry_run, "--dry-run", "ggufreap frontier tells what it would choose from"),

@@ -103,7 +103,9 @@ def report(
         _check_text(judgement)
     if exam is None and judgement.files:
         exam = Exam.of(judgement, settings)
-    stored = Stored.of(stats) if stats is not None and calibrates(chosen.scored_by) else None
+    if stats is not None and not calibrates(chosen.scored_by):
+        raise InputError(f"--stats: the method of this plan, {chosen.scored_by}, chose without statistics; leave it out")
+    stored = Stored.of(stats) if stats is not None else None
     draws = exam and judgement.report
     wanted = _curve(model, chosen, stored, ratios, progress) if draws and stored else []
     claim(inputs=exam.paths if exam else ())
