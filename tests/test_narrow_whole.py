@@ -55,6 +55,8 @@ def test_narrow_writes_what_verify_proves(folder: Path, caplog: pytest.LogCaptur
     file = open_gguf(out)
     assert file.get("qwen3moe.expert_feed_forward_length") == made.narrowing.width
     assert file.get("ggufreap.source.expert_feed_forward_length") == 96
+    seen = verbs.inspect(out)
+    assert (seen.widths, seen.width_before, seen.n_expert_before) == ((64,), 96, 8)
     assert file.get("ggufreap.narrowing.sha256") == made.narrowing.sha256
     assert file.get("ggufreap.narrowing.method") == "optimal brain surgeon"
     assert file.get("ggufreap.narrowing.compensated") is True
