@@ -77,6 +77,28 @@ def test_the_same_command_again_uses_what_is_there(folder: Path, caplog: pytest.
         verbs.narrow(model, folder / "held.txt", width_ratio="0.4", output=out, settings=SETTINGS)
 
 
+@pytest.mark.parametrize("dying", ["ggufreap.narrowing.storage.replacing", "ggufreap.verbs.narrowing.Workplace.remove"])
+def test_a_run_that_died_between_its_files_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, dying: str) -> None:
+    model, out = folder / "Tiny-F16.gguf", folder / "out.gguf"
+
+    def narrow() -> None:
+        verbs.narrow(model, folder / "calib.txt", width_ratio="0.4", output=out, settings=SETTINGS)
+
+    def die(*_: object, **__: object) -> None:
+        raise RuntimeError("dead")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dying, die)
+        with pytest.raises(RuntimeError, match="dead"):
+            narrow()
+    assert downs_path(out.with_name("out.narrowing.json")).exists()
+    assert (folder / "out.narrowing").is_dir()
+    narrow()
+    assert not (folder / "out.narrowing").exists()
+    plan = load_plan(folder / "out.plan.json")
+    assert load_narrowing(folder / "out.narrowing.json", plan).sha256 == open_gguf(out).get("ggufreap.narrowing.sha256")
+
+
 def test_columns_that_are_gone_are_computed_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, out = folder / "Tiny-F16.gguf", folder / "out.gguf"
     made = verbs.narrow(model, folder / "calib.txt", width_ratio="0.4", output=out, settings=SETTINGS)

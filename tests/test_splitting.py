@@ -47,7 +47,9 @@ def test_wide_steps_of_neurons_do_not_remove_much_more_than_was_asked_for(
 
 
 def test_what_is_less_than_a_step_is_refused_with_what_there_is() -> None:
-    with pytest.raises(InfeasiblePlan, match=r"keeps 15 of 16 experts with 128 of 128 neurons, .*; use 0\.0625 or more"):
+    with pytest.raises(
+        InfeasiblePlan, match=r"keeps 15 of 16 experts with 128 of 128 neurons, .*; use 0\.0625 or more"
+    ):
         split(16, 128, "0.001")
     assert split(16, 128, "0.0625").n_keep == 15
 

@@ -50,7 +50,6 @@ def _shown(prospect: Prospect | None, step: Step) -> tuple[str, str]:
 
 def _fitted(fitted: Fitted) -> None:
     best = fitted.best
-    say(fitted.budget.told)
     if not best.prospect.pruned and best.prospect.mix.type is None:
         say(styled("the model fits as it is", "bold"), f"({best.prospect.nbytes:,} bytes): nothing was made")
         return

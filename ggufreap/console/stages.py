@@ -44,7 +44,8 @@ def draw_model(inspection: Inspection) -> None:
     if not inspection.proven:
         say(styled("no table knows this architecture, so pruning it is unproven: ggufreap doctor tries it", "yellow"))
     say(f"blocks   {inspection.n_block}, {inspection.n_moe_block} with routed experts{mtp}")
-    say(f"experts  {inspection.n_expert}, {inspection.n_used} used per token, {inspection.n_shared} shared{groups}{before}")
+    used = f"{inspection.n_used} used per token, {inspection.n_shared} shared"
+    say(f"experts  {inspection.n_expert}, {used}{groups}{before}")
     if inspection.widths:
         say(f"neurons  {_neurons(inspection)}")
     say(f"bytes    {size(inspection.expert_nbytes)} in experts and routers, {size(rest)} in the rest")

@@ -24,6 +24,7 @@ from ggufreap.activity import temporary
 from ggufreap.errors import OutputError
 from ggufreap.files.folders import lock_of
 from ggufreap.files.locks import Busy, Lock
+from ggufreap.showing import place
 
 _LOG = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -140,12 +141,12 @@ def _check(path: Path, inputs: Iterable[Path]) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; make it or choose another -o")
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"the folder {path.parent} is not writable; choose another -o")
+        raise OutputError(f"the folder {place(path.parent)} is not writable; choose another -o")
     longest = os.pathconf(path.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     if (length := len(os.fsencode(path.name))) > longest:
         raise OutputError(
-            f"the name {path.name} has {length} bytes, {longest} are possible in {path.parent}; choose a shorter one "
-            "with -o"
+            f"the name {path.name} has {length} bytes, {longest} are possible in {place(path.parent)}; "
+            "choose a shorter one with -o"
         )
     if path.is_dir():
         raise OutputError(f"{path} is a directory; name a file with -o")
@@ -159,9 +160,9 @@ def _check(path: Path, inputs: Iterable[Path]) -> None:
 
 def _lock(path: Path, run: _Run) -> None:
     """Hold the lock of an output until the run ends."""
-    run.locks.enter_context(temporary(place := lock_of(path)))
+    run.locks.enter_context(temporary(where := lock_of(path)))
     try:
-        lock = Lock(place)
+        lock = Lock(where)
     except Busy as busy:
         who = busy.owner or "another run"
         raise OutputError(f"{path} is being written by {who}; wait for it, or choose another -o") from None

@@ -75,7 +75,7 @@ class Solution:
 
 
 class Workplace:
-    """The solved blocks of a `task` in `folder`, which exists.
+    """The solved blocks of a `task` in `folder`, which exists once the first is written.
 
     Raises MismatchError where blocks of another task lie there; where the run may `force`, they give way.
     """
@@ -83,6 +83,11 @@ class Workplace:
     def __init__(self, folder: Path, task: Task) -> None:
         self.folder, self.task = folder, task
         self.solved = {block: solved for block in task.keep if (solved := self._read(block)) is not None}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block is solved."""
+        return set(self.solved) == set(self.task.keep)
 
     def write(self, curvature: Curvature, file: GgufFile, bar: Bar) -> None:
         """Solve a block and keep what was found, on disk; `bar` counts experts. Raises OutputError."""

@@ -80,8 +80,6 @@ def frontier(
     target = replace(target, method=chosen_method(target))
     exam = Exam.of(held_out, settings) if judged else None
     budget = fitting.budget_of(model.path, target.fit, fit, settings) if target.fit is not None else None
-    if budget is not None:
-        _LOG.info("%s", budget.told)
     name = f"{naming.stem_of(model.path)}.imatrix.gguf"
     making = Making(model, whole_plan(model, target), None, None, "", name, 0, allow_requantize)
     pool = making.pool(scripts_of(model, making.example, Path(model.path.name), Output()), fit)
@@ -94,6 +92,8 @@ def frontier(
     shown = fitting.frontier(pool, fitting.spread(pool, steps))
     within = None
     if budget is not None:
+        if fitting.lowest(pool, budget.room) is None:
+            _LOG.info("%s", budget.told)
         fitting.contenders(pool, budget.room)  # raises where nothing fits
         (within,) = fitting.frontier(pool, [budget.room])
     size_of_it = str(model.path), model.file.nbytes, pool.nbytes.size

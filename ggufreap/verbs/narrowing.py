@@ -1,6 +1,7 @@
 """How many neurons stay, and which: what was asked for, what is on disk already, and what is computed."""
 
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,13 +118,16 @@ def narrowing_of(
     """
     task = task_of(model, plan, width, data, settings, sequential)
     claim(path, downs_path(path), inputs=model.file.paths)
-    solved = solves(path, task.sha256, plan)
-    if solved and (known := _loaded(path, plan)):
-        return known
-    check_free(path, solved and not downs_path(path).exists())  # what was edited or damaged is not what was made here
-    check_free(downs_path(path))
     folder = path.with_suffix("")
     leave_no_folder(folder)
+    solved = solves(path, task.sha256, plan)
+    if solved and (known := _loaded(path, plan)):
+        with suppress(InputError):  # blocks of another task, or what is none: not left by this one
+            Workplace(folder, task).remove()
+        return known
+    check_free(path, solved and not downs_path(path).exists())  # what was edited or damaged is not what was made here
+    if not Workplace(folder, task).complete:  # else columns that lie there are compared with them, byte by byte
+        check_free(downs_path(path))
     solution = compensated(
         model, plan, width, folder, data, sequential=sequential, settings=settings, progress=progress
     )

@@ -80,7 +80,7 @@ def _by_statistics(
 ) -> Mapping[str, Any]:
     """What a method that calibrates tells a plan."""
     statistics = _statistics_of(stored, model)
-    if target.told("blend") and len(statistics.domains) == 1:
+    if "blend" in target.given and len(statistics.domains) == 1:
         model.warn(f"--blend {target.blend}: no effect, {stored.path} tells of one domain")
     remarks: tuple[str, ...] = ()
     if target.method == BEST:
