@@ -12,7 +12,7 @@ from ggufreap.fitting import Prospect, Step
 from ggufreap.showing import shown
 from ggufreap.units import size
 from ggufreap.verbs import Fitted, Frontier
-from ggufreap.verbs.fit import Made
+from ggufreap.verbs.contest import Made
 
 _MEASURED = "what pruning loses was measured by masking, what types lose is tabulated from another model"
 _TABULATED = "all of it from tables of another model, nothing was measured on this one (give {})"
