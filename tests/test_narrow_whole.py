@@ -99,6 +99,20 @@ def test_a_run_that_died_between_its_files_goes_on(folder: Path, monkeypatch: py
     assert load_narrowing(folder / "out.narrowing.json", plan).sha256 == open_gguf(out).get("ggufreap.narrowing.sha256")
 
 
+def test_a_folder_of_somebody_else_is_not_worked_in(folder: Path) -> None:
+    for name in ("0.npz", "0.downs.npy", "0.hidden", "hollow/precious"):
+        theirs = folder / "out.narrowing" / name
+        theirs.parent.mkdir(exist_ok=True, parents=True)
+        theirs.write_text("mine")
+    model, text = folder / "Tiny-F16.gguf", folder / "calib.txt"
+    for force in (False, True):
+        with pytest.raises(OutputError, match=r"out\.narrowing is there already, and no run made it"):
+            verbs.narrow(
+                *(model, text), width_ratio="0.4", output=Output(folder / "out.gguf", force=force), settings=SETTINGS
+            )
+    assert {path.read_text() for path in (folder / "out.narrowing").rglob("*") if path.is_file()} == {"mine"}
+
+
 def test_columns_that_are_gone_are_computed_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, out = folder / "Tiny-F16.gguf", folder / "out.gguf"
     made = verbs.narrow(model, folder / "calib.txt", width_ratio="0.4", output=out, settings=SETTINGS)

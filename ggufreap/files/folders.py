@@ -70,6 +70,7 @@ def kept_folder(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        _clear(path)
         if any(each.name != OWNER for each in path.iterdir()):
             lock.close()
         else:

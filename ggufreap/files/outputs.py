@@ -13,7 +13,7 @@ The rule, for every verb that writes:
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
@@ -22,7 +22,7 @@ from typing import ParamSpec, TypeVar
 
 from ggufreap.activity import temporary
 from ggufreap.errors import OutputError
-from ggufreap.files.folders import lock_of
+from ggufreap.files.folders import kept_folder, lock_of
 from ggufreap.files.locks import Busy, Lock
 from ggufreap.showing import place
 
@@ -117,14 +117,9 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def leave_no_folder(path: Path) -> None:
-    """Take a folder away at the end of this run, unless something is in it; called before anything in it is claimed."""
-
-    def remove() -> None:
-        with suppress(OSError):
-            path.rmdir()
-
-    _current().locks.callback(remove)  # behind the locks in it, which are given up in reverse order
+def work_in(path: Path) -> None:
+    """Have the folder `path` as kept_folder does, until this run ends; called before anything in it is claimed."""
+    _current().locks.enter_context(kept_folder(path))  # it outlives the locks in it, which are given up in reverse
 
 
 def _current() -> _Run:
