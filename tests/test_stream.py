@@ -213,7 +213,7 @@ def test_shards_add_up_to_the_whole(tmp_path: Path, n_shards: int) -> None:
                 np.testing.assert_allclose(second.values[name], values, rtol=1e-12)
 
 
-def test_the_verb_merges_matrices_too(tmp_path: Path) -> None:
+def test_the_verb_merges_matrices_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     nodes = FakeEngine().nodes
     for index in (1, 2):
         provenance = Provenance("model", "corpus", 4, 4, "test", "0", shard=f"{index}/2")
@@ -222,6 +222,9 @@ def test_the_verb_merges_matrices_too(tmp_path: Path) -> None:
     merged = verbs.merge([tmp_path / "1.npz", tmp_path / "2.npz"], tmp_path / "both.npz")
     matrix = verbs.imatrix([tmp_path / "both.imatrix.gguf"]).summary
     assert matrix.chunk_count == merged.n_chunks
+    assert "1 of 2 shards" not in caplog.text
+    verbs.merge([tmp_path / "1.npz"], tmp_path / "one.npz")
+    assert "one.npz holds 1 of 2 shards of its text alone" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "a/b", "1/0", "-1/2"])

@@ -82,6 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ((*FRONTIER, "-c", "512"), "-c is for measuring what pruning loses"),
         ((*FRONTIER, "-ub", "512"), "-ub is for measuring what pruning loses"),
         ((*FRONTIER, "-t", "1", "--fit", "1GB"), "-t is for measuring what pruning loses"),
+        (("bench", "m-F32.gguf", "-n", "0", "-np", "2"), "-np is for tokens that are written, and -n 0 writes none"),
         ((*PREVIEW, "--methods", "weight_norm", "--seed", "0"), "--seed is for --methods random"),
         ((*PREVIEW, "--methods", "weight_norm", "--stats", "i.npy"), "--stats: weight_norm chooses without statistics"),
         (

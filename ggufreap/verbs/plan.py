@@ -170,6 +170,8 @@ def _statistics_of(stored: Stored, model: Model) -> DomainStatistics:
             f"{stored.path} holds {len(stored.blocks)} of the {len(blocks)} MoE blocks, not block {missing[0]}; merge "
             "it with the statistics of the others"
         )
+    if provenance.missing:
+        model.warn(f"{stored.path} holds {provenance.missing}")
     statistics = stored.domain_statistics()
     statistics.check()
     if mute := statistics.total.mute:
