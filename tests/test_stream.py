@@ -364,19 +364,19 @@ def test_a_way_of_reading_holds_for_text_that_was_not_named(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("flags", "expected", "asks"),
     [
-        ((), None),
-        (("--chunks", "4"), Request(reading=Reading(n_chunks=4))),
-        (("--no-packing",), Request(reading=Reading(packing=False))),
-        (("--seed", "3"), Request(seed=3)),
-        (("--seed", "3", "--from-imatrix", "I.gguf"), None),
-        (("--seed", "3", "--method", "random"), None),
-        (("-f", "a.txt"), Request(file=("a.txt",))),
+        ((), Request(), False),
+        (("--chunks", "4"), Request(reading=Reading(n_chunks=4)), True),
+        (("--no-packing",), Request(reading=Reading(packing=False)), True),
+        (("--count", "all"), Request(), True),
+        (("--seed", "3"), Request(seed=3), False),
+        (("-f", "a.txt"), Request(file=("a.txt",)), True),
     ],
 )
-def test_flags_that_say_how_to_read_are_passed_on(flags: tuple[str, ...], expected: Request | None) -> None:
-    assert request(parse(["prune", "m.gguf", "--ratio", "0.2", *flags])) == expected
+def test_flags_that_say_how_to_read_are_passed_on(flags: tuple[str, ...], expected: Request, asks: bool) -> None:
+    read = request(parse(["prune", "m.gguf", "--ratio", "0.2", *flags]))
+    assert (read, read.asks) == (expected, asks)
 
 
 def test_a_template_that_writes_nothing_is_told() -> None:

@@ -16,7 +16,6 @@ from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs.control import run_trial
 
-
 PARALLEL = (1, 2, 4)
 
 
