@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ggufreap.options.data import Request
@@ -13,6 +13,7 @@ from ggufreap.options.quantisation import Quantisation
 from ggufreap.options.target import Target
 from ggufreap.recipe.values import Recipe
 from ggufreap.saliency import RANDOM
+from ggufreap.selection.methods import calibrates
 
 _LOG = logging.getLogger(__name__)
 _SIZES = ("ratio", "keep", "shrink")  # of these a target has one
@@ -34,10 +35,15 @@ class Overrides:
         The recipe's seed is left out where nothing is drawn by it: neither from its data sets, if it `reads` them, nor
         held-out documents, nor experts.
         """
-        gone = dict.fromkeys(_SIZES) if any(name in self.target for name in _SIZES) else {}
+        theirs = vars(recipe.target)
+        gone = {name for name in _SIZES if any(size in self.target for size in _SIZES)}
         if "shrink" in self.target:  # which says that too
-            gone["width_ratio"] = None
-        asked = vars(recipe.target) | gone | dict(self.target) | {"given": tuple(self.target)}
+            gone.add("width_ratio")
+        if "method" in self.target:  # what the recipe says of its own method
+            gone |= {"budget"} if calibrates(self.target["method"]) else {"budget", "blend"}
+        usual = {each.name: each.default for each in fields(recipe.target)}
+        asked = theirs | {name: usual[name] for name in gone} | dict(self.target)
+        asked["given"] = tuple(sorted({*theirs["given"], *self.target} - (gone - {*self.target})))
         draws = (reads and recipe.calibration.datasets) or self.judgement.get("split") or asked["method"] == RANDOM
         return Target(**({**asked, "seed": self.target.get("seed", recipe.calibration.seed)} if draws else asked))
 

@@ -13,7 +13,7 @@ from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, DomainStatistics, Floats, Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.flag import refuse_unused
-from ggufreap.options.target import AUTO_RATIO, BEST, DEFAULT_METHOD, Target
+from ggufreap.options.target import AUTO_RATIO, BEST, DEFAULT_METHOD, MIRROR, Target
 from ggufreap.planning import NOTES, PruningPlan, count_to_keep, make_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.selection.choosing import choose
@@ -141,8 +141,8 @@ def chosen_method(target: Target) -> str:
 
 
 def warn_of_mtp(model: Model, target: Target) -> None:
-    """Say where nothing is there that `mtp` tells of."""
-    if target.told("mtp") and model.layout.n_trunk == model.layout.n_block:
+    """Say where there are no MTP blocks to be left out."""
+    if target.mtp != MIRROR and model.layout.n_trunk == model.layout.n_block:
         model.warn(f"--mtp {target.mtp}: no effect, {model.path.name} has no MTP blocks")
 
 
