@@ -24,13 +24,13 @@ from ggufreap.fitting import Budget, Curve, Mix, Pool, Prospect, Step
 from ggufreap.fitting.budget import counted
 from ggufreap.fitting.losses import table
 from ggufreap.fitting.mixes import UNSEEN
-from ggufreap.fitting.pool import feasible_counts, is_friendly
 from ggufreap.imatrix import reached
 from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.fit import Fit, memory_size
 from ggufreap.options.output import Output
-from ggufreap.options.target import Target
+from ggufreap.options.target import FRIENDLY, Target
+from ggufreap.planning.counts import feasible_counts
 from ggufreap.quantization.request import TENSOR_TYPES
 from ggufreap.sizing import CLASSES, TYPES, Sizer
 from ggufreap.verbs.apply import scripts_of
@@ -64,7 +64,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_options_are_checked() -> None:
     assert Target(fit="auto").fit == "auto"
     with pytest.raises(InputError, match="--round: 'much' is not known"):
-        Fit(round="much")
+        Target(round="much")
     with pytest.raises(InputError, match="--fit-ctx: '0' is not a number"):
         Fit(ctx=0)
 
@@ -248,7 +248,7 @@ def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     model = opened(path)
     making = making_of(model)
     start = time.process_time()
-    pool = making.pool(scripts_of(model, making.example, Path("o.gguf"), Output()), Fit())
+    pool = making.pool(scripts_of(model, making.example, Path("o.gguf"), Output()))
     assert time.process_time() - start < 10
     yield model, pool
     path.unlink()
@@ -354,10 +354,9 @@ def test_widths_are_a_dimension_of_their_own() -> None:
     assert fitting.frontier(narrow, [2400])[0].unpruned == fitting.lowest(pool, 2400, fitting.is_pruned(pool) == 0)
 
 
-def test_friendly_counts_are_those_of_the_kernel(tmp_path: Path) -> None:
-    assert [count for count in range(1, 600) if is_friendly(count)] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 288, 512, 576]
+def test_friendly_counts_alone_are_searched_where_that_is_asked(tmp_path: Path) -> None:
     model = Model.open(tiny_gguf.qwen3moe(tmp_path / "Toy-F16.gguf", types=Kind.F16))
     making = making_of(model)
     scripts = scripts_of(model, making.example, Path("o.gguf"), Output())
-    assert making.pool(scripts, Fit(round="friendly")).counts == (16, 8, 4)
-    assert making.pool(scripts, Fit()).counts == tuple(feasible_counts(model.layout))
+    assert making.pool(scripts, FRIENDLY).counts == (16, 8, 4)
+    assert making.pool(scripts).counts == tuple(feasible_counts(model.layout))

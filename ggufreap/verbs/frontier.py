@@ -84,7 +84,7 @@ def frontier(
             _LOG.info("sizes are without what the header will tell of calibration data, some hundred bytes")
     known = None if stats is None else Stored.of(stats)
     making = _making(model, target, known, allow_requantize)
-    pool = making.pool(scripts_of(model, making.example, Path(model.path.name), Output()), fit)
+    pool = making.pool(scripts_of(model, making.example, Path(model.path.name), Output()), target.round)
     if exam is not None:
         curve = measured_curve(model, target, exam, known, pool.counts, progress)
         pool = replace(pool, pruning=curve.at([1 - count / pool.counts[0] for count in pool.counts]))
