@@ -2,9 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufreap.activity import doing
@@ -18,7 +18,7 @@ from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InputError
 from ggufreap.files import check_space, make_folder, writing
 from ggufreap.model import Model
-from ggufreap.narrowing.collecting import narrow, through
+from ggufreap.narrowing.collecting import Run, narrow, through
 from ggufreap.narrowing.curvature import curvature_nbytes
 from ggufreap.narrowing.sequential import chains, narrow_sequentially
 from ggufreap.narrowing.solving import down_name
@@ -31,6 +31,17 @@ from ggufreap.units import size
 from ggufreap.verbs.blockwise import WEIGHTS_SHARE, goes_blockwise, into_pieces, weights_nbytes
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A way to narrow the rest of a model, piece by piece, and the folders in which hidden states wait for that."""
+
+    narrow: Callable[[Run, Sequence[Piece]], Solution]
+    folders: Callable[[Path], tuple[Path, ...]]
+
+
+DRIVERS = {False: Driver(narrow, lambda folder: (folder,)), True: Driver(narrow_sequentially, chains)}  # sequential?
 
 
 def compensated(
@@ -72,8 +83,7 @@ def compensated(
         ):
             texts = Texts.read(chunks, Shard.parse("1/1"))
             pieces = _pieces(model, engine, texts, place, memory, settings)
-            run = narrow_sequentially if sequential else narrow
-            solution = run(engine, pieces, layout.nodes, model.file, texts, place, progress)
+            solution = DRIVERS[sequential].narrow(Run(engine, layout.nodes, model.file, texts, place, progress), pieces)
             for note in chunks.notes():
                 _LOG.info("%s", note)
             return solution
@@ -126,7 +136,7 @@ def _pieces(
 ) -> list[Piece]:
     """The rest of the model, as much at a time as fits into memory; says what that takes."""
     task, nodes = place.task, model.layout.nodes
-    folders = chains(place.folder) if task.sequential else (place.folder,) if engine.spills else ()
+    folders = DRIVERS[task.sequential].folders(place.folder) if engine.spills else ()
     first = through(place, nodes, folders) + 1
     needed = sums_nbytes(model, place, settings.n_ctx)
     if not needed:
@@ -137,8 +147,9 @@ def _pieces(
     ends = engine.ends(max((chunk.tokens for chunk in texts.chunks), key=len))
     pieces = into_pieces(first, [end for end in ends if end >= first], sizes, settings.blockwise, most)
     spill = spill_nbytes(engine, texts, pieces) if isinstance(engine, Piecewise) else 0
-    if task.sequential:  # two chains, and the original's stream behind one block
-        spill = 2 * spill + 4 * texts.n_tokens * max(model.file.by_name[down_name(block)].shape[1] for block in needed)
+    spill *= len(folders)
+    if task.sequential:  # the original's stream behind one block
+        spill += 4 * texts.n_tokens * max(model.file.by_name[down_name(block)].shape[1] for block in needed)
     downs = sum(
         4 * len(task.keep[block]) * task.width * model.file.by_name[down_name(block)].shape[1] for block in needed
     )
