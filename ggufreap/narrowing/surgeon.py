@@ -73,6 +73,13 @@ def remove_alone(curvature: npt.NDArray[np.floating[Any]], gram: Floats, n_remov
     return Removal(order, np.concatenate(([0.0], losses.clip(0.0))))
 
 
+def loss_alone(curvature: npt.NDArray[np.floating[Any]], down: npt.NDArray[np.floating[Any]], kept: Ids) -> float:
+    """What the neurons beside `kept` cost, tr(D H Dᵀ), where nothing makes up for them: D is their columns of down."""
+    gone = np.delete(np.arange(len(curvature)), kept)
+    columns = down[:, gone].astype(np.float64)
+    return max(0.0, float(((columns.T @ columns) * curvature[np.ix_(gone, gone)]).sum()))
+
+
 def _some(inverse: Floats, gram: Floats, count: int) -> tuple[list[int], list[float], Floats, Floats, Floats]:
     """The next `count` neurons and their costs, and `[width, count]` each: what is due to H⁻¹, as r rᵀ, and to G, as
     c sᵀ + s cᵀ.

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -67,6 +67,12 @@ class Solution:
         return float(sum(each.losses[:, -1].sum() for each in self.solved.values()))
 
     @property
+    def left(self) -> float:
+        """What is left of the loss where others make up for neurons, as a share of that where none does."""
+        bare = float(sum(each.bare.sum() for each in self.solved.values()))
+        return self.loss / bare if bare else 1.0
+
+    @property
     def losses(self) -> Floats:
         """The same if only the first r neurons of every expert went, `[n_removed + 1]`."""
         total: Floats = np.stack([each.losses for each in self.solved.values()]).sum(axis=(0, 1))
@@ -74,13 +80,13 @@ class Solution:
 
 
 class Workplace:
-    """The solved blocks of a `task` in `folder`, which exists.
+    """The solved blocks of a `task` in `folder`, which exists; without `downs` only what they lose is kept, in memory.
 
     Raises MismatchError where blocks of another task lie there; where the run may `force`, they give way.
     """
 
-    def __init__(self, folder: Path, task: Task) -> None:
-        self.folder, self.task = folder, task
+    def __init__(self, folder: Path, task: Task, downs: bool = True) -> None:
+        self.folder, self.task, self.downs = folder, task, downs
         self.solved = {block: solved for block in task.keep if (solved := self._read(block)) is not None}
 
     @property
@@ -106,6 +112,9 @@ class Workplace:
 
         Raises OutputError.
         """
+        if not self.downs:
+            self.solved[block] = columns(lambda _: None)
+            return
         shape = len(self.task.keep[block]), n_embd, self.task.width
         with replacing(self._downs(block), own=True) as downs:
             np.lib.format.write_array_header_1_0(downs, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -155,7 +164,7 @@ class Workplace:
             if str(archive["task"]) == self.task.sha256:
                 if self._mapped(block) is None:
                     return None
-                return Solved(*(archive[name] for name in ("neurons", "losses", "counts", "alone")))
+                return Solved(*(archive[each.name] for each in fields(Solved)))
         if forced():
             return None
         raise MismatchError(

@@ -13,7 +13,7 @@ MTP_MODES = (MIRROR, DROP)
 AUTO_RATIO = "auto"
 MINUTES = 30  # for judging methods
 
-SIZE, SHARE, FIT_SIZE, NEURONS = "size", "share", "fit size", "neurons"
+SIZE, SHARE, FIT_SIZE, NEURONS, ORDER = "size", "share", "fit size", "neurons", "order"
 SEARCH, CHOICE, WEIGHING, MTP, SEED = "search", "choice", "weighing", "mtp", "seed"
 
 
@@ -74,7 +74,7 @@ class Target(Options):
         False,
         Flag(
             ("--sequential",),
-            NEURONS,
+            ORDER,
             "with fewer neurons: block by block, each making up for those before it; four times as long, on the CPU",
         ),
     )

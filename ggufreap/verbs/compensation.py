@@ -53,6 +53,7 @@ def compensated(
     *,
     memory: int = 0,
     sequential: bool = False,
+    downs: bool = True,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Solution:
@@ -62,7 +63,8 @@ def compensated(
     interrupted run goes on when it is called again with the same arguments; the downs of the solution are mapped from
     there. `memory`: bytes for what is summed up at a time, 0: half of what is free. Raises InputError where that is too
     little for one block. `sequential`: block by block, each making up for the errors of those before it too; it takes
-    four times as long, on the CPU. Raises UnsupportedModel where that cannot be.
+    four times as long, on the CPU. Raises UnsupportedModel where that cannot be. Without `downs` no columns are kept,
+    only which neurons stay and what that costs.
     """
     settings = _settings(data, settings)
     if sequential:
@@ -71,7 +73,7 @@ def compensated(
     keep = task.keep
     make_folder(folder)
     with writing():
-        place = Workplace(folder, task)
+        place = Workplace(folder, task, downs)
         if all(block in place.solved for block in keep):
             _LOG.info("using the narrowed blocks in %s", folder)
             return place.solution()
@@ -151,7 +153,9 @@ def _pieces(
     if task.sequential:  # the original's stream behind one block
         spill += 4 * texts.n_tokens * max(model.file.by_name[down_name(block)].shape[1] for block in needed)
     downs = sum(
-        4 * len(task.keep[block]) * task.width * model.file.by_name[down_name(block)].shape[1] for block in needed
+        4 * len(task.keep[block]) * task.width * model.file.by_name[down_name(block)].shape[1]
+        for block in needed
+        if place.downs
     )
     check_space(place.folder, downs + spill)
     _LOG.info(
