@@ -56,6 +56,7 @@ def solved(
     plans: Sequence[PruningPlan],
     width: int,
     data: Data,
+    memory: int,
     settings: EngineSettings | None,
     progress: Progress,
 ) -> list[Solution]:
@@ -65,6 +66,7 @@ def solved(
         return [
             compensated(
                 *(model, plan, width, Path(folder, str(number)), opened),
+                memory=memory,
                 downs=False,
                 settings=settings,
                 progress=progress,

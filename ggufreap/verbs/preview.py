@@ -85,7 +85,7 @@ def preview(
     plans, refused = plans_of(model, targets, () if wanted.keep else ratios or RATIOS, stats, progress)
     if not plans:
         raise InfeasiblePlan(next(iter(refused.values()), "no ratio was given; give some with --ratios"))
-    found = narrower.solved(model, plans, width, data, settings, progress) if width else []
+    found = narrower.solved(model, plans, width, data, wanted.narrow_memory, settings, progress) if width else []
     with Masking(model, exam, len(plans), progress) as masking:
         if stats is not None:
             masking.warn_of_source(stats)
