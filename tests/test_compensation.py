@@ -254,6 +254,34 @@ def test_a_solution_is_the_surgeon_s_of_those_sums(model: Path, plan: PruningPla
 
 
 @pytest.mark.native
+def test_what_as_many_neurons_cost_alone_is_known_without_columns(
+    model: Path, plan: PruningPlan, ids: Path, tmp_path: Path
+) -> None:
+    whole = run(model, plan, ids, tmp_path / "whole")
+    data = open_request(Request(tokens=str(ids)))
+    found = compensated(Model.open(model), plan, LEFT, tmp_path / "work", data, downs=False, settings=WHOLE)
+    assert not list((tmp_path / "work").iterdir())
+    assert found.narrowing.downs == {}
+    sums, file = sums_of(model, np.load(ids), plan.keep), open_gguf(model)
+    neurons, share = found.as_costly
+    lost = 0.0
+    for block, kept in plan.keep.items():
+        assert np.array_equal(found.narrowing.neurons[block], whole.narrowing.neurons[block])
+        solved, record = found.solved[block], file.by_name[f"blk.{block}.ffn_down_exps.weight"]
+        count = WIDTH - neurons[block].shape[1]
+        totals = solved.bare.sum(axis=0)
+        assert all(abs(totals[count] - solved.losses[:, -1].sum()) <= np.abs(totals - solved.losses[:, -1].sum())[1:])
+        for place, expert in enumerate(kept):
+            gone = np.setdiff1d(np.arange(WIDTH), neurons[block][place])
+            assert sorted(solved.order[place, :count]) == gone.tolist()
+            down, hessian = expert_weights(file, record, expert)[:, gone], sums[block][expert][np.ix_(gone, gone)]
+            alone = np.trace(down @ hessian @ down.T) / np.load(ids).size
+            assert solved.bare[place, count] == pytest.approx(alone, rel=1e-2)
+            lost += alone
+    assert share == pytest.approx(found.loss / lost, rel=1e-2)
+
+
+@pytest.mark.native
 def test_experts_with_scales_are_those_with_the_scales_in_their_weights(ids: Path, tmp_path: Path) -> None:
     sizes = {"n_block": 1, "n_expert": 8, "n_used": 2, "n_embd": N_EMBD, "n_ff": WIDTH}
     found = []

@@ -106,14 +106,13 @@ def _narrower(preview: Preview) -> None:
             size(each.nbytes),
             f"{each.mean:.4f}",
             f"{each.worst_kld:.4f} {shown(each.worst_domain)}",
-            f"{each.bare.mean.kld:.4f}",
             "yes" if each.ok else "no",
         )
         for each in preview.narrower
     ]
-    columns = ("plan", "keeps", "neurons", "file", "KLD", "worst", "uncompensated", "ok")
+    columns = ("plan", "keeps", "neurons", "file", "KLD", "worst", "ok")
     say()
-    table("With fewer neurons in every expert (KLD expected, and measured where nothing makes up)", columns, rows)
+    table("Expected with fewer neurons in every expert, an estimate (KLD in nats per token)", columns, rows)
     for remark in dict.fromkeys(line for each in preview.narrower for line in each.narrowing.remarks):
         say(f"note: {shown(remark)}")
 
@@ -169,8 +168,8 @@ def _plain_preview(preview: Preview) -> dict[str, Any]:
                 "source_width": each.narrowing.source_width,
                 "nbytes": each.nbytes,
                 "expected": {"mean": each.mean, "worst_domain": each.worst_domain, "domains": each.domains},
-                "without_compensation": plain_comparison(each.bare),
-                "left": each.left,
+                "masked": plain_comparison(each.masked),
+                "share": each.share,
                 "gates": [asdict(outcome) for outcome in each.gates],
                 "notes": each.narrowing.remarks,
             }

@@ -1,9 +1,9 @@
 """What narrower experts would cost, before what makes up for their neurons is computed.
 
-Measured is what it costs to mask experts, and neurons as well, with nothing that makes up for them. Of what the neurons
-cost, compensation leaves a share, the same in every domain: that of H's losses (ggufreap.narrowing.solving.Solved),
-which are quadratic in the error of the residual stream, as KLD is for small errors. How near that comes stands in
-tests/benchmarks/README.md.
+Nothing makes up for neurons that are masked, so fewer are masked than would go: as many as change the residual stream
+about as much as all of them do when others make up for them (ggufreap.narrowing.solving.Solved). What that costs is
+measured, and taken by the share that the two changes have of each other. How near it comes to what files lose stands
+in tests/benchmarks/README.md.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from ggufreap.engine.neuron_tap import FewerNeurons
 from ggufreap.evaluation import Comparison, Gate, Outcome
 from ggufreap.judging.masking import Candidate, mask_of
 from ggufreap.model import Model
-from ggufreap.narrowing import Narrowing
+from ggufreap.narrowing import Ids, Narrowing
 from ggufreap.planning import PruningPlan
 from ggufreap.rewriting import Narrow, lower
 
@@ -27,16 +27,16 @@ FORESEEN = ("kld",)  # the metrics that are
 class Expected:
     """One plan and a width of its experts, and the exact size of the file.
 
-    `whole` and `bare` were measured: the plan alone, and without the neurons too, which nothing makes up for; `left` is
-    the share of what these cost that compensation leaves.
+    `whole` and `masked` were measured: the plan alone, and with neurons masked as well; what goes changes the residual
+    stream `share` times as much as these.
     """
 
     plan: PruningPlan
     narrowing: Narrowing
     nbytes: int
     whole: Comparison
-    bare: Comparison
-    left: float
+    masked: Comparison
+    share: float
     asked: tuple[Gate, ...]
 
     @classmethod
@@ -44,21 +44,21 @@ class Expected:
         cls,
         model: Model,
         narrowing: Narrowing,
-        left: float,
+        share: float,
         whole: Candidate,
-        bare: Candidate,
+        masked: Candidate,
         asked: tuple[Gate, ...],
     ) -> Self:
-        """What was found of a plan for `model`, masked without and with the `narrowing` of its experts."""
+        """What was found of a plan for `model` whose experts have this `narrowing`."""
         out = naming.target(model.path, None, narrowing.full_label(whole.plan))
         nbytes = lower(model, whole.plan, out, narrow=Narrow(narrowing)).nbytes
-        return cls(whole.plan, narrowing, nbytes, whole.comparison, bare.comparison, left, asked)
+        return cls(whole.plan, narrowing, nbytes, whole.comparison, masked.comparison, share, asked)
 
     @property
     def domains(self) -> Mapping[str, float]:
         """Domain -> the mean KLD that is expected."""
         return {
-            name: meters.kld + self.left * (self.bare.domains[name].kld - meters.kld)
+            name: meters.kld + self.share * (self.masked.domains[name].kld - meters.kld)
             for name, meters in self.whole.domains.items()
         }
 
@@ -94,6 +94,6 @@ class Expected:
         return not any(outcome.failed for outcome in self.gates)
 
 
-def masks_of(model: Model, plan: PruningPlan, narrowing: Narrowing) -> Fewer:
+def masks_of(model: Model, plan: PruningPlan, neurons: Mapping[int, Ids]) -> Fewer:
     """The neurons that stay, as masks, in the blocks that decoding runs."""
-    return {block: FewerNeurons(kept, narrowing.neurons[block]) for block, kept in mask_of(model, plan).items()}
+    return {block: FewerNeurons(kept, neurons[block]) for block, kept in mask_of(model, plan).items()}

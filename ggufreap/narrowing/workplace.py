@@ -19,7 +19,7 @@ from ggufreap.engine.observables import Float32s
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import forced, replacing
 from ggufreap.narrowing.curvature import Curvature
-from ggufreap.narrowing.narrowing import Narrowing
+from ggufreap.narrowing.narrowing import Ids, Narrowing
 from ggufreap.narrowing.solving import LEAST_TOKENS, Solved, down_name, solve
 from ggufreap.narrowing.surgeon import DAMPING, Floats
 from ggufreap.progress import Bar
@@ -67,10 +67,16 @@ class Solution:
         return float(sum(each.losses[:, -1].sum() for each in self.solved.values()))
 
     @property
-    def left(self) -> float:
-        """What is left of the loss where others make up for neurons, as a share of that where none does."""
-        bare = float(sum(each.bare.sum() for each in self.solved.values()))
-        return self.loss / bare if bare else 1.0
+    def as_costly(self) -> tuple[Mapping[int, Ids], float]:
+        """Block -> neurons that stay, `[n_keep, width]`, where as few go as cost about as much with nothing that makes
+        up for them; and the loss by theirs.
+        """
+        width, neurons, bare = self.narrowing.source_width, {}, 0.0
+        for block, each in self.solved.items():
+            going = each.order[:, : each.as_costly]
+            neurons[block] = np.stack([np.setdiff1d(np.arange(width, dtype=np.int32), row) for row in going])
+            bare += float(each.bare[:, each.as_costly].sum())
+        return neurons, self.loss / bare if bare else 1.0
 
     @property
     def losses(self) -> Floats:

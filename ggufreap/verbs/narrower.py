@@ -81,9 +81,10 @@ def expected(
     """What these candidates would cost with the narrowing that was found for each."""
     if not found:
         return []
-    fewer = [masks_of(model, each.plan, solution.narrowing) for each, solution in zip(candidates, found, strict=True)]
-    bare = masking.measure_fewer([each.plan for each in candidates], fewer)
+    costly = [solution.as_costly for solution in found]
+    fewer = [masks_of(model, each.plan, neurons) for each, (neurons, _) in zip(candidates, costly, strict=True)]
+    masked = masking.measure_fewer([each.plan for each in candidates], fewer)
     return [
-        Expected.of(model, solution.narrowing, solution.left, whole, masked, exam.gates)
-        for solution, whole, masked in zip(found, candidates, bare, strict=True)
+        Expected.of(model, solution.narrowing, share, whole, each, exam.gates)
+        for solution, (_, share), whole, each in zip(found, costly, candidates, masked, strict=True)
     ]
