@@ -33,8 +33,8 @@ class Target(Options):
     place of `ratio`, `keep` and `width_ratio`: the fraction of the routed experts' weights to remove, divided between
     experts and neurons (ggufreap.narrowing.splitting). `sequential`: narrowed blocks make up for the errors of those
     before them too (ggufreap.narrowing.sequential). `narrow_memory`: bytes for what narrowing sums up at a time, 0:
-    half of what is free. `seed` draws for the method `random`. What a number can be, only
-    the model tells: `count_to_keep` refuses.
+    half of what is free. `seed` draws for the method `random`. What a number can be, only the model tells:
+    `count_to_keep` refuses.
     """
 
     ratio: str | float | None = flagged(

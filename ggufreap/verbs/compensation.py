@@ -70,11 +70,10 @@ def compensated(
     if sequential:
         settings = replace(settings, blockwise=1)
     layout, task = model.layout, task_of(model, plan, width, data, settings, sequential)
-    keep = task.keep
     make_folder(folder)
     with writing():
         place = Workplace(folder, task, downs)
-        if all(block in place.solved for block in keep):
+        if place.complete:
             _LOG.info("using the narrowed blocks in %s", folder)
             return place.solution()
         model.check_weights()
