@@ -103,7 +103,10 @@ def plans_of(
     stats: Stored | None,
     progress: Progress = silent,
 ) -> tuple[list[PruningPlan], dict[str, str]]:
-    """A plan for every target and ratio, and why those ratios were refused that the router could not work with."""
+    """A plan for every target and ratio, and why those ratios were refused that the router could not work with.
+
+    Of a target that names a number of experts there is that one too.
+    """
     plans, refused = [], {}
     for target in targets:
         known = stats if calibrates(target.method) else None
