@@ -359,15 +359,15 @@ def test_leaving_reap_takes_as_much_as_leaving_the_default() -> None:
     assert decide(found, found).chosen == REAP
 
 
-def test_who_is_hopelessly_behind_drops_out_of_the_race_but_never_the_default_or_reap() -> None:
-    found = {DEFAULT: losses(3, 3), REAP: losses(4, 4), OTHER: losses(1, 1, 0.1), GRAM: losses(1.1, 1.1)}
+def test_who_is_likely_behind_the_default_drops_out_of_the_race_but_never_reap() -> None:
+    found = {DEFAULT: losses(3, 3), REAP: losses(4, 4), OTHER: losses(3.1, 3.1, 0.3), GRAM: losses(1, 1)}
     by_name = {each.name: loss for each, loss in found.items()}
     assert in_the_race(by_name) == set(by_name)
-    assert in_the_race(by_name | {GRAM.name: losses(1.3, 1.3)}) == set(by_name) - {GRAM.name}
+    assert in_the_race(by_name | {OTHER.name: losses(3.1, 3.1, 0.1)}) == set(by_name) - {OTHER.name}
     short = {domain: values[:2] for domain, values in losses(0.5, 0.5).items()}
-    verdict = decide(found | {GRAM: short}, found)
-    assert verdict.chosen == OTHER
-    assert verdict.dropped == "hopelessly behind, so not judged on all 8 chunks: gram after 4"
+    verdict = decide(found | {OTHER: short}, found)
+    assert verdict.chosen == GRAM
+    assert verdict.dropped == "likely behind rank_average, so not judged on all 8 chunks: sum_squares after 4"
     assert decide(found, found).dropped == ""
 
 

@@ -21,7 +21,6 @@ from ggufreap.selection.gram import Rows
 from ggufreap.selection.judging import Difference, Keeps, Losses, Race, everyone, mean_loss, worst_loss
 
 SURE, LIKELY = 2.0, 1.0  # standard errors of a paired difference
-HOPELESS = 3.0  # of them behind the first, for the race
 FIRST_SHARE = 0.7  # of the time, for what was chosen from halves: seven sets or so against three or four
 
 
@@ -91,7 +90,11 @@ class Verdict:
     def dropped(self) -> str:
         """One line: who dropped out of the race, and after how many chunks; empty if nobody did."""
         out = [f"{row.contender.name} after {row.n_chunks}" for row in self.rows if row.n_chunks < self.n_chunks]
-        return f"hopelessly behind, so not judged on all {self.n_chunks} chunks: {', '.join(out)}" if out else ""
+        return (
+            f"likely behind {DEFAULT.name}, so not judged on all {self.n_chunks} chunks: {', '.join(out)}"
+            if out
+            else ""
+        )
 
 
 class Judging(Protocol):
@@ -140,10 +143,11 @@ def crossed(statistics: DomainStatistics, n_keep: int, n_group: int) -> Mapping[
 
 
 def in_the_race(losses: Mapping[str, Losses]) -> Collection[str]:
-    """Of names, those not hopelessly behind the lowest mean, by paired differences; the default and REAP always."""
-    first = min(losses.values(), key=mean_loss)
-    behind = {name: Difference.of(each, first) for name, each in losses.items()}
-    return {name for name, gap in behind.items() if gap.mean <= HOPELESS * gap.stderr} | {DEFAULT.name, REAP.name}
+    """Of names, those that are not likely behind the default, which they would have to be surely ahead of in the end;
+    and REAP. So whoever drops out may be missed, but no other one is chosen for it.
+    """
+    behind = {name: Difference.of(each, losses[DEFAULT.name]) for name, each in losses.items()}
+    return {name for name, gap in behind.items() if gap.mean <= LIKELY * gap.stderr} | {REAP.name}
 
 
 def better(losses: Mapping[Contender, Losses]) -> Sequence[Contender]:
