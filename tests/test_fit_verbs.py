@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from asked import taken
 from gguf import GGMLQuantizationType as Kind
 
 from ggufreap import console, verbs
+from ggufreap.cache import cache_folder
 from ggufreap.cli import main
 from ggufreap.errors import InfeasiblePlan, InputError, OutputError
 from ggufreap.model import Model
@@ -22,6 +24,7 @@ from ggufreap.options.judgement import HeldOut, Judgement
 from ggufreap.options.output import Output
 from ggufreap.options.quantisation import Quantisation, Quantiser
 from ggufreap.options.target import Target
+from ggufreap.verbs import contest
 
 pytestmark = pytest.mark.native
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1)
@@ -108,6 +111,37 @@ def test_what_was_made_is_told_as_json(done: tuple[Path, verbs.Fitted], capsys: 
     assert told["budget"]["room"] >= told["made"][0]["nbytes"]
 
 
+@pytest.fixture
+def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that was measured is remembered."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_the_same_again_makes_the_best_alone(
+    done: tuple[Path, verbs.Fitted],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, before = done
+    mine = shutil.copytree(folder, tmp_path / "again")
+    (mine / "out" / before.best.path.name).unlink()
+    monkeypatch.setattr(contest, "compare_files", lambda *_, **__: pytest.fail("measured again"))
+    with caplog.at_level(logging.INFO, "ggufreap"):
+        again = fitted(mine, TIGHT)
+    assert "3 of 3 files were measured before, and are made only to be kept" in caplog.text
+    assert [(each.prospect, each.comparison, each.path.name) for each in again.made] == [
+        (each.prospect, each.comparison, each.path.name) for each in before.made
+    ]
+    assert left(mine) == {before.best.path.name}
+    (remembered,) = cache_folder().glob("contest-*.json")
+    remembered.write_text(remembered.read_text().replace('"kld": ', '"kld": "no number", "was": '))
+    monkeypatch.setattr(import_module("ggufreap.verbs.fit"), "_made", lambda *_: pytest.fail("made again"))
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        fitted(mine, TIGHT)
+
+
+@pytest.mark.usefixtures("forgetful")
 def test_the_same_again_leaves_what_others_made_and_removes_its_own(
     done: tuple[Path, verbs.Fitted], tmp_path: Path
 ) -> None:
@@ -125,6 +159,7 @@ def test_the_same_again_leaves_what_others_made_and_removes_its_own(
     assert left(mine) == {before.best.path.name, unpruned.path.name}
 
 
+@pytest.mark.usefixtures("forgetful")
 def test_a_file_of_other_work_is_neither_replaced_nor_removed(done: tuple[Path, verbs.Fitted], tmp_path: Path) -> None:
     folder, before = done
     mine = shutil.copytree(folder, tmp_path / "again")
@@ -227,7 +262,7 @@ def test_the_command_line_makes_it_and_tells_it(folder: Path, capsys: pytest.Cap
 def test_flags_of_a_size_are_refused_without_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["prune", f"{folder}/Tiny-F16.gguf", "--ratio", "0.5", "-f", f"{folder}/calib.txt", "--fast"]
     assert main(command) == 1
-    assert "--fast: no effect without --fit" in capsys.readouterr().err
+    assert "--fast is for --fit SIZE, and none was given" in capsys.readouterr().err
 
 
 # --- the frontier -----------------------------------------------------------------------------------------------------
@@ -292,8 +327,22 @@ def test_the_frontier_measures_what_pruning_loses(folder: Path, capsys: pytest.C
         verbs.frontier(model, HeldOut(fail_if=("worst_domain.kld>0.2",)), settings=SETTINGS)
 
 
+def test_the_frontier_tells_the_sizes_of_what_is_made(done: tuple[Path, verbs.Fitted]) -> None:
+    """The header's words on the calibration data included, which the statistics know."""
+    folder, made = done
+    held = HeldOut((f"held={folder}/held.txt",), 2)
+    memory = {"target": Target(fit=TIGHT), "fit": Fit(ctx=256, margin=0)}
+    stats = folder / "out" / "Tiny-F16.stats.npz"
+    shown = verbs.frontier(folder / "Tiny-F16.gguf", held, **memory, stats=stats, steps=2, settings=SETTINGS)
+    assert shown.fitting
+    told = {each.label: each.nbytes for each in (shown.fitting.unpruned, shown.fitting.pruned) if each}
+    assert told.items() <= {each.prospect.label: each.prospect.nbytes for each in made.made}.items()
+    assert len(told) == 2
+
+
 def test_the_frontier_says_where_nothing_fits(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with pytest.raises(InfeasiblePlan, match="the smallest file has"):
+    with pytest.raises(InfeasiblePlan, match=r"the smallest file has .* more than 75% of the experts never go"):
         verbs.frontier(folder / "Tiny-F16.gguf", target=Target(fit=NONE), fit=Fit(ctx=256, margin=0))
     assert "(as asked)" in caplog.text
+    assert "without what the header will tell of calibration data" in caplog.text

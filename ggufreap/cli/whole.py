@@ -57,7 +57,7 @@ def _run_prune(options: argparse.Namespace) -> Result:
 
     if value(options, Target).fit is not None:
         return _run_fit(options)
-    check_unused_fit(options, fit.MEMORY, fit.EFFORT, fit.ROUNDING)
+    check_unused_fit(options, fit.MEMORY, fit.EFFORT)
     pruned = verbs.prune(options.model, request(options), **_wishes(options))
     return _shown(pruned, value(options, Output))
 
@@ -85,7 +85,7 @@ def _run_recipe(options: argparse.Namespace) -> Result:
         output=output,
         report=judgement.pop("report", None),
         command=command(),
-        settings=replace(recipe.engine, **engine),
+        settings=replace(recipe.engine, **engine, given=tuple(engine)),
         progress=progress(),
     )
     return _shown(pruned, output)

@@ -12,7 +12,7 @@ from ggufreap.fitting import Prospect, Step
 from ggufreap.showing import shown
 from ggufreap.units import size
 from ggufreap.verbs import Fitted, Frontier
-from ggufreap.verbs.fit import Made
+from ggufreap.verbs.contest import Made
 
 _MEASURED = "what pruning loses was measured by masking, what types lose is tabulated from another model"
 _TABULATED = "all of it from tables of another model, nothing was measured on this one (give {})"
@@ -50,7 +50,6 @@ def _shown(prospect: Prospect | None, step: Step) -> tuple[str, str]:
 
 def _fitted(fitted: Fitted) -> None:
     best = fitted.best
-    say(fitted.budget.told)
     if not best.prospect.pruned and best.prospect.mix.type is None:
         say(styled("the model fits as it is", "bold"), f"({best.prospect.nbytes:,} bytes): nothing was made")
         return

@@ -3,7 +3,7 @@
 from ggufreap.fitting.budget import Budget, budget_of
 from ggufreap.fitting.losses import Curve, table
 from ggufreap.fitting.mixes import Mix, possible_mixes
-from ggufreap.fitting.pool import Asking, Pool, Prospect, build, is_friendly
+from ggufreap.fitting.pool import Asking, Pool, Prospect, build
 from ggufreap.fitting.search import MADE, Step, contenders, frontier, is_pruned, lowest, spread
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "build",
     "contenders",
     "frontier",
-    "is_friendly",
     "is_pruned",
     "lowest",
     "possible_mixes",

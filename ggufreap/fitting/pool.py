@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap.architecture.layout import MoeLayout
-from ggufreap.errors import InfeasiblePlan
 from ggufreap.fitting.losses import Curve, Floats
 from ggufreap.fitting.mixes import Key, Mix
+from ggufreap.planning.counts import feasible_counts
 from ggufreap.quantization import QuantRequest
 from ggufreap.sizing import Portion, Sizer, portions_of
 
@@ -88,24 +88,6 @@ class Pool:
         )
 
 
-def is_friendly(n_expert: int) -> bool:
-    """Whether CUDA has one kernel for a router of so many experts: powers of two up to 512, 288 and 576
-    (ggml/src/ggml-cuda/topk-moe.cu, ggml_cuda_should_use_topk_moe)."""
-    return n_expert in (288, 576) or (n_expert <= 512 and n_expert.bit_count() == 1)
-
-
-def feasible_counts(layout: MoeLayout) -> list[int]:
-    """How many experts can stay, all of them first."""
-    counts = []
-    for n_keep in range(layout.n_expert, 1, -1):
-        try:
-            layout.check_keep(n_keep)
-        except InfeasiblePlan:
-            continue
-        counts.append(n_keep)
-    return counts
-
-
 def build(
     sizer: Sizer,
     layout: MoeLayout,
@@ -123,8 +105,8 @@ def build(
     prospect would be made; `weighted`: with an importance matrix; `friendly`: of the smaller counts only those that
     CUDA's fused router knows.
     """
-    whole, *fewer = feasible_counts(layout)
-    pruned = [count for count in fewer if 1 - count / whole <= curve.last and (is_friendly(count) or not friendly)]
+    whole, *fewer = feasible_counts(layout, friendly=friendly)
+    pruned = [count for count in fewer if 1 - count / whole <= curve.last]
     quantised = [mix for mix in mixes if mix.type is not None]
     portions = _portions(sizer, layout, None, quantised, ask, weighted)
     rows = [_nbytes(sizer, None, [whole], mixes, portions, ask)]

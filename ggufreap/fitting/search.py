@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufreap.errors import InfeasiblePlan
+from ggufreap.fitting.losses import Curve
 from ggufreap.fitting.pool import Pool, Prospect
 from ggufreap.units import size
 
@@ -76,8 +77,9 @@ def too_small(pool: Pool, room: int) -> str:
     smallest = pool.prospect(int(pool.nbytes.argmin()))
     there = f"nothing of {size(room)} can be made" if room > 0 else "nothing is left for a file"
     return (
-        f"{there}: the smallest file has {size(smallest.nbytes)} "
-        f"({smallest.label}); give at least {size(smallest.nbytes - room)} more"
+        f"{there}: the smallest file has {size(smallest.nbytes)} ({smallest.label}; more than "
+        f"{Curve.tabulated().last:.0%} of the experts never go, since nothing tells what that loses); "
+        f"give at least {size(smallest.nbytes - room)} more"
     )
 
 

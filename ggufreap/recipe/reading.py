@@ -10,6 +10,7 @@ from typing import Any
 
 from ggufreap.decoding import load_toml
 from ggufreap.errors import InputError
+from ggufreap.options.flag import Options
 from ggufreap.recipe.engine import read_engine
 from ggufreap.recipe.values import Calibration, Evaluation, Quantization, Recipe, Target, Variant, check_known
 from ggufreap.showing import excerpt
@@ -22,7 +23,8 @@ _LEAST = {"seed": 0, "budget": 0}
 _KINDS = {
     "calibration": {"datasets": _TEXTS, "ctx_size": _NUMBER, "chunks": _NUMBER, "seed": _NUMBER},
     "target": dict.fromkeys(("ratio", "shrink", "width_ratio"), _RATIO)
-    | {"sequential": _FLAG, "keep": _NUMBER, "method": _TEXT, "budget": _NUMBER, "blend": _TEXT, "mtp": _TEXT},
+    | dict.fromkeys(("method", "blend", "mtp", "round"), _TEXT)
+    | {"sequential": _FLAG, "keep": _NUMBER, "budget": _NUMBER},
     "quantization": {"variants": _TABLES, "keep": _FLAG, "keep_imatrix": _FLAG, "imatrix_dat": _FLAG},
     "evaluation": {"files": _TEXTS, "chunks": _NUMBER, "ctx_size": _NUMBER, "compare": _FLAG, "fail_if": _TEXTS},
 }
@@ -143,7 +145,8 @@ def _made(path: Path, where: str, kind: Any, values: Mapping[str, Any]) -> Any:
     for field in fields(kind):
         if field.default is MISSING and field.name not in values:
             raise InputError(f"{path}: {where}.{field.name} is missing; every such table has one, add it")
+    told = {"given": tuple(values)} if issubclass(kind, Options) else {}
     try:
-        return kind(**values)
+        return kind(**values, **told)
     except InputError as error:
         raise InputError(f"{path}: {where}: {error}") from error

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufreap import fitting, naming
+from ggufreap import imatrix as matrices
 from ggufreap.errors import InputError
 from ggufreap.fitting import Budget, Curve, Step
 from ggufreap.judging import Exam
 from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, Stored
-from ggufreap.options.engine import EngineSettings
+from ggufreap.options.engine import ATTENTION, BATCH, PLACEMENT, EngineSettings
 from ggufreap.options.fit import Fit
-from ggufreap.options.flag import refuse_unused
+from ggufreap.options.flag import flags_of, refuse_unused
 from ggufreap.options.judgement import HeldOut
 from ggufreap.options.output import Output
 from ggufreap.options.target import Target
@@ -22,7 +23,7 @@ from ggufreap.progress import Progress, silent
 from ggufreap.saliency import random_scores
 from ggufreap.units import size
 from ggufreap.verbs.apply import scripts_of
-from ggufreap.verbs.plan import chosen_method
+from ggufreap.verbs.plan import chosen_method, default_blend, warn_of_mtp
 from ggufreap.verbs.prospects import Making, measured_curve
 
 STEPS = 12
@@ -68,22 +69,24 @@ def frontier(
     held_out = held_out or HeldOut()
     refuse_unused(held_out, {"fail_if": "files that are judged, and the frontier makes none"})
     judged = bool(held_out.files)
-    if judged != (stats is not None or target.from_imatrix is not None) or (held_out.chunks and not judged):
+    if judged != (stats is not None or target.from_imatrix is not None) or (held_out.told("chunks") and not judged):
         raise InputError(
             "what pruning loses is measured with statistics and held-out text: give both, --stats (or --from-imatrix) "
             "and -f, or none of them for an estimate from a table"
         )
+    if not judged:
+        _refuse_unused(target, settings or EngineSettings())
     model = Model.open(model)
+    warn_of_mtp(model, target)
     target = replace(target, method=chosen_method(target))
     exam = Exam.of(held_out, settings) if judged else None
     budget = fitting.budget_of(model.path, target.fit, fit, settings) if target.fit is not None else None
-    if budget is not None:
-        _LOG.info("%s", budget.told)
-    name = f"{naming.stem_of(model.path)}.imatrix.gguf"
-    making = Making(model, whole_plan(model, target), None, None, "", name, 0, allow_requantize)
-    pool = making.pool(scripts_of(model, making.example, Path(model.path.name), Output()), fit)
+    if budget is not None and not judged:
+        _LOG.info("sizes are without what the header will tell of calibration data, some hundred bytes")
+    known = None if stats is None else Stored.of(stats)
+    making = _making(model, target, known, allow_requantize)
+    pool = making.pool(scripts_of(model, making.example, Path(model.path.name), Output()), target.round)
     if exam is not None:
-        known = None if stats is None else Stored.of(stats)
         curve = measured_curve(model, target, exam, known, pool.counts, progress)
         pool = replace(pool, pruning=curve.at([1 - count / pool.counts[0] for count in pool.counts]))
     else:
@@ -91,15 +94,35 @@ def frontier(
     shown = fitting.frontier(pool, fitting.spread(pool, steps))
     within = None
     if budget is not None:
+        if fitting.lowest(pool, budget.room) is None:
+            _LOG.info("%s", budget.told)
         fitting.contenders(pool, budget.room)  # raises where nothing fits
         (within,) = fitting.frontier(pool, [budget.room])
     size_of_it = str(model.path), model.file.nbytes, pool.nbytes.size
     return Frontier(*size_of_it, tuple(shown), curve, budget, within, verdict(shown))
 
 
-def whole_plan(model: Model, target: Target) -> PruningPlan:
-    """A plan that removes nothing: from one of any count the sizes of all others follow."""
-    layout = model.layout
+def _refuse_unused(target: Target, settings: EngineSettings) -> None:
+    """Raise InputError for what was given to measure with, where nothing is."""
+    measuring = "measuring what pruning loses, for which --stats and -f are needed"
+    refuse_unused(target, dict.fromkeys(("method", "blend"), measuring))
+    sized = () if target.fit is None else (BATCH, PLACEMENT, ATTENTION)  # which decide on buffers
+    refuse_unused(settings, {name: measuring for name, flag in flags_of(settings).items() if flag.group not in sized})
+
+
+def _making(model: Model, target: Target, known: Stored | None, allow_requantize: bool) -> Making:
+    """As `prune --fit` makes it of the same text or matrix, so that every header has the same bytes."""
+    path = target.from_imatrix
+    given = None if path is None else matrices.load_for(path, model.file)
+    name = f"{naming.stem_of(model.path)}.imatrix.gguf" if path is None else Path(path).name
+    dataset = "" if known is None else known.provenance.source
+    return Making(model, whole_plan(model, target, known), None, given, dataset, name, 0, allow_requantize)
+
+
+def whole_plan(model: Model, target: Target, known: Stored | None = None) -> PruningPlan:
+    """A plan that removes nothing, by statistics where they are `known`: from one of any count the sizes of all others
+    follow."""
+    layout, provenance = model.layout, known and known.provenance
     scores = random_scores(len(layout.trunk), layout.n_expert, target.seed)
     return make_plan(
         layout,
@@ -108,7 +131,9 @@ def whole_plan(model: Model, target: Target) -> PruningPlan:
         method=target.method,
         n_keep=layout.n_expert,
         mtp=target.mtp,
-        blend=target.blend or "",
+        corpus=provenance.corpus if provenance else "",
+        datasets=provenance.sources if provenance else (),
+        blend=target.blend or (default_blend({each.domain for each in provenance.sources}) if provenance else ""),
     )
 
 

@@ -11,9 +11,9 @@ from ggufreap.imatrix import Imatrix
 from ggufreap.judging import Exam, Masking
 from ggufreap.model import Model
 from ggufreap.observation import Stored
-from ggufreap.options.fit import FRIENDLY, Fit
-from ggufreap.options.target import DROP, Target
+from ggufreap.options.target import DROP, FRIENDLY, OFF, Target
 from ggufreap.planning import PruningPlan, ratio_label
+from ggufreap.planning.counts import KNOWN
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization import QuantRequest, imatrix_metadata
 from ggufreap.recipe import Variant
@@ -76,17 +76,17 @@ class Making:
         label = ratio_label(layout.group_size, layout.group_size - n_keep // layout.n_group, None)
         return naming.target(self.model.path, self.out, replace(self.example, n_keep=n_keep, ratio=label).label)
 
-    def pool(self, scripts: Rewriter, fit: Fit) -> Pool:
-        """All prospects; what pruning loses is the tabulated curve."""
+    def pool(self, scripts: Rewriter, round: str = OFF) -> Pool:
+        """All prospects, of the counts that `round` allows; what pruning loses is the tabulated curve."""
         losses, source = fitting.table(), self.model.file
-        if fit.round == FRIENDLY:
-            _LOG.info("only counts of experts that CUDA's fused router knows: powers of two up to 512, 288 and 576")
+        if round == FRIENDLY:
+            _LOG.info("--round %s: %s, and other counts are left out", round, KNOWN)
         mixes = fitting.possible_mixes(source, losses, weighted=self.weighted, allow_requantize=self.allow_requantize)
         with Sizer(source, scripts) as sizer:
             pool = fitting.build(
                 *(sizer, self.model.layout, mixes, Curve.tabulated(), self.ask),
                 weighted=self.weighted,
-                friendly=fit.round == FRIENDLY,
+                friendly=round == FRIENDLY,
             )
         return pool
 
