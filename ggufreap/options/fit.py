@@ -40,7 +40,8 @@ class Fit:
 
     `ctx`: tokens of context that the model is to be used with; `margin`: bytes that stay free; `mmproj`: a file of the
     vision part, which is loaded too; `fast`: take the lowest estimate, and measure no file; `round`: `friendly` leaves
-    out expert counts that llama.cpp's fused CUDA router does not know.
+    out expert counts that llama.cpp's fused CUDA router does not know; `narrow`: look at experts with fewer neurons
+    too, where that can be.
     """
 
     ctx: int = flagged(
@@ -67,6 +68,10 @@ class Fit:
             "HOW",
             recipe=None,
         ),
+    )
+    narrow: bool = flagged(
+        True,
+        Flag(("--no-narrow",), ROUNDING, "with --fit: all experts stay as wide as they are", recipe=None),
     )
 
     def __post_init__(self) -> None:

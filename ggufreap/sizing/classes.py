@@ -73,7 +73,7 @@ def portions_of(
     own: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in CLASSES}
     for name, shape in shapes.items():
         own[class_of(name)][name] = shape
-    return {name: _portion(tensors, kinds, layout) for name, tensors in own.items()}
+    return {name: portion(tensors, kinds, layout) for name, tensors in own.items()}
 
 
 def class_sizes(
@@ -117,7 +117,8 @@ def _request(template: QuantRequest, types: Mapping[str, str]) -> QuantRequest:
     return replace(template, type=types[REST], tensor_types=template.tensor_types + routed)
 
 
-def _portion(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, int], layout: MoeLayout) -> Portion:
+def portion(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, int], layout: MoeLayout) -> Portion:
+    """Tensors of one class and their shapes, in the ggml types `kinds`."""
     fixed, per_expert = 0, Counter[int]()
     for name, shape in shapes.items():
         if name in layout.per_expert:
