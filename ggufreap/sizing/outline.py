@@ -28,8 +28,10 @@ Rows = tuple[tuple[str, tuple[bool, ...]], ...]
 
 def rows_of(shapes: Mapping[str, tuple[int, ...]]) -> Rows:
     """Of each tensor whether its rows fill whole blocks: all of its shape that decides on the type that it gets
-    (src/llama-quant.cpp, tensor_type_fallback)."""
-    return tuple((name, tuple(shape[-1] % block == 0 for block in BLOCKS)) for name, shape in shapes.items())
+    (src/llama-quant.cpp, tensor_type_fallback), and nothing of vectors, which are not quantised."""
+    return tuple(
+        (name, tuple(len(shape) > 1 and shape[-1] % block == 0 for block in BLOCKS)) for name, shape in shapes.items()
+    )
 
 
 @dataclass(frozen=True)
