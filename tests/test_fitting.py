@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +37,7 @@ from ggufreap.quantization.request import TENSOR_TYPES
 from ggufreap.sizing import CLASSES, Sizer
 from ggufreap.verbs.frontier import verdict, whole_plan
 from ggufreap.verbs.prospects import Making
-from ggufreap.verbs.widths import Widths, source_width, widths_of
+from ggufreap.verbs.widths import Widths, source_width, widths_for, widths_of
 
 GIB = 1 << 30
 CONTEXTS = (2_048, 8_192, 32_768, 131_072)
@@ -437,6 +439,18 @@ def test_it_is_said_why_experts_stay_as_wide_as_they_are(tmp_path: Path, name: s
     found = widths_of(model, bool(name))
     assert words in found.reason
     assert found.all == (source_width(model),)
+
+
+def test_without_text_or_memory_no_experts_get_narrower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model.open(tiny_gguf.qwen3moe(tmp_path / "Toy-F16.gguf", n_ff=96, types=Kind.F16))
+    data = SimpleNamespace(chunk_length=lambda asked: asked or 512)
+    job: Any = SimpleNamespace(model=model, data=data, settings=None)
+    assert widths_for(job, True) == Widths((96, 64))
+    assert "as asked" in widths_for(job, False).reason
+    monkeypatch.setattr("ggufreap.verbs.widths.free_memory", lambda: 1000)
+    assert "and 1.00 kB are free" in widths_for(job, True).reason
+    job.data = None
+    assert widths_for(job, True) == Widths((96,), "neurons are chosen by what text runs through them, and none will")
 
 
 def test_experts_of_one_block_and_shared_experts_that_are_as_wide(tmp_path: Path) -> None:

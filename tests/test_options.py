@@ -223,6 +223,7 @@ ASKED = (
     (("--mmproj", "V"), Fit, "mmproj", "V", None),
     (("--fast",), Fit, "fast", True, None),
     (("--round", "friendly"), Fit, "round", "friendly", None),
+    (("--no-narrow",), Fit, "narrow", False, None),
     (("-o", "O"), Output, "out", "O", None),
     (("--split-max-size", "2G"), Output, "split_max_size", "2G", None),
     (("--keep-split",), Output, "keep_split", True, None),
