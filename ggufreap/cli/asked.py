@@ -51,7 +51,7 @@ INSTEAD = flags(  # of what a recipe says
 )
 METHOD = flags(Target(), target.CHOICE)
 FIT_SIZE = flags(Target(), target.FIT_SIZE, title="memory")
-MEMORY = flags(Fit(), fit.MEMORY, fit.ROUNDING, title="memory")
+MEMORY = flags(Fit(), fit.MEMORY, fit.ROUNDING, fit.NEURONS, title="memory")
 EFFORT = flags(Fit(), fit.EFFORT, title="memory")
 SEARCH = flags(Target(), target.SEARCH, title="target")
 WEIGHING = flags(Target(), target.WEIGHING, target.MTP, target.SEED, title="target")

@@ -12,7 +12,7 @@ FRIENDLY, OFF = "friendly", "off"
 CONTEXT = 8192
 MARGIN = 1 << 30  # llama.cpp's own, common/common.h, fit_params_target
 
-MEMORY, EFFORT, ROUNDING = "memory", "effort", "rounding"
+MEMORY, EFFORT, ROUNDING, NEURONS = "memory", "effort", "rounding", "neurons"
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY = {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", re.IGNORECASE)
@@ -71,7 +71,7 @@ class Fit:
     )
     narrow: bool = flagged(
         True,
-        Flag(("--no-narrow",), ROUNDING, "with --fit: all experts stay as wide as they are", recipe=None),
+        Flag(("--no-narrow",), NEURONS, "with --fit: all experts stay as wide as they are", recipe=None),
     )
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from ggufreap.options.target import Target
 from ggufreap.planning import PruningPlan, make_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.saliency import random_scores
+from ggufreap.selection.methods import calibrates
 from ggufreap.units import size
 from ggufreap.verbs.plan import chosen_method
 from ggufreap.verbs.prospects import Making, measured_curve, with_curve
@@ -81,7 +82,7 @@ def frontier(
         _LOG.info("%s", budget.told)
     name = f"{naming.stem_of(model.path)}.imatrix.gguf"
     making = Making(model, whole_plan(model, target), None, None, "", name, 0, allow_requantize)
-    widths = widths_of(model, fit.narrow)
+    widths = widths_of(model, fit.narrow, text=calibrates(target.method))
     pool = making.pool(fit, widths)
     if exam is not None:
         known = None if stats is None else Stored.of(stats)

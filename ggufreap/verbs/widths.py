@@ -20,6 +20,7 @@ from ggufreap.verbs.job import Job
 from ggufreap.verbs.narrowing import GOOD_BITS
 
 _LOG = logging.getLogger(__name__)
+NO_TEXT = "neurons are chosen by what text runs through them, and none will"
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ def source_width(model: Model) -> int:
     return _down(model).shape[-1]
 
 
-def widths_of(model: Model, wanted: bool) -> Widths:
-    """The widths to look at, if that is `wanted`, where there is text to choose neurons by."""
+def widths_of(model: Model, wanted: bool, *, text: bool = True) -> Widths:
+    """The widths to look at, if that is `wanted`; `text`: whether some will run, to choose neurons by."""
     width = source_width(model)
-    if reason := _obstacle(model) if wanted else "as asked (--no-narrow)":
+    reason = "" if wanted else "as asked (--no-narrow)"
+    if reason := reason or _obstacle(model) or ("" if text else NO_TEXT):
         return Widths((width,), reason)
     if narrower := widths_to_try(width, max(table().narrowing)):
         return Widths((width, *narrower))
@@ -49,14 +51,10 @@ def widths_of(model: Model, wanted: bool) -> Widths:
 
 def widths_for(job: Job, wanted: bool) -> Widths:
     """The same of a job on this machine."""
-    found = widths_of(job.model, wanted)
-    if found.reason:
+    found = widths_of(job.model, wanted, text=job.data is not None)
+    if found.reason or job.data is None:
         return found
-    reason = (
-        "neurons are chosen by what text runs through them, and none will"
-        if job.data is None
-        else _too_large(job.model, job.data.chunk_length((job.settings or CALIBRATING).n_ctx))
-    )
+    reason = _too_large(job.model, job.data.chunk_length((job.settings or CALIBRATING).n_ctx))
     return Widths(found.all[:1], reason) if reason else found
 
 
