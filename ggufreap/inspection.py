@@ -4,10 +4,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufreap.container import type_name
+from ggufreap.architecture.width import expert_widths
+from ggufreap.container import GgufFile, type_name
 from ggufreap.errors import InfeasiblePlan
 from ggufreap.model import Model
 from ggufreap.planning import count_to_keep
+from ggufreap.rewriting.metadata import EXPERTS_BEFORE, WIDTH_BEFORE
 
 RATIOS = ("0.10", "0.20", "0.30", "0.40", "0.50")
 
@@ -26,7 +28,8 @@ class Outlook:
 class Inspection:
     """A model at a glance; sizes in bytes, `types` as bytes per ggml type of the expert tensors and of the rest.
 
-    `proven`: the tables know the architecture.
+    `proven`: the tables know the architecture. `widths`: the neurons of a routed expert, one number unless blocks
+    differ; `n_expert_before`, `width_before`: what a file that ggufreap made had before, 0 where it does not say.
     """
 
     path: Path
@@ -39,6 +42,9 @@ class Inspection:
     n_moe_block: int
     n_mtp_block: int
     n_expert: int
+    n_expert_before: int
+    widths: tuple[int, ...]
+    width_before: int
     n_used: int
     n_shared: int
     n_group: int
@@ -70,6 +76,9 @@ def described(model: Model) -> Inspection:
         n_moe_block=len(layout.trunk),
         n_mtp_block=len(layout.blocks) - len(layout.trunk),
         n_expert=layout.n_expert,
+        n_expert_before=_number(file, EXPERTS_BEFORE),
+        widths=expert_widths(file, layout),
+        width_before=_number(file, WIDTH_BEFORE),
         n_used=layout.n_used,
         n_shared=layout.n_shared,
         n_group=layout.n_group,
@@ -80,6 +89,11 @@ def described(model: Model) -> Inspection:
         other_types=dict(other_types.most_common()),
         outlook=tuple(_outlook(ratio, model, expert_nbytes) for ratio in RATIOS),
     )
+
+
+def _number(file: GgufFile, key: str) -> int:
+    value = file.get(key)
+    return value if isinstance(value, int) else 0
 
 
 def _outlook(ratio: str, model: Model, expert_nbytes: int) -> Outlook:

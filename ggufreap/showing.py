@@ -4,6 +4,7 @@ Names in models, files, data sets and templates are written by strangers. Whatev
 """
 
 import json
+import os
 import re
 import reprlib
 from math import inf, isnan
@@ -52,6 +53,12 @@ def message(text: object) -> str:
     if len(line) > LONGEST_MESSAGE:
         line = f"{line[: LONGEST_MESSAGE * 3 // 4]} … {line[-LONGEST_MESSAGE // 4 :]}"
     return shown(line)
+
+
+def place(folder: str | os.PathLike[str]) -> str:
+    """A folder for a sentence: the current one by its whole path, since a dot says nothing there."""
+    name = os.fspath(folder)
+    return os.path.abspath(name) if name in ("", os.curdir) else name
 
 
 def file_name(name: str) -> str:

@@ -300,6 +300,9 @@ def test_inspect_in_json(made: Made, run: Run) -> None:
     found = run("inspect", made.model, "--json").json
     assert (found["architecture"], found["n_expert"], found["n_used"], found["n_moe_block"]) == ("qwen3moe", 16, 4, 2)
     assert found["nbytes"] == made.model.stat().st_size
+    assert (found["widths"], found["width_before"], found["n_expert_before"]) == ([32], 0, 0)
+    assert run("inspect", made.pruned, "--json").json["n_expert_before"] == 16
+    assert "experts  12, 4 used per token, 0 shared; 75.0% of the 16 before" in run("inspect", made.pruned).out
     quarter = next(row for row in found["outlook"] if row["ratio"] == "0.30")
     assert quarter["n_keep"] == 12
     assert quarter["nbytes"] == pytest.approx(made.pruned.stat().st_size, rel=0.01)

@@ -1,6 +1,8 @@
 """The GGUF container: what is read is what stands there, what is untouched is written back bit by bit."""
 
 import errno
+import fcntl
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -12,9 +14,12 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFValueType
 
 from ggufreap.container import OutputTensor, Piece, encode, lay_out, open_gguf, write
+from ggufreap.container import sink as sink_module
 from ggufreap.container import writer as writer_module
 from ggufreap.container.header import nbytes_of
+from ggufreap.container.sink import Sink
 from ggufreap.errors import FormatError, InputError, OutputError
+from ggufreap.memory import Memory
 
 
 class Count:
@@ -117,10 +122,38 @@ def test_copying_everything_gives_the_same_file(plain: Path, tmp_path: Path) -> 
 def test_a_tensor_larger_than_the_buffer_is_copied_whole(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "BUFFER", 100)
+    monkeypatch.setattr(sink_module, "BUFFER", sink_module.BLOCK)
+    monkeypatch.setattr(writer_module, "STEP", 100)
     monkeypatch.setattr(writer_module, "AHEAD", 300)
     write(copy_of(plain, tmp_path / "copy.gguf"), Count())
     assert (tmp_path / "copy.gguf").read_bytes() == plain.read_bytes()
+
+
+@pytest.mark.parametrize("keeps_word", [True, False])
+def test_what_is_large_for_the_memory_passes_the_page_cache_by(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps_word: bool
+) -> None:
+    """Wherever the file system takes O_DIRECT; one that takes it and then refuses to write is met without."""
+    monkeypatch.setattr(sink_module, "BUFFER", sink_module.BLOCK)
+    monkeypatch.setattr(sink_module, "memory", lambda: Memory(total=1 << 30, free=100, limited=False))
+    written, direct = os.write, getattr(os, "O_DIRECT", 0)
+    flags = []
+
+    def write_block(target: int, view: bytes | memoryview) -> int:
+        if isinstance(view, bytes):  # of a lock
+            return written(target, view)
+        flags.append(fcntl.fcntl(target, fcntl.F_GETFL) & direct)
+        if flags[-1] and not keeps_word:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return written(target, view)
+
+    monkeypatch.setattr(os, "write", write_block)
+    write(copy_of(plain, tmp_path / "copy.gguf"), Count())
+    monkeypatch.undo()
+    assert (tmp_path / "copy.gguf").read_bytes() == plain.read_bytes()
+    assert len(flags) > 1
+    if any(flags):
+        assert all(flags) if keeps_word else flags[0] and not any(flags[1:])
 
 
 @pytest.mark.parametrize("alignment", [8, 32, 256])
@@ -301,7 +334,7 @@ def test_a_disk_that_fills_up_leaves_nothing(plain: Path, tmp_path: Path, monkey
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writer_module, "_write_all", full)
+    monkeypatch.setattr(Sink, "_write_all", full)
     with pytest.raises(OutputError, match="No space left"):
         write(copy_of(plain, tmp_path / "copy.gguf", 2), Count())
     assert list(tmp_path.iterdir()) == [plain]

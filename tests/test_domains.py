@@ -249,6 +249,8 @@ def test_merged_shards_are_the_single_run(tmp_path: Path, n_shards: int) -> None
 def test_merging_goes_on_with_what_was_merged(tmp_path: Path) -> None:
     one, two, three = shards(tmp_path, 3)
     save(tmp_path / "two.npz", *merge([one, three]))
+    assert load(tmp_path / "two.npz")[1].missing == "2 of 3 shards of its text alone; merge it with the others"
+    assert merge([one, two, three])[1].missing == ""
     merged, provenance, _ = merge([tmp_path / "two.npz", two])[:3]
     assert equal(merged, WHOLE)
     assert provenance.shard == "1+2+3/3"

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from asked import taken
 from gguf import GGMLQuantizationType as Kind
 
 from ggufreap import console, verbs
+from ggufreap.cache import cache_folder
 from ggufreap.cli import main
 from ggufreap.errors import InfeasiblePlan, InputError, OutputError
 from ggufreap.model import Model
@@ -22,6 +24,7 @@ from ggufreap.options.judgement import HeldOut, Judgement
 from ggufreap.options.output import Output
 from ggufreap.options.quantisation import Quantisation, Quantiser
 from ggufreap.options.target import Target
+from ggufreap.verbs import contest
 
 pytestmark = pytest.mark.native
 SETTINGS = EngineSettings(n_ctx=64, n_ubatch=64, n_threads=1)
@@ -117,6 +120,37 @@ def test_what_was_made_is_told_as_json(done: tuple[Path, verbs.Fitted], capsys: 
     assert told["budget"]["room"] >= told["made"][0]["nbytes"]
 
 
+@pytest.fixture
+def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that was measured is remembered."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_the_same_again_makes_the_best_alone(
+    done: tuple[Path, verbs.Fitted],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, before = done
+    mine = shutil.copytree(folder, tmp_path / "again")
+    (mine / "out" / before.best.path.name).unlink()
+    monkeypatch.setattr(contest, "compare_files", lambda *_, **__: pytest.fail("measured again"))
+    with caplog.at_level(logging.INFO, "ggufreap"):
+        again = fitted(mine, TIGHT)
+    assert "3 of 3 files were measured before, and are made only to be kept" in caplog.text
+    assert [(each.prospect, each.comparison, each.path.name) for each in again.made] == [
+        (each.prospect, each.comparison, each.path.name) for each in before.made
+    ]
+    assert left(mine) == {before.best.path.name}
+    (remembered,) = cache_folder().glob("contest-*.json")
+    remembered.write_text(remembered.read_text().replace('"kld": ', '"kld": "no number", "was": '))
+    monkeypatch.setattr(import_module("ggufreap.verbs.fit"), "_made", lambda *_: pytest.fail("made again"))
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        fitted(mine, TIGHT)
+
+
+@pytest.mark.usefixtures("forgetful")
 def test_the_same_again_leaves_what_others_made_and_removes_its_own(
     done: tuple[Path, verbs.Fitted], tmp_path: Path
 ) -> None:
@@ -134,6 +168,7 @@ def test_the_same_again_leaves_what_others_made_and_removes_its_own(
     assert left(mine) == {before.best.path.name, unpruned.path.name}
 
 
+@pytest.mark.usefixtures("forgetful")
 def test_a_file_of_other_work_is_neither_replaced_nor_removed(done: tuple[Path, verbs.Fitted], tmp_path: Path) -> None:
     folder, before = done
     mine = shutil.copytree(folder, tmp_path / "again")
@@ -148,7 +183,7 @@ def test_fast_makes_the_lowest_estimate_and_measures_no_file(folder: Path, caplo
     with caplog.at_level(logging.INFO, "ggufreap"):
         result = fitted(folder, TIGHT, text=False, fast=True)
     (best,) = result.made
-    assert ("for it the text runs once more" in caplog.text) == best.prospect.narrowed
+    assert ("the text runs once more" in caplog.text) == best.prospect.narrowed
     assert best.comparison is None
     assert not result.curve.measured
     assert best.loss == best.prospect.loss
@@ -240,7 +275,7 @@ def test_the_command_line_makes_it_and_tells_it(folder: Path, capsys: pytest.Cap
 def test_flags_of_a_size_are_refused_without_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["prune", f"{folder}/Tiny-F16.gguf", "--ratio", "0.5", "-f", f"{folder}/calib.txt", "--fast"]
     assert main(command) == 1
-    assert "--fast: no effect without --fit" in capsys.readouterr().err
+    assert "--fast is for --fit SIZE, and none was given" in capsys.readouterr().err
 
 
 # --- the frontier -----------------------------------------------------------------------------------------------------

@@ -40,10 +40,10 @@ def read(path: Path) -> str:
     ],
 )
 @pytest.mark.parametrize("name", ["x.txt", "x.md", "no suffix"])
-def test_what_is_no_text_is_refused(tmp_path: Path, data: bytes, said: str, name: str) -> None:
+def test_what_is_no_text_is_refused_before_a_model_is_loaded(tmp_path: Path, data: bytes, said: str, name: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=f"{name} {said}"):
-        read(tmp_path / name)
+        open_request(Request(file=(str(tmp_path / name),)))
 
 
 @pytest.mark.parametrize(

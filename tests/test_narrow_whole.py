@@ -55,6 +55,8 @@ def test_narrow_writes_what_verify_proves(folder: Path, caplog: pytest.LogCaptur
     file = open_gguf(out)
     assert file.get("qwen3moe.expert_feed_forward_length") == made.narrowing.width
     assert file.get("ggufreap.source.expert_feed_forward_length") == 96
+    seen = verbs.inspect(out)
+    assert (seen.widths, seen.width_before, seen.n_expert_before) == ((64,), 96, 8)
     assert file.get("ggufreap.narrowing.sha256") == made.narrowing.sha256
     assert file.get("ggufreap.narrowing.method") == "optimal brain surgeon"
     assert file.get("ggufreap.narrowing.compensated") is True
@@ -73,6 +75,42 @@ def test_the_same_command_again_uses_what_is_there(folder: Path, caplog: pytest.
     assert out.read_bytes() == before
     with pytest.raises(OutputError, match="not of this very work"):
         verbs.narrow(model, folder / "held.txt", width_ratio="0.4", output=out, settings=SETTINGS)
+
+
+@pytest.mark.parametrize("dying", ["ggufreap.narrowing.storage.replacing", "ggufreap.verbs.narrowing.Workplace.remove"])
+def test_a_run_that_died_between_its_files_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, dying: str) -> None:
+    model, out = folder / "Tiny-F16.gguf", folder / "out.gguf"
+
+    def narrow() -> None:
+        verbs.narrow(model, folder / "calib.txt", width_ratio="0.4", output=out, settings=SETTINGS)
+
+    def die(*_: object, **__: object) -> None:
+        raise RuntimeError("dead")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dying, die)
+        with pytest.raises(RuntimeError, match="dead"):
+            narrow()
+    assert downs_path(out.with_name("out.narrowing.json")).exists()
+    assert (folder / "out.narrowing").is_dir()
+    narrow()
+    assert not (folder / "out.narrowing").exists()
+    plan = load_plan(folder / "out.plan.json")
+    assert load_narrowing(folder / "out.narrowing.json", plan).sha256 == open_gguf(out).get("ggufreap.narrowing.sha256")
+
+
+def test_a_folder_of_somebody_else_is_not_worked_in(folder: Path) -> None:
+    for name in ("0.npz", "0.downs.npy", "0.hidden", "hollow/precious"):
+        theirs = folder / "out.narrowing" / name
+        theirs.parent.mkdir(exist_ok=True, parents=True)
+        theirs.write_text("mine")
+    model, text = folder / "Tiny-F16.gguf", folder / "calib.txt"
+    for force in (False, True):
+        with pytest.raises(OutputError, match=r"out\.narrowing is there already, and no run made it"):
+            verbs.narrow(
+                *(model, text), width_ratio="0.4", output=Output(folder / "out.gguf", force=force), settings=SETTINGS
+            )
+    assert {path.read_text() for path in (folder / "out.narrowing").rglob("*") if path.is_file()} == {"mine"}
 
 
 def test_columns_that_are_gone_are_computed_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

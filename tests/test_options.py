@@ -115,7 +115,7 @@ def test_flag_field_and_recipe_key_are_one(
 
 def test_every_field_with_a_flag_is_tested_and_no_other_can_be_given() -> None:
     assert set(FLAGS) - {row[1] for row in SAME} == {"n_ctx", "n_parallel", "blockwise", "n_together"}
-    assert {each.name for each in fields(EngineSettings)} - set(FLAGS) == {"exact", "watched"}
+    assert {each.name for each in fields(EngineSettings)} - set(FLAGS) == {"exact", "given", "watched"}
 
 
 def test_how_many_blocks_at_a_time_is_said_where_text_is_calibrated_on(tmp_path: Path) -> None:

@@ -37,6 +37,19 @@ def test_what_lies_in_the_current_folder_is_not_executed(
     assert not (tmp_path / "executed").exists()
 
 
+def test_what_takes_our_place_executes_nothing_of_the_current_folder_either(tmp_path: Path) -> None:
+    for name in ("numpy", "argparse", "json", "ggufreap"):
+        (tmp_path / f"{name}.py").write_text(PLANTED)
+    line = "from ggufreap.process import become; raise SystemExit(become('ggufreap', '--version'))"
+    path = os.pathsep.join([str(Path(process.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-P", "-c", line]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.split()[0]) == (0, "ggufreap"), done.stderr
+    assert not (tmp_path / "executed").exists()
+
+
 def test_a_child_has_the_ggufreap_of_its_parent_and_finds_what_pythonpath_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -386,6 +387,13 @@ def test_overrides_are_values() -> None:
     assert Overrides({"keep": 5, "seed": 3}).target_of(recipe, reads=True) == Target(keep=5, seed=3)
     published = load_recipe("reap-qwen3.5-35b-a3b-20")
     assert [Overrides().target_of(published, reads=each).seed for each in (True, False)] == [42, 0]
+    judging = replace(
+        recipe, target=replace(recipe.target, method="best", budget=7, blend="uniform", given=("budget",))
+    )
+    for method, blend in (("reap", "uniform"), ("random", None)):
+        asked = Overrides({"method": method}).target_of(judging, reads=False)
+        assert (asked.budget, asked.blend, asked.given) == (Target().budget, blend, ("method",)), "what is the recipe's"
+    assert Overrides().target_of(judging, reads=False).given == ("budget",)
     assert Overrides().quantisation_of(recipe) == Quantisation(recipe.quantization.quant)
     judgement = Overrides(judgement={"files": ("a",), "split": "5%"}).judgement_of(recipe, reads=True)
     assert (judgement.files, judgement.split, judgement.ctx_size) == (("a",), "5%", 512)

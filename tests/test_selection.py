@@ -1,6 +1,6 @@
 """Methods as functions to keep-sets, by definition and against brute force; the guard; judging and the rule."""
 
-import itertools
+import logging
 import math
 from pathlib import Path
 
@@ -20,7 +20,17 @@ from ggufreap.selection.gram import least_together
 from ggufreap.selection.guard import keeping, super_experts
 from ggufreap.selection.judging import Difference, Ledger, judge, usable
 from ggufreap.selection.methods import JOINT, method_of
-from ggufreap.selection.portfolio import CONTENDERS, DEFAULT, REAP, Contender, crossed, decide
+from ggufreap.selection.portfolio import (
+    CONTENDERS,
+    DEFAULT,
+    REAP,
+    Contender,
+    compete,
+    crossed,
+    decide,
+    in_the_race,
+    promising,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -189,11 +199,42 @@ def test_a_half_is_judged_by_its_own_set() -> None:
         assert np.array_equal(found["crossed"][domain][1::2], found["many"][domain][1::2])
 
 
-def test_a_budget_ends_after_whole_rounds_and_two_at_least() -> None:
-    for budget, rounds in ((0.0, 2), (44.0, 2), (46.0, 3), (math.inf, 4)):
-        time = itertools.count(0, 10)
-        found = judge(Masked(), CHUNKS, KEEPS, Ledger(None, ""), budget=budget, clock=lambda: next(time))  # noqa: B023
-        assert {len(values) for losses in found.values() for values in losses.values()} == {rounds}, budget
+@pytest.mark.parametrize(("budget", "rounds"), [(0, 2), (23, 2), (24, 3), (math.inf, 4)])
+def test_a_budget_ends_after_whole_rounds_and_two_at_least(budget: float, rounds: int) -> None:
+    engine = Masked()  # a round over both domains takes 8 passes, which are its seconds
+    found = judge(engine, CHUNKS, KEEPS, Ledger(None, ""), budget=budget, clock=lambda: engine.passes)
+    assert {len(values) for losses in found.values() for values in losses.values()} == {rounds}
+
+
+def test_how_long_it_takes_is_said_after_the_first_chunk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    engine, ledger = Masked(), Ledger(tmp_path / "judged.json", "model")
+    judge(engine, CHUNKS, KEEPS, ledger, clock=lambda: 100.0 * engine.passes)
+    assert caplog.messages == ["judging 4 methods takes at most 32 passes over a chunk, about 54 minutes"]
+    caplog.clear()
+    judge(engine, CHUNKS, KEEPS, ledger)
+    assert caplog.messages == []
+    judge(engine, CHUNKS, {"other": both({0: range(5)})}, ledger, budget=120, clock=lambda: 100.0 * engine.passes)
+    assert caplog.messages == [
+        "judging 1 methods takes at most 16 passes over a chunk, about 27 minutes; --budget gives it 2"
+    ]
+
+
+def test_who_dropped_out_of_the_race_is_not_judged_any_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ggufreap.selection.judging.RUNGS", (2,))
+    engine, seen = Masked(), []
+
+    def race(losses):  # type: ignore[no-untyped-def]
+        seen.append({name: len(by_domain["a"]) for name, by_domain in losses.items()})
+        return ["all", "some"]
+
+    found = judge(engine, CHUNKS, KEEPS, Ledger(None, ""), race=race)
+    assert seen == [dict.fromkeys(KEEPS, 2)]
+    assert engine.passes == 4 * (1 + 3) + 4 * (1 + 2)
+    assert {name: len(losses["b"]) for name, losses in found.items()} == {"all": 4, "some": 4, "same": 2, "few": 2}
+    whole = judge(Masked(), CHUNKS, KEEPS, Ledger(None, ""))
+    assert np.array_equal(found["few"]["a"], whole["few"]["a"][:2])
+    assert np.array_equal(found["some"]["a"], whole["some"]["a"])
 
 
 def test_too_little_text_is_refused() -> None:
@@ -224,7 +265,7 @@ def losses(a: float, b: float, noise: float = 0.0) -> dict[str, np.ndarray]:
     return {"a": a + wave, "b": b + wave}
 
 
-OTHER = Contender("sum_squares", "uniform")
+OTHER, GRAM = Contender("sum_squares", "uniform"), Contender("gram", "uniform")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +289,7 @@ OTHER = Contender("sum_squares", "uniform")
     ],
 )
 def test_the_default_gives_way_only_to_what_is_surely_better(found: dict, chosen: Contender, reason: str) -> None:
-    verdict = decide(found)
+    verdict = decide(found, found)
     assert verdict.chosen == chosen
     assert reason in verdict.reason
     assert verdict.n_chunks == 8
@@ -256,16 +297,80 @@ def test_the_default_gives_way_only_to_what_is_surely_better(found: dict, chosen
     assert "of reap on held-back text" in verdict.line
 
 
-def test_a_worst_domain_that_surely_loses_more_is_a_veto() -> None:
-    wave = np.array([1.0, -1.0, 1.0, -1.0])
+WAVE = np.array([1.0, -1.0, 1.0, -1.0])
 
-    def by_domain(rest: float, worst: float, noise: float = 0.0) -> dict[str, np.ndarray]:
-        return dict.fromkeys("abc", rest + 0 * wave) | {"d": worst + noise * wave}
 
-    found = {DEFAULT: by_domain(1, 2), REAP: by_domain(2, 2)}
-    assert decide(found | {OTHER: by_domain(0.5, 1.9)}).chosen == OTHER
-    assert decide(found | {OTHER: by_domain(0.5, 2.1)}).chosen == DEFAULT
-    assert decide(found | {OTHER: by_domain(0.5, 2.1, 0.3)}).chosen == OTHER
+def by_domain(rest: float, worst: float, noise: float = 0.0) -> dict[str, np.ndarray]:
+    return dict.fromkeys("abc", rest + 0 * WAVE) | {"d": worst + noise * WAVE}
+
+
+def test_a_worst_domain_that_likely_loses_more_than_that_of_reap_is_a_veto() -> None:
+    found = {DEFAULT: by_domain(1, 2), REAP: by_domain(2, 2.2)}
+    for other, chosen in (
+        (by_domain(0.5, 2.1), OTHER),  # more than the default's is allowed
+        (by_domain(0.5, 2.3), DEFAULT),
+        (by_domain(0.5, 2.3, 0.3), OTHER),
+        (by_domain(0.5, 2.5, 0.3), DEFAULT),
+    ):
+        assert decide(found | {OTHER: other}, found | {OTHER: other}).chosen == chosen
+
+
+def test_the_default_gives_way_to_reap_where_its_worst_domain_surely_loses_more() -> None:
+    for default, chosen in ((by_domain(1, 2.3), REAP), (by_domain(1, 2.3, 0.3), DEFAULT), (by_domain(1, 2.1), DEFAULT)):
+        verdict = decide({DEFAULT: default, REAP: by_domain(2, 2.2)}, {})
+        assert verdict.chosen == chosen
+        assert ("surely loses more in its worst domain" in verdict.reason) == (chosen == REAP)
+
+
+def test_what_is_promising_has_to_hold_it_with_the_set_that_would_be_kept() -> None:
+    crossed_losses = {DEFAULT: losses(1, 1), REAP: losses(2, 2), OTHER: losses(0.8, 0.8), GRAM: losses(0.9, 0.9)}
+    own = {DEFAULT: losses(0.9, 0.9), REAP: losses(1.9, 1.9), OTHER: losses(0.7, 0.7), GRAM: losses(0.8, 0.8)}
+    assert promising(crossed_losses) == [OTHER, GRAM]
+    assert decide(crossed_losses, own).chosen == OTHER
+    assert decide(crossed_losses, own | {OTHER: losses(0.9, 0.9)}).chosen == GRAM
+    assert decide(crossed_losses, own | {OTHER: losses(0.1, 2.0)}).chosen == GRAM
+    assert decide(crossed_losses, own | {OTHER: losses(1, 1), GRAM: losses(1, 1)}).chosen == DEFAULT
+
+
+def test_leaving_reap_takes_as_much_as_leaving_the_default() -> None:
+    found = {DEFAULT: losses(1, 1), REAP: losses(0.8, 0.8), OTHER: losses(0.78, 0.78, 0.1)}
+    assert promising(found) == [REAP]
+    assert decide(found, found).chosen == REAP
+
+
+def test_who_is_hopelessly_behind_drops_out_of_the_race_but_never_the_default_or_reap() -> None:
+    found = {DEFAULT: losses(3, 3), REAP: losses(4, 4), OTHER: losses(1, 1, 0.1), GRAM: losses(1.1, 1.1)}
+    by_name = {each.name: loss for each, loss in found.items()}
+    assert in_the_race(by_name) == set(by_name)
+    assert in_the_race(by_name | {GRAM.name: losses(1.3, 1.3)}) == set(by_name) - {GRAM.name}
+    short = {domain: values[:2] for domain, values in losses(0.5, 0.5).items()}
+    verdict = decide(found | {GRAM: short}, found)
+    assert verdict.chosen == OTHER
+    assert verdict.dropped == "hopelessly behind, so not judged on all 8 chunks: gram after 4"
+    assert decide(found, found).dropped == ""
+
+
+def test_all_compete_and_the_promising_once_more_with_the_set_of_all_text() -> None:
+    statistics, calls = random_statistics(2), []
+
+    def judging(contenders, *, race, budget):  # type: ignore[no-untyped-def]
+        calls.append((contenders, budget))
+        return {name: losses(*gains[name]) for name in contenders}
+
+    gains = {each.name: (2.0, 2.0) for each in CONTENDERS}
+    verdict = compete(statistics, 4, 1, judging, budget=100, clock=iter([0.0, 60.0]).__next__)
+    assert (verdict.chosen, len(calls)) == (DEFAULT, 1)
+    gains["gram"] = (1.0, 1.0)
+    verdict = compete(statistics, 4, 1, judging, budget=100, clock=iter([0.0, 60.0]).__next__)
+    assert verdict.chosen == GRAM
+    halves, budget = calls[1]
+    assert budget == pytest.approx(70)
+    assert [tuple(keep.values()) for keep in halves["gram"]] == list(crossed(statistics, 4, 1)[GRAM])
+    own, budget = calls[2]
+    assert budget == pytest.approx(40)
+    assert set(own) == {DEFAULT.name, REAP.name, "gram"}
+    rows = choose(statistics, "gram", "uniform", 4).rows
+    assert [tuple(keep.values()) for keep in own["gram"]] == [rows, rows]
 
 
 def test_a_difference_takes_chunks_in_pairs() -> None:

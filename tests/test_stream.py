@@ -213,7 +213,7 @@ def test_shards_add_up_to_the_whole(tmp_path: Path, n_shards: int) -> None:
                 np.testing.assert_allclose(second.values[name], values, rtol=1e-12)
 
 
-def test_the_verb_merges_matrices_too(tmp_path: Path) -> None:
+def test_the_verb_merges_matrices_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     nodes = FakeEngine().nodes
     for index in (1, 2):
         provenance = Provenance("model", "corpus", 4, 4, "test", "0", shard=f"{index}/2")
@@ -222,6 +222,9 @@ def test_the_verb_merges_matrices_too(tmp_path: Path) -> None:
     merged = verbs.merge([tmp_path / "1.npz", tmp_path / "2.npz"], tmp_path / "both.npz")
     matrix = verbs.imatrix([tmp_path / "both.imatrix.gguf"]).summary
     assert matrix.chunk_count == merged.n_chunks
+    assert "1 of 2 shards" not in caplog.text
+    verbs.merge([tmp_path / "1.npz"], tmp_path / "one.npz")
+    assert "one.npz holds 1 of 2 shards of its text alone" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "a/b", "1/0", "-1/2"])
@@ -361,19 +364,19 @@ def test_a_way_of_reading_holds_for_text_that_was_not_named(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("flags", "expected", "asks"),
     [
-        ((), None),
-        (("--chunks", "4"), Request(reading=Reading(n_chunks=4))),
-        (("--no-packing",), Request(reading=Reading(packing=False))),
-        (("--seed", "3"), Request(seed=3)),
-        (("--seed", "3", "--from-imatrix", "I.gguf"), None),
-        (("--seed", "3", "--method", "random"), None),
-        (("-f", "a.txt"), Request(file=("a.txt",))),
+        ((), Request(), False),
+        (("--chunks", "4"), Request(reading=Reading(n_chunks=4)), True),
+        (("--no-packing",), Request(reading=Reading(packing=False)), True),
+        (("--count", "all"), Request(), True),
+        (("--seed", "3"), Request(seed=3), False),
+        (("-f", "a.txt"), Request(file=("a.txt",)), True),
     ],
 )
-def test_flags_that_say_how_to_read_are_passed_on(flags: tuple[str, ...], expected: Request | None) -> None:
-    assert request(parse(["prune", "m.gguf", "--ratio", "0.2", *flags])) == expected
+def test_flags_that_say_how_to_read_are_passed_on(flags: tuple[str, ...], expected: Request, asks: bool) -> None:
+    read = request(parse(["prune", "m.gguf", "--ratio", "0.2", *flags]))
+    assert (read, read.asks) == (expected, asks)
 
 
 def test_a_template_that_writes_nothing_is_told() -> None:

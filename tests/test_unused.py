@@ -17,6 +17,8 @@ TEXT = ("prune", "m-F32.gguf", "--keep", "12", "-f", "t.txt", *LLAMA, "--quant")
 PRUNE = (*TEXT, "keep")
 CALIBRATE = ("calibrate", "m-F32.gguf", "-o", "S.npz", *LLAMA)
 IDS = ("calibrate", "m-F32.gguf", "-o", "S.npz", "--tokens", "i.npy", *LLAMA)
+FRONTIER = ("frontier", "m-F32.gguf")
+PREVIEW = ("preview", "m-F32.gguf", "-f", "t.txt", "-c", "64")
 PLAN = ("plan", "m-F32.gguf", "--keep", "12", "-o", "P.json")
 
 
@@ -66,6 +68,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ((*IDS, "--text-field", "x"), "--text-field is for text, and token ids were given"),
         ((*IDS, "--no-packing"), "--no-packing is for text, and token ids were given"),
         ((*IDS, "--parse-special"), "--parse-special is for text, and token ids were given"),
+        # The same where it is given as it would be anyway.
+        ((*PRUNE, "--max-kld", "0.1"), "--max-kld is for --ratio auto"),
+        ((*PRUNE, "--seed", "0"), "--seed is for what is drawn at random, of which there is nothing here"),
+        ((*PRUNE, "--budget", "30"), "--budget is for judging methods, which --method best does"),
+        ((*PRUNE, "--round", "off"), "--round is for --fit SIZE, and none was given"),
+        ((*PRUNE, "--fit-ctx", "8192"), "--fit-ctx is for --fit SIZE, and none was given"),
+        ((*PRUNE, "--no-chat-template"), "--no-chat-template is for rows, and no file of rows was given"),
+        ((*PLAN, "--method", "weight_norm", "--seed", "0"), "--seed is for --method random"),
+        ((*CALIBRATE, "-f", "t.txt", "--seed", "0"), "--seed is for what is drawn at random"),
+        ((*FRONTIER, "--method", "rank_average"), "--method is for measuring what pruning loses"),
+        ((*FRONTIER, "--blend", "maxmin"), "--blend is for measuring what pruning loses"),
+        ((*FRONTIER, "-c", "512"), "-c is for measuring what pruning loses"),
+        ((*FRONTIER, "-ub", "512"), "-ub is for measuring what pruning loses"),
+        ((*FRONTIER, "-t", "1", "--fit", "1GB"), "-t is for measuring what pruning loses"),
+        (("bench", "m-F32.gguf", "-n", "0", "-np", "2"), "-np is for tokens that are written, and -n 0 writes none"),
+        ((*PREVIEW, "--methods", "weight_norm", "--seed", "0"), "--seed is for --methods random"),
+        ((*PREVIEW, "--methods", "weight_norm", "--stats", "i.npy"), "--stats: weight_norm chooses without statistics"),
+        (
+            ("run", "tiny", "m-F32.gguf", "--method", "random", "--count", "all"),
+            "both method random and a text were given",
+        ),
     ],
 )
 def test_it_is_refused_before_any_work(

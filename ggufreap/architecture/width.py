@@ -17,6 +17,7 @@ from ggufreap.container.header import block_size
 from ggufreap.errors import InfeasiblePlan, UnsupportedModel
 
 SHARED_COUNT, SHARED_WIDTH = "expert_shared_count", "expert_shared_feed_forward_length"
+_DOWN = "blk.{}.ffn_down_exps.weight"  # whose rows are as long as an expert has neurons
 _SHARED = re.compile(r"ffn_(gate|up|down)_shexp\.weight")
 _DENSE = re.compile(r"ffn_(gate|up|down)\.weight")
 
@@ -61,6 +62,12 @@ class Resized:
 
     values: dict[str, int | list[int]]
     shared: int = 0
+
+
+def expert_widths(file: GgufFile, layout: MoeLayout) -> tuple[int, ...]:
+    """All that there are, ascending: one but where blocks differ, none where no tensor is named as is usual."""
+    downs = (file.by_name.get(_DOWN.format(block.index)) for block in layout.blocks)
+    return tuple(sorted({down.shape[-1] for down in downs if down}))
 
 
 def expert_width(file: GgufFile, layout: MoeLayout) -> int:
@@ -140,7 +147,7 @@ def _new_value(file: GgufFile, layout: MoeLayout, key: str, before: int, width: 
 
 
 def _down(file: GgufFile, block: int) -> TensorRecord:
-    return file.by_name[f"blk.{block}.ffn_down_exps.weight"]
+    return file.by_name[_DOWN.format(block)]
 
 
 def _matches(record: TensorRecord, pattern: re.Pattern[str]) -> bool:

@@ -4,12 +4,11 @@ import argparse
 from dataclasses import replace
 
 from ggufreap.cli.flags import AddFlags
-from ggufreap.cli.generated import flags, given, titled, value
-from ggufreap.errors import InputError
+from ggufreap.cli.generated import flags, titled, value
 from ggufreap.options import data, fit, judgement, output, quantisation, target
 from ggufreap.options.data import Reading, Request
 from ggufreap.options.fit import Fit
-from ggufreap.options.flag import flags_of
+from ggufreap.options.flag import flags_of, refuse_unused
 from ggufreap.options.judgement import HeldOut, Judgement
 from ggufreap.options.output import Output
 from ggufreap.options.quantisation import Quantisation, Quantiser
@@ -54,7 +53,8 @@ FIT_SIZE = flags(Target(), target.FIT_SIZE, title="memory")
 MEMORY = flags(Fit(), fit.MEMORY, fit.ROUNDING, fit.NEURONS, title="memory")
 EFFORT = flags(Fit(), fit.EFFORT, title="memory")
 SEARCH = flags(Target(), target.SEARCH, title="target")
-WEIGHING = flags(Target(), target.WEIGHING, target.MTP, target.SEED, title="target")
+WEIGHING = flags(Target(), target.WEIGHING, target.MTP, title="target")
+DRAWN = flags(Target(), target.SEED, title="target")
 OUTPUT_HEAD = flags(Quantisation(), quantisation.IMPORTANCE)
 VARIANTS = flags(Quantisation(), quantisation.VARIANTS, title="quantisation")
 QUANTISER = flags(Quantiser(), quantisation.QUANTISER, quantisation.TYPES, title="llama-quantize")
@@ -91,22 +91,15 @@ JUDGED = flags(Judgement(), *_HELD_OUT, judgement.RIVAL, title="held-out text", 
 
 def check_unused_fit(options: argparse.Namespace, *needed: str) -> None:
     """Raise InputError where flags of these groups of Fit were given that mean nothing without a size."""
-    known = flags_of(Fit)
-    if unused := [known[name].names[0] for name in given(options, Fit) if known[name].group in needed]:
-        raise InputError(f"{', '.join(unused)}: no effect without --fit SIZE; leave out, or give a size")
+    groups = {name: "--fit SIZE, and none was given" for name, flag in flags_of(Fit).items() if flag.group in needed}
+    refuse_unused(value(options, Fit), groups)
 
 
-def request(options: argparse.Namespace) -> Request | None:
-    """What shall be calibrated on, and how it is read; None where nothing was said of either."""
-    from ggufreap.saliency import RANDOM
+def request(options: argparse.Namespace) -> Request:
+    """What shall be calibrated on, and how it is read."""
     from ggufreap.verbs.data import offline_default
 
-    asked, target = replace(value(options, Request), reading=value(options, Reading)), None
+    asked = replace(value(options, Request), reading=value(options, Reading))
     if hasattr(options, Target.__name__):  # one flag draws samples and experts
-        target = value(options, Target)
-        asked = replace(asked, seed=target.seed)
-    if options.offline_default:
-        return offline_default(asked)
-    draws_experts = target is not None and (target.from_imatrix is not None or target.method == RANDOM)
-    nothing = Request(seed=asked.seed if draws_experts else 0)
-    return None if asked == nothing else asked
+        asked = replace(asked, seed=value(options, Target).seed)
+    return offline_default(asked) if options.offline_default else asked

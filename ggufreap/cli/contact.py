@@ -1,13 +1,13 @@
 """What the verbs of the first contact do with their flags."""
 
 import argparse
-import os
 import shlex
 import sys
 
 from ggufreap.cli.common import Result, Verbs
 from ggufreap.cli.flags import model
 from ggufreap.cli.shorthand import ADVISE, LIST
+from ggufreap.process import become
 
 
 def _run_models(_: argparse.Namespace) -> Result:
@@ -27,7 +27,7 @@ def _run_advise(options: argparse.Namespace) -> Result:
     if chosen is not None:
         words = shlex.split(counsel.commands[chosen][1])
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", *words])
+        return None, become(*words)
     return None, 0
 
 

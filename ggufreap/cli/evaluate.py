@@ -4,6 +4,7 @@ import argparse
 from dataclasses import replace
 
 from ggufreap.cli.asked import (
+    DRAWN,
     FIT_SIZE,
     FORCE,
     HELD_OUT,
@@ -196,6 +197,7 @@ VERBS: Verbs = {
                 help=f"methods ({DEFAULT_METHOD})",
             ),
             WEIGHING,
+            DRAWN,
             HELD_OUT,
             engine_that_masks,
         ),

@@ -58,7 +58,8 @@ def given(options: argparse.Namespace, kind: type) -> dict[str, Any]:
 def value(options: argparse.Namespace, kind: type[Options]) -> Options:
     """The options that the flags tell: what was given, and the verb's defaults."""
     base = getattr(options, kind.__name__, None) or kind()
-    return replace(base, **given(options, kind))  # type: ignore[type-var]  # kind is a dataclass
+    told = given(options, kind)
+    return replace(base, **told, given=tuple(told))  # type: ignore[type-var]  # kind is a dataclass
 
 
 class _Joined(argparse.Action):

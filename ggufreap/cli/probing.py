@@ -50,7 +50,7 @@ def _run_bench(options: argparse.Namespace) -> Result:
         reference=options.reference,
         n_prompt=options.n_prompt,
         n_gen=options.n_gen,
-        parallel=options.parallel or (1, 2, 4),
+        parallel=options.parallel,
         repetitions=options.repetitions,
         settings=settings(options),
         progress=progress(),

@@ -85,7 +85,7 @@ def _run_recipe(options: argparse.Namespace) -> Result:
         output=output,
         report=judgement.pop("report", None),
         command=command(),
-        settings=replace(recipe.engine, **engine),
+        settings=replace(recipe.engine, **engine, given=tuple(engine)),
         progress=progress(),
     )
     return _shown(pruned, output)

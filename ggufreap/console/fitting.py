@@ -13,7 +13,7 @@ from ggufreap.fitting import KINDS, Prospect, Step
 from ggufreap.showing import shown
 from ggufreap.units import size
 from ggufreap.verbs import Fitted, Frontier
-from ggufreap.verbs.fit import Made
+from ggufreap.verbs.contest import Made
 
 _MEASURED = (
     "what fewer experts lose was measured by masking; what fewer neurons and types lose is tabulated from another model"
@@ -54,7 +54,6 @@ def _shown(prospect: Prospect | None, step: Step) -> tuple[str, str]:
 
 def _fitted(fitted: Fitted) -> None:
     best = fitted.best
-    say(fitted.budget.told)
     if not best.prospect.pruned and best.prospect.mix.type is None:
         say(styled("the model fits as it is", "bold"), f"({best.prospect.nbytes:,} bytes): nothing was made")
         return

@@ -4,7 +4,6 @@ from typing import Any
 
 from ggufreap.console.draw import Drawers, Plain, say, styled
 from ggufreap.console.stages import draw_script
-from ggufreap.narrowing import Narrowing
 from ggufreap.rewriting import RewriteScript
 from ggufreap.showing import shown
 from ggufreap.verbs import Narrowed
@@ -14,14 +13,14 @@ def _narrowed(narrowed: Narrowed) -> None:
     plan = narrowed.plan
     stays = "all stay" if plan.n_keep == plan.n_expert else plan.summary
     say(styled(narrowed.narrowing.summary, "bold"), f"(experts: {stays})")
-    draw_narrowing_notes(narrowed.narrowing, narrowed.script)
+    draw_narrowing_notes(narrowed.script)
     draw_script(narrowed.script)
     say(f"{shown(narrowed.narrowing_path)} names the neurons that stay, {shown(narrowed.plan_path)} the experts")
 
 
-def draw_narrowing_notes(narrowing: Narrowing, script: RewriteScript) -> None:
-    """What is to be known of the choice, and of the file."""
-    for note in (*narrowing.remarks, *script.notes):
+def draw_narrowing_notes(script: RewriteScript) -> None:
+    """What is to be known of the file; what there is of the choice was said when it was made."""
+    for note in script.notes:
         say(f"note: {shown(note)}")
 
 

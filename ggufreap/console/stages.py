@@ -38,14 +38,31 @@ def draw_model(inspection: Inspection) -> None:
         else ""
     )
     mtp = f", and {inspection.n_mtp_block} MTP" if inspection.n_mtp_block else ""
+    before = f"; {_of_before(inspection.n_expert, inspection.n_expert_before)}" if inspection.n_expert_before else ""
     rest = inspection.nbytes - inspection.expert_nbytes
     say(styled(shown(inspection.name), "bold"), f" {inspection.architecture}, {size(inspection.nbytes)}{shards}")
     if not inspection.proven:
         say(styled("no table knows this architecture, so pruning it is unproven: ggufreap doctor tries it", "yellow"))
     say(f"blocks   {inspection.n_block}, {inspection.n_moe_block} with routed experts{mtp}")
-    say(f"experts  {inspection.n_expert}, {inspection.n_used} used per token, {inspection.n_shared} shared{groups}")
+    used = f"{inspection.n_used} used per token, {inspection.n_shared} shared"
+    say(f"experts  {inspection.n_expert}, {used}{groups}{before}")
+    if inspection.widths:
+        say(f"neurons  {_neurons(inspection)}")
     say(f"bytes    {size(inspection.expert_nbytes)} in experts and routers, {size(rest)} in the rest")
     say(f"types    experts: {_types(inspection.expert_types)}\n         rest: {_types(inspection.other_types)}")
+
+
+def _neurons(inspection: Inspection) -> str:
+    least, most = inspection.widths[0], inspection.widths[-1]
+    if least < most:
+        return f"{least:,} to {most:,} in each expert, depending on the block"
+    told = f"{most:,} in each expert"
+    return f"{told}; {_of_before(most, inspection.width_before)}" if inspection.width_before else told
+
+
+def _of_before(count: int, before: int) -> str:
+    """What was left of `before`, in a file that ggufreap made."""
+    return f"{count / before:.1%} of the {before:,} before"
 
 
 def _inspection(inspection: Inspection) -> None:

@@ -32,11 +32,12 @@ def _what_was_made(pruned: Pruned) -> None:
         draw_verification(pruned.verification)
     if pruned.coverage:
         draw_coverage(pruned.coverage)
-    before, after = pruned.script.source_nbytes, pruned.script.nbytes
-    say(styled(f"{pruned.summary}:", "bold"), f"{size(before)} -> {size(after)} ({after / before:.0%})")
+    before = pruned.script.source_nbytes
+    left = ", ".join(f"{size(nbytes)} ({nbytes / before:.0%})" for nbytes in _kept(pruned))
+    say(styled(f"{pruned.summary}:", "bold"), f"{size(before)} -> {left}")
     draw_note(pruned.plan)
     if pruned.narrowing:
-        draw_narrowing_notes(pruned.narrowing, pruned.script)
+        draw_narrowing_notes(pruned.script)
     for file in pruned.script.files:
         why = "removed once it was quantised" if pruned.quantized else "not kept: it is not what the plan promised"
         gone = "" if file.path.exists() else f"  ({why})"
@@ -47,6 +48,13 @@ def _what_was_made(pruned: Pruned) -> None:
         draw_variant(made)
     if pruned.account:
         draw_account(pruned.account)
+
+
+def _kept(pruned: Pruned) -> list[int]:
+    """The bytes of what stays: of the variants where the byte-exact file was there for them alone."""
+    if pruned.quantized and not pruned.script.files[0].path.exists():
+        return [made.nbytes for made in pruned.quantized]
+    return [pruned.script.nbytes]
 
 
 def _demonstration(demo: Demonstration) -> None:

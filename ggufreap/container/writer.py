@@ -21,15 +21,16 @@ from gguf.constants import GGUFValueType
 from ggufreap.activity import doing
 from ggufreap.container.gguf_file import SPLIT_KEYS, split_path
 from ggufreap.container.header import MAGIC, pad
+from ggufreap.container.sink import Sink
 from ggufreap.container.values import U32, U64, MetadataEntry, encode
 from ggufreap.errors import OutputError
 from ggufreap.files import check_free, check_space, claim, create, private_folder, publish, writing
 from ggufreap.progress import Bar
 
-# Read and written in large pieces, with the next ones announced to the kernel: the slabs of kept experts lie scattered,
-# which defeats its own read-ahead. copy_file_range and sendfile go page by page there and took 1.5 times as long as cp;
-# nor could a file system share the blocks, since slabs do not begin where blocks do.
-BUFFER = 4 << 20
+# The slabs of kept experts lie scattered, which defeats the kernel's own read-ahead: so the next ones are announced.
+# copy_file_range and sendfile go page by page there and took 1.5 times as long as cp; nor could a file system share the
+# blocks, since slabs do not begin where blocks do.
+STEP = 4 << 20
 AHEAD = 64 << 20
 
 
@@ -171,64 +172,58 @@ def _write_one(file: OutputFile, path: Path, bar: Bar) -> None:
             for source in {each.path for tensor in file.tensors for each in tensor.pieces if isinstance(each, Piece)}
         }
         target = stack.enter_context(create(path)).fileno()
-        _write_all(target, file.header)
+        sink = stack.enter_context(Sink(target, file.nbytes))
+        sink.write(file.header)
         bar.update(len(file.header))
-        reader = _Reader(sources, [part for tensor in file.tensors for part in _parts(tensor)])
+        parts = [part for tensor in file.tensors for part in _parts(tensor)]
+        announced = _announce(sources, parts)
         for tensor in file.tensors:
-            for _ in _parts(tensor):
-                data = reader.next()
-                _write_all(target, data)
-                bar.update(len(data))
+            for part in _parts(tensor):
+                next(announced)
+                _pass_on(part, sources, sink)
+                bar.update(part.nbytes)
             padding = tensor.padded(file.alignment) - tensor.nbytes
-            _write_all(target, bytes(padding))
+            sink.write(bytes(padding))
             bar.update(padding)
-        os.fsync(target)
 
 
 def _parts(tensor: OutputTensor) -> Iterator[Piece | Computed]:
-    """Its pieces, those of files cut to the size of the buffer."""
+    """Its pieces, those of files cut to steps."""
     for piece in tensor.pieces:
         if isinstance(piece, Computed):
             yield piece
             continue
-        for start in range(0, piece.nbytes, BUFFER):
-            yield Piece(piece.path, piece.offset + start, min(BUFFER, piece.nbytes - start))
+        for start in range(0, piece.nbytes, STEP):
+            yield Piece(piece.path, piece.offset + start, min(STEP, piece.nbytes - start))
 
 
-class _Reader:
-    """Reads parts one after the other into one buffer, and announces those that come next."""
+def _pass_on(part: Piece | Computed, sources: Mapping[Path, FileIO], sink: Sink) -> None:
+    if isinstance(part, Computed):
+        sink.write(_computed(part))
+        return
+    source, left = sources[part.path], part.nbytes
+    source.seek(part.offset)
+    while left:
+        count = source.readinto(sink.room()[:left])
+        if not count:
+            raise OSError(errno.EIO, f"{part.path} became shorter while it was read")
+        sink.filled(count)
+        left -= count
 
-    def __init__(self, sources: Mapping[Path, FileIO], parts: Sequence[Piece | Computed]) -> None:
-        self.sources, self.parts = sources, parts
-        self.read = self.announced = self.ahead = 0
-        self.buffer = memoryview(bytearray(BUFFER))
 
-    def next(self) -> memoryview:
-        """The bytes of the next part, valid until the next call."""
-        self._announce()
-        part = self.parts[self.read]
-        self.read += 1
-        self.ahead -= part.nbytes
-        if isinstance(part, Computed):
-            return _computed(part)
-        source, view = self.sources[part.path], self.buffer[: part.nbytes]
-        source.seek(part.offset)
-        done = 0
-        while done < part.nbytes:
-            count = source.readinto(view[done:])
-            if not count:
-                raise OSError(errno.EIO, f"{part.path} became shorter while it was read")
-            done += count
-        return view
-
-    def _announce(self) -> None:
-        while self.announced < len(self.parts) and self.ahead < AHEAD:
-            part = self.parts[self.announced]
-            if hasattr(os, "posix_fadvise") and isinstance(part, Piece):
-                handle = self.sources[part.path].fileno()
-                os.posix_fadvise(handle, part.offset, part.nbytes, os.POSIX_FADV_WILLNEED)
-            self.announced += 1
-            self.ahead += part.nbytes
+def _announce(sources: Mapping[Path, FileIO], parts: Sequence[Piece | Computed]) -> Iterator[None]:
+    """Before each of the parts is read, tell the kernel of those that come next, AHEAD bytes of them."""
+    announced = ahead = 0
+    for part in parts:
+        while announced < len(parts) and ahead < AHEAD:
+            following = parts[announced]
+            if hasattr(os, "posix_fadvise") and isinstance(following, Piece):
+                handle = sources[following.path].fileno()
+                os.posix_fadvise(handle, following.offset, following.nbytes, os.POSIX_FADV_WILLNEED)
+            announced += 1
+            ahead += following.nbytes
+        ahead -= part.nbytes
+        yield
 
 
 def _computed(part: Computed) -> memoryview:
@@ -236,9 +231,3 @@ def _computed(part: Computed) -> memoryview:
     if data.nbytes != part.nbytes:
         raise AssertionError(f"{data.nbytes} bytes were computed where {part.nbytes} were announced")
     return memoryview(data)  # type: ignore[arg-type]  # an array is a Buffer
-
-
-def _write_all(target: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(target, view) :]

@@ -84,7 +84,14 @@ class LocalFiles:
     @property
     def has_rows(self) -> bool:
         """Whether any of them is read row by row, and not as text."""
-        return any(READERS.get(suffix_of(path.name)[0], _texts) is not _texts for path in self.paths)
+        return any(not _is_text(path) for path in self.paths)
+
+    def check(self) -> None:
+        """Raise InputError where what is to be read as text is none, as far as its beginning tells."""
+        for path in filter(_is_text, self.paths):
+            with opened(path) as (file, _):
+                _check_text(path, file.peek(HEAD)[:HEAD])
+                next(pieces(file, path))
 
     @property
     def nbytes(self) -> int:
@@ -138,10 +145,13 @@ def is_repository(folder: Path) -> bool:
 _Found = Iterator[tuple[int, int, Any]]
 
 
+def _is_text(path: Path) -> bool:
+    return READERS.get(suffix_of(path.name)[0], _texts) is _texts
+
+
 def _texts(path: Path) -> _Found:
     with opened(path) as (file, position):
         first = True
-        _check_text(path, file.peek(HEAD)[:HEAD])
         for piece in pieces(file, path):
             empty = first and not piece.continues and not piece.text.strip()
             yield 1, position(), Unusable(EMPTY) if empty else piece

@@ -24,7 +24,7 @@ from ggufreap.corpus.turns import IN_TURN
 from ggufreap.engine.protocol import Engine
 from ggufreap.errors import InputError
 from ggufreap.options.data import ALL, ASSISTANT, STANDARD_INPUT, Request
-from ggufreap.options.flag import refuse_unused
+from ggufreap.options.flag import flags_of, refuse_unused
 
 MORE_TOKENS = 4  # that stand for no byte: at the beginning, at the end, a space before the first word
 USUAL_PARTS = ("default", "train")  # the subset and split of most data sets
@@ -165,7 +165,8 @@ def open_request(request: Request) -> Opened:
     if not named:
         raise InputError("no data was given; give text with -f FILE, or a data set with --dataset NAME:N")
     if not any(each.source.has_rows for each in named):
-        refuse_unused(request, {"text_field": "rows, and no file of rows was given"})
+        rows = dict.fromkeys(("text_field", "chat_template"), "rows, and no file of rows was given")
+        refuse_unused(request, rows)
     n_domains, n_chunks = len({each.domain for each in named}), request.reading.n_chunks
     if n_chunks is not None and n_chunks < n_domains:
         raise InputError(
@@ -217,7 +218,8 @@ def _identity(request: Request, sources: Sequence[NamedSource], identities: Sequ
     """What decides on the chunks, but the model and their length."""
     samples = [named.source.spec.samples if isinstance(named.source, Source) else None for named in sources]
     domains = [named.domain for named in sources]
-    settings = [vars(request.reading), request.text_field, request.chat_template, request.seed]
+    reading = {name: getattr(request.reading, name) for name in flags_of(request.reading)}
+    settings = [reading, request.text_field, request.chat_template, request.seed]
     if request.reading.n_chunks is not None and any(len(named.source.files()) > 1 for named in sources):
         settings.append(IN_TURN)
     return _sha256(json.dumps([list(zip(domains, identities, samples, strict=True)), settings]).encode())

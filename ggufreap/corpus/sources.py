@@ -208,6 +208,7 @@ def open_source(spec: SourceSpec, *, seed: int, text_field: str | None = None) -
             spec.name.rstrip("/"),
             next((kind for kind, _ in kinds.most_common() if kind.startswith(".")), ""),
         )
+    files.check()
     return Source(spec, files, seed, text_field)
 
 

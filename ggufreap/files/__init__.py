@@ -17,7 +17,7 @@ from ggufreap.files.outputs import (
     created,
     discard,
     forced,
-    leave_no_folder,
+    work_in,
     writing,
     written_by,
 )
@@ -36,7 +36,6 @@ __all__ = [
     "discard",
     "forced",
     "kept_folder",
-    "leave_no_folder",
     "make_folder",
     "private_folder",
     "publish",
@@ -44,6 +43,7 @@ __all__ = [
     "replacing",
     "same_bytes",
     "sync",
+    "work_in",
     "writing",
     "written_by",
 ]

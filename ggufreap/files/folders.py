@@ -17,6 +17,7 @@ from pathlib import Path
 from ggufreap.activity import temporary
 from ggufreap.errors import OutputError
 from ggufreap.files.locks import Busy, Lock, left_by_the_dead
+from ggufreap.showing import place
 
 OWNER = "owner.json"
 _NAME = re.compile(r"\.ggufreap-\d+-\w{8}")  # with the process that made it
@@ -37,7 +38,7 @@ def private_folder(beside: Path | None = None) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".ggufreap-{os.getpid()}-", dir=parent))
     except OSError as error:
         other = "set TMPDIR to another folder" if beside is None else "choose another -o"
-        raise OutputError(f"cannot write in {parent}: {error.strerror}; free some space or {other}") from error
+        raise OutputError(f"cannot write in {place(parent)}: {error.strerror}; free some space or {other}") from error
     with temporary(folder):
         lock = None
         try:
@@ -69,6 +70,7 @@ def kept_folder(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        _clear(path)
         if any(each.name != OWNER for each in path.iterdir()):
             lock.close()
         else:
@@ -134,11 +136,11 @@ def make_folder(path: Path, parents: bool = False) -> None:
 
 def check_folder(path: Path) -> None:
     """Raise OutputError unless the folder `path` can be written in, or can be made."""
-    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
     if not there.is_dir():
         raise OutputError(f"{there} is no folder; choose another one for {path}")
     if not os.access(there, os.W_OK):
-        raise OutputError(f"the folder {there} is not writable; choose another one for {path}")
+        raise OutputError(f"the folder {place(there)} is not writable; choose another one for {path}")
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -152,7 +154,7 @@ def check_temporary_space(needed: int, what: str) -> None:
 
 
 def _check_free(folder: Path, needed: int, what: str, other: str) -> None:
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise OutputError(f"{what} needs {needed:,} bytes and {folder} has {free:,} free; free some or {other}")
+        raise OutputError(f"{what} needs {needed:,} bytes and {place(folder)} has {free:,} free; free some or {other}")

@@ -70,16 +70,19 @@ class Lock:
                 os.close(self._handle)
                 raise
             os.close(self._handle)  # its owner removed it while we waited our turn
-        self.before = _read(self._handle)
+        self.before = _read(self._handle) if self.sure else None  # without locks it may well be alive
         with suppress(OSError):  # a full disk: it is locked all the same
             os.ftruncate(self._handle, 0)
             os.write(self._handle, json.dumps(asdict(Owner.me())).encode())
 
     def release(self) -> None:
         """Remove the file and give the lock up."""
+        if fcntl is None:  # nobody waits for it, and Windows removes no file that is open
+            self.close()
         with suppress(OSError):
             self.path.unlink()
-        self.close()
+        if fcntl is not None:
+            self.close()
 
     def close(self) -> None:
         """Give the lock up, and leave the file."""

@@ -13,7 +13,7 @@ The rule, for every verb that writes:
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
@@ -22,8 +22,9 @@ from typing import ParamSpec, TypeVar
 
 from ggufreap.activity import temporary
 from ggufreap.errors import OutputError
-from ggufreap.files.folders import lock_of
+from ggufreap.files.folders import kept_folder, lock_of
 from ggufreap.files.locks import Busy, Lock
+from ggufreap.showing import place
 
 _LOG = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -116,14 +117,9 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def leave_no_folder(path: Path) -> None:
-    """Take a folder away at the end of this run, unless something is in it; called before anything in it is claimed."""
-
-    def remove() -> None:
-        with suppress(OSError):
-            path.rmdir()
-
-    _current().locks.callback(remove)  # behind the locks in it, which are given up in reverse order
+def work_in(path: Path) -> None:
+    """Have the folder `path` as kept_folder does, until this run ends; called before anything in it is claimed."""
+    _current().locks.enter_context(kept_folder(path))  # it outlives the locks in it, which are given up in reverse
 
 
 def _current() -> _Run:
@@ -140,12 +136,12 @@ def _check(path: Path, inputs: Iterable[Path]) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; make it or choose another -o")
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"the folder {path.parent} is not writable; choose another -o")
+        raise OutputError(f"the folder {place(path.parent)} is not writable; choose another -o")
     longest = os.pathconf(path.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     if (length := len(os.fsencode(path.name))) > longest:
         raise OutputError(
-            f"the name {path.name} has {length} bytes, {longest} are possible in {path.parent}; choose a shorter one "
-            "with -o"
+            f"the name {path.name} has {length} bytes, {longest} are possible in {place(path.parent)}; "
+            "choose a shorter one with -o"
         )
     if path.is_dir():
         raise OutputError(f"{path} is a directory; name a file with -o")
@@ -159,9 +155,9 @@ def _check(path: Path, inputs: Iterable[Path]) -> None:
 
 def _lock(path: Path, run: _Run) -> None:
     """Hold the lock of an output until the run ends."""
-    run.locks.enter_context(temporary(place := lock_of(path)))
+    run.locks.enter_context(temporary(where := lock_of(path)))
     try:
-        lock = Lock(place)
+        lock = Lock(where)
     except Busy as busy:
         who = busy.owner or "another run"
         raise OutputError(f"{path} is being written by {who}; wait for it, or choose another -o") from None

@@ -29,6 +29,7 @@ from ggufreap.evaluation.scores import Map, first_scored
 from ggufreap.judging.exam import Exam, open_engine
 from ggufreap.judging.spill import Spill
 from ggufreap.progress import Progress, silent
+from ggufreap.showing import place
 
 SHARE_OF_DISK = 0.5  # of what is free
 _TOKENIZER = "tokenizer."
@@ -100,11 +101,11 @@ def _spill(domains: Mapping[str, Corpus], n_vocab: int, folder: Path | None) -> 
         _LOG.warning(
             "the original's logits take %s bytes and %s has %s free: each file is loaded beside the original instead",
             f"{needed:,}",
-            there,
+            place(there),
             f"{free:,}",
         )
         return None
-    _LOG.info("the original's logits take %s bytes in %s for a while", f"{needed:,}", there)
+    _LOG.info("the original's logits take %s bytes in %s for a while", f"{needed:,}", place(there))
     return Spill(there)
 
 

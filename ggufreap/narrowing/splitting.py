@@ -8,12 +8,14 @@ which fewer experts do not.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 
 from ggufreap.errors import InfeasiblePlan
 from ggufreap.narrowing.widths import BLOCK
-from ggufreap.planning import as_fraction
+from ggufreap.planning import as_fraction, least_ratio
 
 NEURONS = 1.5  # the share of the neurons that goes, for each of the experts
+MOST_MORE = Decimal("1.25")  # of what was asked for: experts and blocks of neurons come in whole numbers
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,13 @@ class Split:
     @property
     def reason(self) -> str:
         """In words."""
+        nearest = (
+            f"the nearest there is to {NEURONS:g} times as large a share of neurons as of experts, which costs least"
+        )
+        all_neurons = "neurons go in steps that are too wide for so small a cut, so all of them stay"
         return (
             f"keeps {self.n_keep} of {self.n_expert} experts with {self.width} of {self.source_width} neurons each, "
-            f"{self.kept:.1%} of their weights: the nearest there is to {NEURONS:g} times as large a share of neurons "
-            "as of experts, which costs least"
+            f"{self.kept:.1%} of their weights: {nearest if self.width < self.source_width else all_neurons}"
         )
 
     @property
@@ -54,14 +59,15 @@ def split(
     n_group: int = 1,
     allowed: Callable[[int], bool] = lambda _: True,
 ) -> Split:
-    """The split that removes the fraction `shrink` of the routed experts' weights, or a little more.
+    """The split that removes the fraction `shrink` of the routed experts' weights, or MOST_MORE times that.
 
     Widths are multiples of `block`, counts of experts of `n_group` and `allowed`. Of all pairs that leave no room for
-    one more of either, the one that is closest to the rule. Raises InfeasiblePlan where there is none, InputError for
-    a fraction outside [0, 1).
+    one more of either, the one that is closest to the rule. Raises InfeasiblePlan where there is none, as in a model of
+    few experts with few neurons, InputError for a fraction outside [0, 1).
     """
     removed = as_fraction(str(shrink), "the experts' weights")
-    most = n_expert * source_width * (1 - removed)
+    whole = n_expert * source_width
+    most = whole * (1 - removed)
     counts = [count for count in range(n_group, n_expert + 1, n_group) if allowed(count)]
     widths = [*range(block, source_width, block), source_width]
     fitting = [(count, width) for count in counts for width in widths if count * width <= most]
@@ -75,4 +81,12 @@ def split(
     widest, most_experts = dict(fitting), {width: count for count, width in fitting}
     pairs = [(count, width) for count, width in fitting if widest[count] == width and most_experts[width] == count]
     splits = [Split(count, n_expert, width, source_width) for count, width in pairs]
-    return min(splits, key=lambda each: (round(each._distance, 6), -each.kept))
+    near = [each for each in splits if whole - each.n_keep * each.width <= MOST_MORE * removed * whole]
+    if not near:
+        least = max(splits, key=lambda each: each.kept)
+        share = least_ratio(whole - least.n_keep * least.width, whole)
+        raise InfeasiblePlan(
+            f"a shrink of {shrink} cannot be had: the least above it keeps {least.n_keep} of {n_expert} experts with "
+            f"{least.width} of {source_width} neurons, {share} of the weights go; use {share} or more"
+        )
+    return min(near, key=lambda each: (round(each._distance, 6), -each.kept))

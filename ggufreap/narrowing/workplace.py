@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from ggufreap.container import GgufFile
+from ggufreap.decoding.arrays import Array, open_arrays
 from ggufreap.engine.observables import Float32s
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import forced, replacing
@@ -84,6 +83,11 @@ class Workplace:
         self.folder, self.task = folder, task
         self.solved = {block: solved for block in task.keep if (solved := self._read(block)) is not None}
 
+    @property
+    def complete(self) -> bool:
+        """Whether every block is solved."""
+        return set(self.solved) == set(self.task.keep)
+
     def write(self, curvature: Curvature, file: GgufFile, bar: Bar) -> None:
         """Solve a block and keep what was found, on disk; `bar` counts experts. Raises OutputError."""
 
@@ -112,7 +116,7 @@ class Workplace:
 
     def solution(self) -> Solution:
         """All of it, once every block is solved."""
-        downs = {block: np.load(self._downs(block), mmap_mode="r", allow_pickle=False) for block in self.task.keep}
+        downs = {block: found for block in self.task.keep if (found := self._mapped(block)) is not None}
         neurons = {block: self.solved[block].neurons for block in self.task.keep}
         remarks = tuple(filter(None, (self._few(block) for block in self.task.keep)))
         narrowing = Narrowing(self.task.source_width, self.task.width, neurons, downs, METHOD, remarks)
@@ -149,6 +153,8 @@ class Workplace:
             return None
         with _reading(path) as archive:
             if str(archive["task"]) == self.task.sha256:
+                if self._mapped(block) is None:
+                    return None
                 return Solved(*(archive[name] for name in ("neurons", "losses", "counts", "alone")))
         if forced():
             return None
@@ -156,6 +162,15 @@ class Workplace:
             f"{self.folder} holds blocks that were narrowed for another model, plan, text or width; choose another -o, "
             "or --force to begin anew"
         )
+
+    def _mapped(self, block: int) -> Float32s | None:
+        """The columns of a block, None where their file is not whole any more."""
+        try:
+            downs = np.load(self._downs(block), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        fits = (len(downs), *downs.shape[2:]) == (len(self.task.keep[block]), self.task.width)
+        return downs if fits and downs.dtype == np.float32 else None
 
     def _path(self, block: int) -> Path:
         return self.folder / f"{block}.npz"
@@ -165,11 +180,10 @@ class Workplace:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Any]:
+def _reading(path: Path) -> Iterator[Mapping[str, Array]]:
+    what, advice = "a block that was narrowed", "delete it if it is not yours, or choose another -o"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            yield archive
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
-        raise InputError(f"{path} is no block that was narrowed ({error}); delete it") from None
+        with open_arrays(path, what, advice) as arrays:
+            yield arrays
+    except KeyError as error:
+        raise InputError(f"{path} is not {what}: it has no {error}; {advice}") from error

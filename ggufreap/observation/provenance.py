@@ -45,6 +45,13 @@ class Provenance:
             shards_of[corpus] = frozenset(map(int, shards.split("+"))), int(count)
         return shards_of
 
+    @property
+    def missing(self) -> str:
+        """Which shards of its text nobody has merged yet, in words; empty where all is there."""
+        parts = self.observed.values()
+        gaps = [f"{len(shards)} of {count} shards" for shards, count in parts if len(shards) < count]
+        return f"{', '.join(gaps)} of its text alone; merge it with the others" if gaps else ""
+
 
 @dataclass(frozen=True)
 class Shard:

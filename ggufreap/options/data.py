@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ggufreap.options.flag import Flag, check, flagged, one_of, whole
+from ggufreap.options.flag import Flag, Options, check, flagged, flags_of, one_of, whole
 
 ALL, ASSISTANT = "all", "assistant"
 STANDARD_INPUT = "-"
@@ -13,7 +13,7 @@ SOURCES, READING, DRAWING = "sources", "reading", "drawing"
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Options):
     """How samples become chunks.
 
     `count`: which tokens count for the statistics, `all` or what the `assistant` says; with `packing` samples follow
@@ -45,7 +45,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Options):
     """The flags of the same names.
 
     `file`: local files, folders and globs, `-` is standard input; `dataset`: lists of NAME@REV[subset](split):N;
@@ -110,6 +110,12 @@ class Request:
     def names_data(self) -> bool:
         """Whether it names any; if not, there is only a way of reading in it."""
         return bool(self.file or self.dataset or self.domain or self.tokens or self.text)
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is said of text at all: which, or how it is read; a seed may be for something else."""
+        read = any(map(self.reading.told, flags_of(self.reading)))
+        return read or self.names_data or any(self.told(name) for name in ("text_field", "chat_template"))
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ggufreap.errors import InputError
 from ggufreap.options.flag import (
     Flag,
+    Options,
     check,
     endpoints,
     flagged,
@@ -43,7 +44,7 @@ MOST_SEQUENCES = 256  # of llama.cpp (src/llama-cparams.h, LLAMA_MAX_SEQ)
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class EngineSettings(Options):
     """How llama.cpp runs; the fields with a flag mean what it means in llama.cpp (common/arg.cpp).
 
     `n_ctx`: tokens per chunk, or of all sequences together; `n_ubatch`: tokens computed at once, in one graph;

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufreap.errors import InputError
-from ggufreap.options.flag import Flag, Parse, check, flagged, one_of, whole
+from ggufreap.options.flag import Flag, Options, Parse, check, flagged, one_of, whole
 
 AUTO_SIZE = "auto"
 FRIENDLY, OFF = "friendly", "off"
@@ -35,7 +35,7 @@ def memory_size(*words: str) -> Parse:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(Options):
     """What shall fit beside the weights, and how the best file is found.
 
     `ctx`: tokens of context that the model is to be used with; `margin`: bytes that stay free; `mmproj`: a file of the

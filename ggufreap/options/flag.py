@@ -38,6 +38,19 @@ class Flag:
         return self.recipe or next(name for name in self.names if name.startswith("--"))[2:].replace("-", "_")
 
 
+@dataclass(frozen=True)
+class Options:
+    """What every value of options has. `given`: the fields that were told, be it as their defaults, where that is
+    known: from Python it is not, there a field counts as told where it is not its default."""
+
+    given: tuple[str, ...] = field(default=(), kw_only=True, compare=False, repr=False)
+
+    def told(self, name: str) -> bool:
+        """Whether somebody asked for what the field says."""
+        usual = next(each.default for each in fields(self) if each.name == name)
+        return name in self.given or getattr(self, name) != usual
+
+
 def flagged(default: Any, flag: Flag) -> Any:
     """A dataclass field with its flag."""
     return field(default=default, metadata={"flag": flag})
@@ -57,11 +70,10 @@ def check(options: Any) -> None:
                 _check(item, flag)
 
 
-def refuse_unused(options: Any, unused: Mapping[str, str]) -> None:
-    """Raise InputError where a field was set that would not be used; `unused`: field -> what it is for."""
-    usual = {each.name: each.default for each in fields(options)}
+def refuse_unused(options: Options, unused: Mapping[str, str]) -> None:
+    """Raise InputError where a field was told that would not be used; `unused`: field -> what it is for."""
     for name, what_for in unused.items():
-        if getattr(options, name) != usual[name]:
+        if options.told(name):
             raise InputError(f"{flags_of(options)[name].names[0]} is for {what_for}; leave it out")
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufreap.options.flag import Flag, check, flagged, whole
+from ggufreap.options.flag import Flag, Options, check, flagged, whole
 
 LEAST_CTX = 4  # of fewer tokens, none is scored
 
@@ -12,7 +12,7 @@ GATES, RIVAL, REPORT = "gates", "rival", "report"
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOut(Options):
     """Text that calibration has not seen: `files`, `NAME=FILE` or `FILE`, each a domain.
 
     A FILE is a text, or whatever else calibration can read: rows, packed files, folders, data sets.

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufreap.options.flag import Flag, flagged
+from ggufreap.options.flag import Flag, Options, flagged
 
 PLACE, SPLIT, DRY_RUN, PROOF, FORCE = "place", "split", "dry run", "proof", "force"
 
 
 @dataclass(frozen=True)
-class Output:
+class Output(Options):
     """Where the result goes, a file or a folder (None: beside the model), and how it is cut into files.
 
     `split_max_size`: shards of at most so many bytes, or of `300M` or `2G`; `keep_split`: as many shards as the model

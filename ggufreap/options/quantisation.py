@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufreap.options.flag import Flag, check, flagged, flags_of, whole
+from ggufreap.options.flag import Flag, Options, check, flagged, flags_of, whole
 
 AUTO, KEEP = "auto", "keep"
 
@@ -14,7 +14,7 @@ _AGAIN = "also from tensors that are quantised already"
 
 
 @dataclass(frozen=True)
-class Quantisation:
+class Quantisation(Options):
     """What to make of the pruned file, and what guides the quantiser.
 
     `quant`: `keep` it byte-exact, a type such as Q4_K_M, the variants of a recipe by its name or TOML file, a
@@ -54,7 +54,7 @@ class Quantisation:
 
 
 @dataclass(frozen=True)
-class Quantiser:
+class Quantiser(Options):
     """What llama.cpp's quantiser is told beside the type, in the words of llama-quantize.
 
     `imatrix`: of this very model; `tensor_types`: `REGEX=TYPE`, the first that is found in a tensor's name wins;

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ggufreap.limits import SMALL
 from ggufreap.options.fit import AUTO_SIZE, memory_size
-from ggufreap.options.flag import MOST, Flag, check, flagged, number, one_of, whole
+from ggufreap.options.flag import MOST, Flag, Options, check, flagged, number, one_of, whole
 
 REAP, RANK_AVERAGE, BEST, MIRROR, DROP = "reap", "rank_average", "best", "mirror", "drop"
 DEFAULT_METHOD = RANK_AVERAGE  # of all that choose without judging, the one that never lost much
@@ -18,7 +18,7 @@ SEARCH, CHOICE, WEIGHING, MTP, SEED = "search", "choice", "weighing", "mtp", "se
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(Options):
     """How many experts go of every block, a `ratio` or all but `keep`, and which.
 
     `ratio` is the fraction to remove, taken as the decimal that was written, or `auto` where held-out text judges: as

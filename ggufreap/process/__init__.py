@@ -106,7 +106,7 @@ class Child(subprocess.Popen[str]):
         lifeline = () if theirs == NO_LIFELINE else (theirs,)
         try:
             super().__init__(
-                [sys.executable, "-P", str(LAUNCHER), str(theirs), str(int(interruptible)), str(program), *arguments],
+                _command(theirs, interruptible, program, arguments),
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
@@ -150,6 +150,18 @@ class Child(subprocess.Popen[str]):
         if self._ours != NO_LIFELINE:
             os.close(self._ours)
         self._ours = NO_LIFELINE
+
+
+def become(program: str | Path, *arguments: str) -> int:
+    """Run a program in the place of this process, as isolated as a child; where that cannot be, its exit code."""
+    command = _command(NO_LIFELINE, True, program, arguments)
+    if os.name == "posix":
+        os.execv(command[0], command)
+    return subprocess.run(command, check=False).returncode
+
+
+def _command(lifeline: int, interruptible: bool, program: str | Path, arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-P", str(LAUNCHER), str(lifeline), str(int(interruptible)), str(program), *arguments]
 
 
 def run(program: str | Path, *arguments: str, given: str = "", seconds: float | None = None) -> Done:

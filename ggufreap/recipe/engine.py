@@ -30,7 +30,7 @@ def read_engine(path: Path, table: Any) -> EngineSettings:
         check_known(key, f"{path}: key engine.", _FIELDS)
         name, flag = _FIELDS[key]
         values[name] = _read(f"{path}: engine.{key}", value, flag)
-    return EngineSettings(**values)
+    return EngineSettings(**values, given=tuple(values))
 
 
 def _read(where: str, value: Any, flag: Flag) -> Any:

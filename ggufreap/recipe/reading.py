@@ -10,6 +10,7 @@ from typing import Any
 
 from ggufreap.decoding import load_toml
 from ggufreap.errors import InputError
+from ggufreap.options.flag import Options
 from ggufreap.recipe.engine import read_engine
 from ggufreap.recipe.values import Calibration, Evaluation, Quantization, Recipe, Target, Variant, check_known
 from ggufreap.showing import excerpt
@@ -143,7 +144,8 @@ def _made(path: Path, where: str, kind: Any, values: Mapping[str, Any]) -> Any:
     for field in fields(kind):
         if field.default is MISSING and field.name not in values:
             raise InputError(f"{path}: {where}.{field.name} is missing; every such table has one, add it")
+    told = {"given": tuple(values)} if issubclass(kind, Options) else {}
     try:
-        return kind(**values)
+        return kind(**values, **told)
     except InputError as error:
         raise InputError(f"{path}: {where}: {error}") from error

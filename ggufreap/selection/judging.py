@@ -2,14 +2,16 @@
 
 A contender has two keep-sets, one for chunks of either half of the text: what it chose from the other half. Chunks go
 in turns over domains and halves, and all contenders see a chunk before the next one comes. So whatever was judged until
-the time was up, or the run was stopped, is the same text for all of them, as much of every domain.
+the time was up, or the run was stopped, is the same text for all of them, as much of every domain. Who is hopelessly
+behind may drop out of the race before (Maron and Moore, Hoeffding races, NIPS 1994).
 """
 
 import hashlib
 import json
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +30,16 @@ from ggufreap.progress import Progress, silent
 SCHEMA = "ggufreap.judged/1"
 LEAST_LENGTH = 4  # tokens of a chunk, so that something of it is scored
 LEAST_ROUNDS = 2
+RUNGS = (4, 8, 16)  # rounds: at each, about as much text as before was added
 Keeps = Sequence[Keep]  # by half: what is judged on its chunks
 Losses = Mapping[str, Floats]  # domain -> mean KLD in nats of each of its chunks
+Race = Callable[[Mapping[str, Losses]], Collection[str]]  # losses of those in the race -> who stays in it
+_LOG = logging.getLogger(__name__)
+
+
+def everyone(losses: Mapping[str, Losses]) -> Collection[str]:
+    """The race that nobody drops out of."""
+    return losses
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,9 @@ class Difference:
 
     @classmethod
     def of(cls, one: Losses, other: Losses) -> "Difference":
-        """Chunks are the units: tokens of one chunk depend on each other."""
-        pairs = [one[domain] - other[domain] for domain in one]
+        """Chunks are the units: tokens of one chunk depend on each other. Of unequally many, the first are compared."""
+        shared = [min(len(one[domain]), len(other[domain])) for domain in one]
+        pairs = [one[domain][:count] - other[domain][:count] for domain, count in zip(one, shared, strict=True)]
         variances = [pair.var(ddof=1) / len(pair) for pair in pairs]
         means = [pair.mean() for pair in pairs]
         between = float(np.std(means, ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else 0.0
@@ -97,6 +108,7 @@ def judge(
     contenders: Mapping[str, Keeps],
     ledger: Ledger,
     *,
+    race: Race = everyone,
     budget: float = math.inf,
     run: Map = map,
     clock: Callable[[], float] = time.monotonic,
@@ -104,9 +116,10 @@ def judge(
 ) -> dict[str, dict[str, Floats]]:
     """Contender -> domain -> KLD of each chunk, for about `budget` seconds; equal keep-sets are judged once.
 
-    `chunks` are domain -> held-back chunks. Another round over the domains is begun only if there seems to be time for
-    it; two are always made, since it takes two to tell how sure a mean is, and so that every half is judged. Raises
-    InputError where a domain has fewer.
+    `chunks` are domain -> held-back chunks. After as many rounds over the domains as stand in RUNGS, `race` tells which
+    contenders go on; of the others, the first chunks alone are judged. Another round is begun only if there seems to be
+    time for it; two are always made, since it takes two to tell how sure a mean is, and so that every half is judged.
+    Raises InputError where a domain has fewer.
     """
     least, few = min(((len(held_back), domain) for domain, held_back in chunks.items()), default=(0, "the text"))
     if least < LEAST_ROUNDS:
@@ -114,29 +127,100 @@ def judge(
             f"{few} has {least} chunks to judge methods by, it takes {LEAST_ROUNDS} of every domain; give more text, "
             "or name a method"
         )
-    names = {name: [_digest(keep) for keep in keeps] for name, keeps in contenders.items()}
-    distinct = [{names[name][half]: keeps[half] for name, keeps in contenders.items()} for half in (0, 1)]
-    cost = [len(sets) + 1 for sets in distinct]  # passes over a chunk
-    n_tokens = sum(len(one.tokens) * cost[one.half] for held_back in chunks.values() for one in held_back)
-    losses: dict[str, dict[str, list[float]]] = {name: {domain: [] for domain in chunks} for name in names}
-    started = clock()
-    with progress(f"judge {len(names)} methods", n_tokens, "tokens") as bar:
-        for index in range(max(map(len, chunks.values()))):
-            spent = clock() - started
-            if index >= LEAST_ROUNDS and spent + spent / index > budget:
+    heats = _Heats(contenders, ledger)
+    losses: dict[str, dict[str, list[float]]] = {name: {domain: [] for domain in chunks} for name in contenders}
+    n_rounds = max(map(len, chunks.values()))
+    forecast = _Forecast(len(contenders), heats.n_passes(chunks), budget, clock)
+    with progress(f"judge {len(contenders)} methods", sum(map(len, chunks.values())), "chunks") as bar:
+        for index in range(n_rounds):
+            if index >= LEAST_ROUNDS and not forecast.allows(index):
                 break
+            if index in RUNGS:
+                heats.keep(race({name: _arrays(losses[name]) for name in heats.names}))
             for domain, held_back in chunks.items():
-                if index >= len(held_back):
-                    continue
-                one = held_back[index]
-                of_chunk = _judge_chunk(engine, one.tokens, distinct[one.half], ledger, run)
-                for name, digests in names.items():
-                    losses[name][domain].append(of_chunk[digests[one.half]])
-                bar.update(len(one.tokens) * cost[one.half])
+                if index < len(held_back):
+                    n_passes = heats.n_passes({domain: [held_back[index]]})
+                    for name, kld in heats.judge(engine, held_back[index], run).items():
+                        losses[name][domain].append(kld)
+                    forecast.tell(n_passes)
+                    bar.update(1)
             ledger.save()
-    return {
-        name: {domain: np.array(values) for domain, values in by_domain.items()} for name, by_domain in losses.items()
-    }
+    return {name: _arrays(by_domain) for name, by_domain in losses.items()}
+
+
+def _arrays(losses: Mapping[str, Sequence[float]]) -> dict[str, Floats]:
+    return {domain: np.array(values) for domain, values in losses.items()}
+
+
+class _Heats:
+    """The contenders that are still in the race, and the distinct keep-sets of theirs on either half."""
+
+    def __init__(self, contenders: Mapping[str, Keeps], ledger: Ledger) -> None:
+        self._keeps, self._ledger = dict(contenders), ledger
+        self._digests = {name: [_digest(keep) for keep in keeps] for name, keeps in contenders.items()}
+
+    @property
+    def names(self) -> Sequence[str]:
+        return tuple(self._keeps)
+
+    def keep(self, names: Collection[str]) -> None:
+        """All others are out."""
+        self._keeps = {name: keeps for name, keeps in self._keeps.items() if name in names}
+
+    def _distinct(self, half: int) -> dict[str, Keep]:
+        return {self._digests[name][half]: keeps[half] for name, keeps in self._keeps.items()}
+
+    def _missing(self, one: Held) -> dict[str, Keep]:
+        place = _place(one.tokens)
+        return {
+            digest: keep
+            for digest, keep in self._distinct(one.half).items()
+            if place not in self._ledger.known.get(digest, {})
+        }
+
+    def n_passes(self, chunks: Mapping[str, Sequence[Held]]) -> int:
+        """Over these chunks, by the original and by every distinct keep-set that was not judged on them before."""
+        missing = (len(self._missing(one)) for held_back in chunks.values() for one in held_back)
+        return sum(count + 1 for count in missing if count)
+
+    def judge(self, engine: Engine, one: Held, run: Map) -> dict[str, float]:
+        """Mean KLD of every contender on a chunk."""
+        place, missing = _place(one.tokens), self._missing(one)
+        if missing:
+            told = together(engine, [None, *missing.values()])(one.tokens)
+            reference = Reference.of(next(told), run)
+            for digest in missing:
+                scores = compare(reference, next(told), targets_of(one.tokens), run)
+                self._ledger.known.setdefault(digest, {})[place] = float(scores.kld.mean())
+        return {name: self._ledger.known[self._digests[name][one.half]][place] for name in self._keeps}
+
+
+class _Forecast:
+    """How long judging takes: said once the first chunk has shown it, and asked before every further round."""
+
+    def __init__(self, n_methods: int, n_passes: int, budget: float, clock: Callable[[], float]) -> None:
+        self._n_methods, self._n_passes, self._budget, self._clock = n_methods, n_passes, budget, clock
+        self._started, self._told = clock(), False
+
+    def allows(self, rounds: int) -> bool:
+        """Whether there seems to be time for one more, after so many."""
+        spent = self._clock() - self._started
+        return spent + spent / rounds <= self._budget
+
+    def tell(self, n_passes: int) -> None:
+        """Of passes that were made, unless it was told before."""
+        if self._told or not n_passes:
+            return
+        self._told = True
+        minutes = (self._clock() - self._started) * self._n_passes / n_passes / 60
+        bounded = f"; --budget gives it {self._budget / 60:.0f}" if minutes > self._budget / 60 else ""
+        _LOG.info(
+            "judging %d methods takes at most %d passes over a chunk, about %d minutes%s",
+            self._n_methods,
+            self._n_passes,
+            math.ceil(minutes),
+            bounded,
+        )
 
 
 def usable(chunks: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
@@ -144,18 +228,8 @@ def usable(chunks: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
     return {domain: [one for one in held if len(one.tokens) >= LEAST_LENGTH] for domain, held in chunks.items()}
 
 
-def _judge_chunk(
-    engine: Engine, tokens: Tokens, distinct: Mapping[str, Keep], ledger: Ledger, run: Map
-) -> dict[str, float]:
-    place = hashlib.sha256(np.ascontiguousarray(tokens, "<i4").tobytes()).hexdigest()[:16]
-    missing = [each for each in distinct if place not in ledger.known.get(each, {})]
-    if missing:
-        told = together(engine, [None, *(distinct[each] for each in missing)])(tokens)
-        reference = Reference.of(next(told), run)
-        for each in missing:
-            scores = compare(reference, next(told), targets_of(tokens), run)
-            ledger.known.setdefault(each, {})[place] = float(scores.kld.mean())
-    return {each: ledger.known[each][place] for each in distinct}
+def _place(tokens: Tokens) -> str:
+    return hashlib.sha256(np.ascontiguousarray(tokens, "<i4").tobytes()).hexdigest()[:16]
 
 
 def _digest(keep: Keep) -> str:

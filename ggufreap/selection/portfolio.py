@@ -2,13 +2,15 @@
 
 Statistics are kept in halves. Every method chooses once from the even chunks and once from the odd ones, and each set
 is judged by the KLD of the masked model on chunks of the half that it has not seen (cross-validation in two folds). So
-a method is judged by two of its sets, and by text from everywhere. Which one is trusted `decide` says; it then chooses
-from all of the text.
+a method is judged by two of its sets, and by text from everywhere. Those that look better than the default then choose
+from all of the text, and these sets, one of which is kept, are judged too. Which one is trusted `decide` says.
 """
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ggufreap.blending import MAXMIN, UNIFORM
 from ggufreap.observation import DomainStatistics
@@ -16,9 +18,11 @@ from ggufreap.options.target import DEFAULT_METHOD
 from ggufreap.options.target import REAP as REAP_METHOD
 from ggufreap.selection.choosing import choose
 from ggufreap.selection.gram import Rows
-from ggufreap.selection.judging import Difference, Losses, mean_loss, worst_loss
+from ggufreap.selection.judging import Difference, Keeps, Losses, Race, everyone, mean_loss, worst_loss
 
-SURE, LIKELY = 2.0, 1.0  # standard errors of a paired difference, over chunks and over domains
+SURE, LIKELY = 2.0, 1.0  # standard errors of a paired difference
+HOPELESS = 3.0  # of them behind the first, for the race
+FIRST_SHARE = 0.7  # of the time, for what was chosen from halves: seven sets or so against three or four
 
 
 @dataclass(frozen=True)
@@ -49,23 +53,27 @@ CONTENDERS = (
 @dataclass(frozen=True)
 class Row:
     """What a contender loses on held-back chunks: mean KLD over domains and that of the worst, in nats; to_reap: paired
-    difference of the means to REAP's, with its standard error.
+    difference of the means to REAP's, with its standard error. Who dropped out of the race has fewer chunks.
     """
 
     contender: Contender
     mean: float
     worst: float
     to_reap: Difference
+    n_chunks: int
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """All contenders, in order of their mean loss, and which was chosen for which `reason`; `n_chunks` judged it."""
+    """All contenders, in order of what they lose less than REAP, and which was chosen for which `reason`; `n_chunks`
+    judged it, and `n_own` what the promising ones chose from all of the text (0: none is).
+    """
 
     rows: tuple[Row, ...]
     chosen: Contender
     reason: str
     n_chunks: int
+    n_own: int = 0
 
     @property
     def line(self) -> str:
@@ -79,6 +87,47 @@ class Verdict:
             f"of the half that was not chosen from): {self.reason}"
         )
 
+    @property
+    def dropped(self) -> str:
+        """One line: who dropped out of the race, and after how many chunks; empty if nobody did."""
+        out = [f"{row.contender.name} after {row.n_chunks}" for row in self.rows if row.n_chunks < self.n_chunks]
+        return f"hopelessly behind, so not judged on all {self.n_chunks} chunks: {', '.join(out)}" if out else ""
+
+
+class Judging(Protocol):
+    """selection.judging.judge on a model and chunks."""
+
+    def __call__(self, contenders: Mapping[str, Keeps], *, race: Race, budget: float) -> Mapping[str, Losses]:
+        """What each of them loses."""
+
+
+def compete(
+    statistics: DomainStatistics,
+    n_keep: int,
+    n_group: int,
+    judging: Judging,
+    budget: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
+) -> Verdict:
+    """Judge all contenders, and what the promising ones keep, for about `budget` seconds; the verdict is `decide`'s."""
+    started = clock()
+
+    def judged(sets: Mapping[Contender, Sequence[Rows]], race: Race, seconds: float) -> Mapping[Contender, Losses]:
+        keeps = {
+            each.name: [dict(zip(statistics.blocks, rows, strict=True)) for rows in by_half]
+            for each, by_half in sets.items()
+        }
+        losses = judging(keeps, race=race, budget=seconds)
+        return {each: losses[each.name] for each in sets}
+
+    by_halves = judged(crossed(statistics, n_keep, n_group), in_the_race, FIRST_SHARE * budget)
+    ahead = promising(by_halves)
+    if not ahead:
+        return decide(by_halves, {})
+    own = {each: choose(statistics, each.method, each.blend, n_keep, n_group).rows for each in (DEFAULT, REAP, *ahead)}
+    twice = {each: (rows, rows) for each, rows in own.items()}
+    return decide(by_halves, judged(twice, everyone, budget - (clock() - started)))
+
 
 def crossed(statistics: DomainStatistics, n_keep: int, n_group: int) -> Mapping[Contender, tuple[Rows, Rows]]:
     """Contender -> for the even and for the odd chunks what is judged on them: the experts that stay by the others."""
@@ -90,29 +139,78 @@ def crossed(statistics: DomainStatistics, n_keep: int, n_group: int) -> Mapping[
     return {each: (rows(each, odd), rows(each, even)) for each in CONTENDERS}
 
 
-def decide(losses: Mapping[Contender, Losses]) -> Verdict:
-    """The default, unless another one is better: of those that are, the one with the lowest mean.
+def in_the_race(losses: Mapping[str, Losses]) -> Collection[str]:
+    """Of names, those not hopelessly behind the lowest mean, by paired differences; the default and REAP always."""
+    first = min(losses.values(), key=mean_loss)
+    behind = {name: Difference.of(each, first) for name, each in losses.items()}
+    return {name for name, gap in behind.items() if gap.mean <= HOPELESS * gap.stderr} | {DEFAULT.name, REAP.name}
+
+
+def promising(losses: Mapping[Contender, Losses]) -> Sequence[Contender]:
+    """Who may take the default's place by what was chosen from halves, the lowest mean first: who is better than it and
+    than REAP.
 
     Better is a mean that is lower by more than SURE standard errors over chunks, which speak for this very text, and by
     more than LIKELY over domains, since other text of the same kind is another document, as different from this one as
-    domains are; and a worst domain that does not surely lose more than the default's. Differences are paired.
+    domains are; and a worst domain that is not likely to lose more than REAP's. Differences are paired. Who dropped out
+    of the race is out.
     """
-    ranked = sorted(losses, key=lambda each: mean_loss(losses[each]))
+    return sorted(
+        (
+            each
+            for each in losses
+            if each != DEFAULT
+            and _n_chunks(losses[each]) == _n_chunks(losses[DEFAULT])
+            and all(_is_better(losses[each], losses[other]) for other in {DEFAULT, REAP} - {each})
+            and not _is_unfair(losses[each], losses[REAP], LIKELY)
+        ),
+        key=lambda each: mean_loss(losses[each]),
+    )
+
+
+def decide(crossed: Mapping[Contender, Losses], own: Mapping[Contender, Losses]) -> Verdict:
+    """The first of those that are promising whose own set holds what it promises, else the default.
+
+    `own` are the losses of what the default, REAP and all that are promising chose from all of the text, on the same
+    chunks; nothing where none is. As statistics have seen these chunks, they tell little of how well a method chooses,
+    but much of this very set: it is refused if it does not lose less than the default's, or if its worst domain is
+    likely to lose more than REAP's. The default itself gives way to REAP if its worst domain surely loses more; a
+    doubt is not enough, since it was better wherever it was measured.
+    """
     chosen, reason = DEFAULT, f"no other method is surely better than {DEFAULT.name}"
-    for each in ranked:
-        gain = Difference.of(losses[each], losses[DEFAULT])
-        least = max(SURE * gain.stderr, LIKELY * gain.between)
-        if gain.mean < -least and not _is_unfair(losses[each], losses[DEFAULT]):
+    if _is_unfair(crossed[DEFAULT], crossed[REAP], SURE):
+        chosen, reason = REAP, f"{DEFAULT.name} surely loses more in its worst domain"
+    for each in promising(crossed):
+        if mean_loss(own[each]) < mean_loss(own[DEFAULT]) and not _is_unfair(own[each], own[REAP], LIKELY):
+            gain = Difference.of(crossed[each], crossed[DEFAULT])
             chosen, reason = each, f"{-gain.mean:.4f} ± {gain.stderr:.4f} better than {DEFAULT.name} in the mean"
             break
-    rows = tuple(
-        Row(each, mean_loss(losses[each]), worst_loss(losses[each]), Difference.of(losses[each], losses[REAP]))
-        for each in ranked
-    )
-    return Verdict(rows, chosen, reason, sum(map(len, losses[chosen].values())))
+    rows = [
+        Row(
+            each,
+            mean_loss(each_loses),
+            worst_loss(each_loses),
+            Difference.of(each_loses, crossed[REAP]),
+            _n_chunks(each_loses),
+        )
+        for each, each_loses in crossed.items()
+    ]
+    rows.sort(key=lambda row: row.to_reap.mean)
+    n_own = _n_chunks(own[DEFAULT]) if own else 0
+    return Verdict(tuple(rows), chosen, reason, _n_chunks(crossed[chosen]), n_own)
 
 
-def _is_unfair(one: Losses, other: Losses) -> bool:
+def _n_chunks(losses: Losses) -> int:
+    return sum(map(len, losses.values()))
+
+
+def _is_better(one: Losses, other: Losses) -> bool:
+    gain = Difference.of(one, other)
+    return gain.mean < -max(SURE * gain.stderr, LIKELY * gain.between)
+
+
+def _is_unfair(one: Losses, other: Losses, errors: float) -> bool:
+    """Whether the worst domain loses more than the other's worst, by more than so many standard errors, paired."""
     worst = max(one, key=lambda domain: one[domain].mean())
     there = Difference.of({worst: one[worst]}, {worst: other[worst]})
-    return worst_loss(one) > worst_loss(other) and there.mean > SURE * there.stderr
+    return worst_loss(one) > worst_loss(other) and there.mean > errors * there.stderr

@@ -16,6 +16,8 @@ from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs.control import run_trial
 
+PARALLEL = (1, 2, 4)
+
 
 def bench(
     model: AnyModel,
@@ -23,12 +25,15 @@ def bench(
     reference: AnyModel | None = None,
     n_prompt: int = 512,
     n_gen: int = 128,
-    parallel: Sequence[int] = (1, 2, 4),
+    parallel: Sequence[int] | None = None,
     repetitions: int = 5,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> SpeedReport:
-    """Measure how fast a model reads and writes and what memory it takes, with the figures of `reference` beside it."""
+    """Measure how fast a model reads and writes and what memory it takes, with the figures of `reference` beside it.
+
+    `parallel`: how many texts are written at once (None: PARALLEL).
+    """
     trial = bench_trial(n_prompt, n_gen, parallel, repetitions, settings, progress)
     return run_trial(trial, Model.open(model), reference)
 
@@ -36,7 +41,7 @@ def bench(
 def bench_trial(
     n_prompt: int = 512,
     n_gen: int = 128,
-    parallel: Sequence[int] = (1, 2, 4),
+    parallel: Sequence[int] | None = None,
     repetitions: int = 5,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
@@ -44,6 +49,9 @@ def bench_trial(
     """The tests of `bench`; memory is measured in a process of its own, once the models are gone from this one."""
     if not n_prompt and not n_gen:
         raise InputError("there is nothing to measure: 0 tokens to read and 0 to write; give -p or -n")
+    if parallel is not None and not n_gen:
+        raise InputError("-np is for tokens that are written, and -n 0 writes none; leave it out")
+    parallel = parallel or PARALLEL
     settings = replace(
         settings or EngineSettings(),
         n_ctx=max(n_prompt, n_gen * max(parallel)),

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ggufreap.activity import doing
@@ -15,7 +16,7 @@ from ggufreap.observation import DomainStatistics, Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import Progress, silent
 from ggufreap.selection.judging import Ledger, judge, usable
-from ggufreap.selection.portfolio import Verdict, crossed, decide
+from ggufreap.selection.portfolio import CONTENDERS, Verdict, compete
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,32 +47,23 @@ def best_method(
                 f"{stored.path} does not hold two halves of {domain} and chunks of them to judge methods by; calibrate "
                 "again with more of it, or name a method"
             )
-    sets = crossed(statistics, n_keep, model.layout.n_group)
-    keeps = {
-        each.name: [dict(zip(statistics.blocks, rows, strict=True)) for rows in by_half]
-        for each, by_half in sets.items()
-    }
     longest = max(len(one.tokens) for chunks in held_back.values() for one in chunks)
     settings = replace(settings or EngineSettings(), n_ctx=longest)
     how = json.dumps([model.file.fingerprint, *map(str, settings.attention), settings.graph_tokens])
     path = ledger_beside(stored.path)
     with (
-        LlamaSession(model.path, nodes, settings, together=1 + len(keeps)) as engine,
+        LlamaSession(model.path, nodes, settings, together=1 + len(CONTENDERS)) as engine,
         threads(settings.cpu_threads) as run,
         doing("judging methods on", model.path, kept=path),
     ):
-        losses = judge(
-            engine,
-            held_back,
-            keeps,
-            Ledger(path, how),
-            budget=60 * budget or math.inf,
-            run=run,
-            progress=progress,
-        )
-    verdict = decide({each: losses[each.name] for each in sets})
-    if verdict.n_chunks < (kept := sum(map(len, held_back.values()))):
-        _LOG.info("judged methods on %d of %d held-back chunks: --budget %d was up", verdict.n_chunks, kept, budget)
+        judging = partial(judge, engine, held_back, ledger=Ledger(path, how), run=run, progress=progress)
+        verdict = compete(statistics, n_keep, model.layout.n_group, judging, 60 * budget or math.inf)
+    kept = sum(map(len, held_back.values()))
+    for what, count in (("methods", verdict.n_chunks), ("what the promising ones keep", verdict.n_own)):
+        if 0 < count < kept:
+            _LOG.info("judged %s on %d of %d held-back chunks: --budget %d was up", what, count, kept, budget)
+    if verdict.dropped:
+        _LOG.info("%s", verdict.dropped)
     return verdict
 
 

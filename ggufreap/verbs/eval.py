@@ -130,7 +130,7 @@ def _from_base(
     check_ctx(settings)
     base, name = open_base(path), path.stem
     n_ctx = base.chunks.shape[1]
-    if settings.n_ctx not in (n_ctx, EngineSettings().n_ctx):
+    if settings.told("n_ctx") and settings.n_ctx != n_ctx:
         raise InputError(f"-c {settings.n_ctx}: {path} holds chunks of {n_ctx} tokens; leave -c out")
     for gate in gates:
         gate.require([name], METRICS)

@@ -5,56 +5,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufreap import fitting, naming
-from ggufreap.container import open_gguf
 from ggufreap.errors import EngineError, InputError
-from ggufreap.evaluation import Comparison
 from ggufreap.files import check_space, claim, discard, make_folder, written_by
 from ggufreap.fitting import Budget, Curve, Pool, Prospect
 from ggufreap.handover import Handover
-from ggufreap.judging import Exam, compare_files
 from ggufreap.model import AnyModel, Model
 from ggufreap.narrowing import downs_path
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.fit import Fit
 from ggufreap.options.judgement import Judgement
 from ggufreap.options.output import Output
-from ggufreap.options.quantisation import AUTO, KEEP, Quantisation
+from ggufreap.options.quantisation import KEEP, Quantisation
 from ggufreap.options.target import Target
 from ggufreap.progress import Progress, silent
 from ggufreap.units import size
 from ggufreap.verbs.calibrate import Observed
+from ggufreap.verbs.contest import Made, compete
 from ggufreap.verbs.data import Data
 from ggufreap.verbs.foresight import any_plan, foresee
 from ggufreap.verbs.job import Job, settle
 from ggufreap.verbs.prospects import Making, measured_curve, with_curve
-from ggufreap.verbs.prune import Pruned, judged, made
+from ggufreap.verbs.prune import judged, made
 from ggufreap.verbs.quantize import Guide, make
 from ggufreap.verbs.report import Account
 from ggufreap.verbs.variants import Wanted
 from ggufreap.verbs.widths import announce, widths_for
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Made:
-    """A prospect that was made at `path`, what it lost on held-out text where that was measured, and how it was made
-    (None: of the whole model)."""
-
-    prospect: Prospect
-    path: Path
-    comparison: Comparison | None = None
-    pruned: Pruned | None = None
-
-    @property
-    def loss(self) -> float:
-        """Mean KLD in nats: as measured, else the estimate."""
-        return self.prospect.loss if self.comparison is None else self.comparison.mean.kld
-
-    @property
-    def proven(self) -> bool:
-        """Whether nothing that was checked of it fails."""
-        return self.pruned is None or self.pruned.verification is None or self.pruned.verification.ok
 
 
 @dataclass(frozen=True)
@@ -124,7 +101,7 @@ def fit(
     chosen = fitting.contenders(pool, budget.room, most)
     for prospect in chosen:
         _tell(prospect)
-    best, *others = _measured(job, [_made(job, making, prospect, observed) for prospect in chosen], fit.fast)
+    best, *others = compete(job, chosen, lambda prospect: _made(job, making, prospect, observed), fit.fast)
     for path in {path for other in others for path in _files(other)} - _files(best):
         discard(path)
     account = _account(job, best, observed, command)
@@ -171,7 +148,7 @@ def _check(target: Target, fit: Fit, quantisation: Quantisation, judgement: Judg
         )
     for given, flag, why in (
         (bool(target.width_ratio) or bool(target.shrink), "--width-ratio and --shrink", "widths follow from the size"),
-        (quantisation.quant not in ((), (AUTO,)), "--quant", "the types follow from the size"),
+        (bool(quantisation.quant) and quantisation.told("quant"), "--quant", "the types follow from the size"),
         (quantisation.keep_intermediate, "--keep-intermediate", "what does not fit is not kept"),
         (bool(output.split_max_size) or output.keep_split, "--split-max-size and --keep-split", "it makes one file"),
         (output.dry_run, "--dry-run", "ggufreap frontier tells what it would choose from"),
@@ -232,17 +209,6 @@ def _made_whole(job: Job, making: Making, prospect: Prospect, observed: Observed
     claim(path)
     make(job.model.file, path, making.ask(None, prospect.mix), guide, job.progress)
     return Made(prospect, path)
-
-
-def _measured(job: Job, made_files: list[Made], fast: bool) -> list[Made]:
-    """With what they lost on held-out text, the best first; what is not proven comes last, and is not measured."""
-    exam: Exam | None = None if fast else job.exam
-    proven = [each for each in made_files if each.proven]
-    if exam is not None and proven:
-        files = [open_gguf(each.path) for each in proven]
-        compared = compare_files(job.model.file, files, exam, folder=job.folder, progress=job.progress).files
-        proven = [replace(each, comparison=comparison) for each, comparison in zip(proven, compared, strict=True)]
-    return sorted(proven, key=lambda each: each.loss) + [each for each in made_files if not each.proven]
 
 
 def _files(made: Made) -> set[Path]:

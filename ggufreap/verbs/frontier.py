@@ -10,9 +10,9 @@ from ggufreap.fitting import Budget, Curve, Step
 from ggufreap.judging import Exam
 from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, Stored
-from ggufreap.options.engine import EngineSettings
+from ggufreap.options.engine import ATTENTION, BATCH, PLACEMENT, EngineSettings
 from ggufreap.options.fit import Fit
-from ggufreap.options.flag import refuse_unused
+from ggufreap.options.flag import flags_of, refuse_unused
 from ggufreap.options.judgement import HeldOut
 from ggufreap.options.target import Target
 from ggufreap.planning import PruningPlan, make_plan
@@ -20,7 +20,7 @@ from ggufreap.progress import Progress, silent
 from ggufreap.saliency import random_scores
 from ggufreap.selection.methods import calibrates
 from ggufreap.units import size
-from ggufreap.verbs.plan import chosen_method
+from ggufreap.verbs.plan import chosen_method, warn_of_mtp
 from ggufreap.verbs.prospects import Making, measured_curve, with_curve
 from ggufreap.verbs.widths import widths_of
 
@@ -69,17 +69,18 @@ def frontier(
     held_out = held_out or HeldOut()
     refuse_unused(held_out, {"fail_if": "files that are judged, and the frontier makes none"})
     judged = bool(held_out.files)
-    if judged != (stats is not None or target.from_imatrix is not None) or (held_out.chunks and not judged):
+    if judged != (stats is not None or target.from_imatrix is not None) or (held_out.told("chunks") and not judged):
         raise InputError(
             "what pruning loses is measured with statistics and held-out text: give both, --stats (or --from-imatrix) "
             "and -f, or none of them for an estimate from a table"
         )
+    if not judged:
+        _refuse_unused(target, settings or EngineSettings())
     model = Model.open(model)
+    warn_of_mtp(model, target)
     target = replace(target, method=chosen_method(target))
     exam = Exam.of(held_out, settings) if judged else None
     budget = fitting.budget_of(model.path, target.fit, fit, settings) if target.fit is not None else None
-    if budget is not None:
-        _LOG.info("%s", budget.told)
     name = f"{naming.stem_of(model.path)}.imatrix.gguf"
     making = Making(model, whole_plan(model, target), None, None, "", name, 0, allow_requantize)
     widths = widths_of(model, fit.narrow, text=calibrates(target.method))
@@ -93,10 +94,20 @@ def frontier(
     shown = fitting.frontier(pool, fitting.spread(pool, steps))
     within = None
     if budget is not None:
+        if fitting.lowest(pool, budget.room) is None:
+            _LOG.info("%s", budget.told)
         fitting.contenders(pool, budget.room)  # raises where nothing fits
         (within,) = fitting.frontier(pool, [budget.room])
     size_of_it = str(model.path), model.file.nbytes, pool.size
     return Frontier(*size_of_it, tuple(shown), curve, budget, within, verdict(shown), widths.reason)
+
+
+def _refuse_unused(target: Target, settings: EngineSettings) -> None:
+    """Raise InputError for what was given to measure with, where nothing is."""
+    measuring = "measuring what pruning loses, for which --stats and -f are needed"
+    refuse_unused(target, dict.fromkeys(("method", "blend"), measuring))
+    sized = () if target.fit is None else (BATCH, PLACEMENT, ATTENTION)  # which decide on buffers
+    refuse_unused(settings, {name: measuring for name, flag in flags_of(settings).items() if flag.group not in sized})
 
 
 def whole_plan(model: Model, target: Target) -> PruningPlan:

@@ -24,6 +24,8 @@ def merge(stats: Sequence[str | Path], out: str | Path, *, force: bool = False) 
     claim(target, matrix, inputs=paths)
     whole = merged(paths)
     save(target, *whole)
+    if missing := Stored.open(target).provenance.missing:
+        _LOG.warning("%s holds %s", target, missing)
     if whole.sums is not None:
         export_matrix(Stored.open(target), matrix, whole.sums.output)
     elif left := [str(matrix_beside(path)) for path in paths if matrix_beside(path).exists()]:

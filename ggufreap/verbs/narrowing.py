@@ -10,7 +10,7 @@ from ggufreap.architecture.width import expert_width, resized
 from ggufreap.container import TensorRecord, bits_per_weight, block_size, is_quantized, type_name
 from ggufreap.corpus.request import Opened
 from ggufreap.errors import InfeasiblePlan, InputError
-from ggufreap.files import check_free, claim, leave_no_folder
+from ggufreap.files import check_free, claim, remove_kept, work_in
 from ggufreap.imatrix import Imatrix
 from ggufreap.model import Model
 from ggufreap.narrowing import Narrowing, check_narrowing, downs_path, load_narrowing, save_narrowing, solves
@@ -117,13 +117,15 @@ def narrowing_of(
     """
     task = task_of(model, plan, width, data, settings, sequential)
     claim(path, downs_path(path), inputs=model.file.paths)
+    folder = path.with_suffix("")
     solved = solves(path, task.sha256, plan)
     if solved and (known := _loaded(path, plan)):
+        remove_kept(folder)  # of a run that died when all was saved
         return known
     check_free(path, solved and not downs_path(path).exists())  # what was edited or damaged is not what was made here
-    check_free(downs_path(path))
-    folder = path.with_suffix("")
-    leave_no_folder(folder)
+    work_in(folder)
+    if not Workplace(folder, task).complete:  # else columns that lie there are compared with them, byte by byte
+        check_free(downs_path(path))
     solution = compensated(
         model, plan, width, folder, data, sequential=sequential, settings=settings, progress=progress
     )

@@ -13,7 +13,7 @@ from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, DomainStatistics, Floats, Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.flag import refuse_unused
-from ggufreap.options.target import AUTO_RATIO, BEST, DEFAULT_METHOD, MINUTES, MIRROR, Target
+from ggufreap.options.target import AUTO_RATIO, BEST, DEFAULT_METHOD, MIRROR, Target
 from ggufreap.planning import NOTES, PruningPlan, count_to_keep, make_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.selection.choosing import choose
@@ -44,8 +44,7 @@ def plan(
     trust.warn(model)
     n_keep = count_to_keep(model.layout, target.ratio, target.keep)
     model.check_weights()
-    if target.mtp != MIRROR and model.layout.n_trunk == model.layout.n_block:
-        _LOG.warning("--mtp %s: no effect, %s has no MTP blocks", target.mtp, model.path.name)
+    warn_of_mtp(model, target)
     if stats is not None and not calibrates(method):
         what = "an importance matrix" if method == saliency.IMATRIX else f"method {method}, which needs none,"
         raise InputError(f"both statistics and {what} were given to choose by; give one of them")
@@ -81,6 +80,8 @@ def _by_statistics(
 ) -> Mapping[str, Any]:
     """What a method that calibrates tells a plan."""
     statistics = _statistics_of(stored, model)
+    if "blend" in target.given and len(statistics.domains) == 1:
+        model.warn(f"--blend {target.blend}: no effect, {stored.path} tells of one domain")
     remarks: tuple[str, ...] = ()
     if target.method == BEST:
         verdict = best_method(
@@ -117,8 +118,8 @@ def chosen_method(target: Target) -> str:
     method = target.method
     if target.blend is not None:
         blending.check_blend(target.blend)
-    if target.budget != MINUTES and method != BEST:
-        raise InputError(f"--budget is for judging methods, which method {method} does not; use --method {BEST}")
+    if method != BEST:
+        refuse_unused(target, {"budget": f"judging methods, which --method {BEST} does and {method} does not"})
     if target.from_imatrix is not None:
         if method not in (DEFAULT_METHOD, saliency.IMATRIX):
             raise InputError(f"method {method} does not work from an importance matrix; leave it or the matrix out")
@@ -137,6 +138,12 @@ def chosen_method(target: Target) -> str:
     if method == BEST and target.ratio == AUTO_RATIO:
         raise InputError(f"the ratio {AUTO_RATIO} is searched with one method; name one instead of {BEST}")
     return method
+
+
+def warn_of_mtp(model: Model, target: Target) -> None:
+    """Say where there are no MTP blocks to be left out."""
+    if target.mtp != MIRROR and model.layout.n_trunk == model.layout.n_block:
+        model.warn(f"--mtp {target.mtp}: no effect, {model.path.name} has no MTP blocks")
 
 
 def check_data(method: str, is_given: bool) -> None:
@@ -163,6 +170,8 @@ def _statistics_of(stored: Stored, model: Model) -> DomainStatistics:
             f"{stored.path} holds {len(stored.blocks)} of the {len(blocks)} MoE blocks, not block {missing[0]}; merge "
             "it with the statistics of the others"
         )
+    if provenance.missing:
+        model.warn(f"{stored.path} holds {provenance.missing}")
     statistics = stored.domain_statistics()
     statistics.check()
     if mute := statistics.total.mute:

@@ -9,11 +9,12 @@ from ggufreap.limits import SMALL
 from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, Stored
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.flag import refuse_unused
 from ggufreap.options.judgement import HeldOut
 from ggufreap.options.target import BEST, DEFAULT_METHOD, Target
 from ggufreap.planning import PruningPlan, as_fraction
 from ggufreap.progress import Progress, silent
-from ggufreap.saliency import CONTROLS
+from ggufreap.saliency import CONTROLS, RANDOM
 from ggufreap.selection.methods import calibrates
 from ggufreap.verbs.plan import chosen_method, plan
 
@@ -63,6 +64,10 @@ def preview(
     for each in targets:
         if chosen_method(each) == BEST:
             raise InputError(f"a preview compares methods itself; name some instead of {BEST}")
+    if RANDOM not in methods:
+        refuse_unused(target or Target(), {"seed": f"--methods {RANDOM}"})
+    if stats is not None and not any(map(calibrates, methods)):
+        raise InputError(f"--stats: {', '.join(methods)} chooses without statistics; leave them out, or add a method")
     exam = Exam.of(held_out, settings, gates=(DEFAULT_GATE,))
     model, stats = Model.open(model), None if stats is None else Stored.of(stats)
     plans, refused = plans_of(model, targets, ratios, stats, progress)

@@ -103,7 +103,7 @@ def report(
         _check_text(judgement)
     if exam is None and judgement.files:
         exam = Exam.of(judgement, settings)
-    stored = Stored.of(stats) if stats is not None and calibrates(chosen.scored_by) else None
+    stored = _stored(stats, chosen)
     draws = exam and judgement.report
     wanted = _curve(model, chosen, stored, ratios, progress) if draws and stored else []
     claim(inputs=exam.paths if exam else ())
@@ -118,6 +118,14 @@ def report(
         told = replace(told, reproduction=reproduction, verification=_proof(verification))
         paths = write_report(told, Path(judgement.report))
     return Account(judged, rival, judged[0].gates, paths)
+
+
+def _stored(stats: AnyStatistics | None, plan: PruningPlan) -> Stored | None:
+    if stats is None:
+        return None
+    if not calibrates(plan.scored_by):
+        raise InputError(f"--stats: the plan's method {plan.scored_by} chose without statistics; leave it out")
+    return Stored.of(stats)
 
 
 def _check_text(judgement: Judgement) -> None:

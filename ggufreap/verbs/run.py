@@ -41,12 +41,13 @@ def run(
     """
     chosen, asked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), overrides or Overrides()
     claim(inputs=() if isinstance(recipe, Recipe) else (recipe,))
-    asked.tell(chosen)
-    output, target = output or Output(), asked.target_of(chosen, reads=data is None)
+    request = None if data is None else as_request(data)
+    asked.tell(chosen, request, settings)
+    output, target = output or Output(), asked.target_of(chosen, reads=not (request and request.names_data))
     judgement = asked.judgement_of(chosen, reads=not output.dry_run)
     pruned = prune(
         model,
-        _data_of(chosen, data, target.seed, output.dry_run),
+        _data_of(chosen, request, target.seed, output.dry_run),
         target=target,
         quantisation=asked.quantisation_of(chosen),
         judgement=replace(judgement, report=report),
@@ -63,12 +64,12 @@ def run(
     return replace(pruned, imatrix_path=None, handover=pruned.handover and replace(pruned.handover, more=rest))
 
 
-def _data_of(recipe: Recipe, data: Request | str | Path | None, seed: int, dry_run: bool) -> Data:
+def _data_of(recipe: Recipe, data: Request | None, seed: int, dry_run: bool) -> Data:
     """What is calibrated on: what was given, else the recipe's data sets, else the built-in mix."""
     calibration = recipe.calibration
-    if data is None and not calibration.datasets:
-        return None
-    request = Request() if data is None else as_request(data)
+    request = data or Request()
+    if not request.asks and not calibration.datasets and (dry_run or calibration.chunks is None):
+        return data
     given, n_chunks = request.names_data, request.reading.n_chunks or calibration.chunks
     if not given and calibration.datasets:
         request = replace(request, dataset=calibration.datasets, seed=seed)

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +21,7 @@ from ggufreap import verbs
 from ggufreap.options.target import Target
 from ggufreap.planning import save_plan
 
-# Slabs of 1.2 MB (gate and up, Q4_K) and 2.2 MB (down, Q8_0); 18 blocks of 64 experts are 5.7 GB.
+# Slabs of 1.2 MB (gate and up, Q4_K) and 2.2 MB (down, Q8_0); 18 blocks of 64 experts are 5.7 GB, 69 are 22 GB.
 SIZES = Sizes(n_block=18, n_expert=64, n_ff=1024)
 
 
@@ -35,11 +36,11 @@ def settle(path: Path, target: Path, warm: bool) -> None:
             pass
 
 
-def measure(folder: Path, warm: bool, rounds: int) -> tuple[dict[str, list[float]], float, int]:
+def measure(folder: Path, sizes: Sizes, warm: bool, rounds: int) -> tuple[dict[str, list[float]], float, int]:
     """Seconds of each contestant, the peak memory of apply in MB and the bytes written."""
     model, plan, pruned, copy = (folder / name for name in ("model.gguf", "plan.json", "pruned.gguf", "copy.gguf"))
     # In a process of its own, since a child's peak memory counts that of the process which started it.
-    builder = multiprocessing.Process(target=write_moe, args=(model, SIZES, (Kind.Q4_K, Kind.Q8_0)))
+    builder = multiprocessing.Process(target=write_moe, args=(model, sizes, (Kind.Q4_K, Kind.Q8_0)))
     builder.start()
     builder.join()
     save_plan(plan, verbs.plan(model, Target(ratio="0.25", method="random")))
@@ -72,9 +73,11 @@ def measure(folder: Path, warm: bool, rounds: int) -> tuple[dict[str, list[float
 def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--cache", choices=("cold", "warm"), default="cold", help="state of the sources (cold)")
+    parser.add_argument("--blocks", type=int, default=SIZES.n_block, help=f"of the model ({SIZES.n_block})")
     options = parser.parse_args()
+    sizes = replace(SIZES, n_block=options.blocks)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
-        seconds, memory, nbytes = measure(Path(folder), options.cache == "warm", options.rounds)
+        seconds, memory, nbytes = measure(Path(folder), sizes, options.cache == "warm", options.rounds)
     apply, synced, alone = map(median, seconds.values())
     report(
         seconds,

@@ -11,6 +11,7 @@ import argparse
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import random_scores
 from ggufreap.selection.choosing import choose
 from ggufreap.selection.judging import Difference, Ledger, judge, mean_loss, worst_loss
-from ggufreap.selection.portfolio import crossed, decide
+from ggufreap.selection.portfolio import compete
 
 REAP = ("reap", "tokens")
 METHODS = (
@@ -93,10 +94,8 @@ class Bench:
         return judge(self.engine, chunks, keeps, Ledger(self.cache / "judged.json", self.model))
 
     def best(self, statistics: DomainStatistics, chunks: Mapping[str, Sequence[Held]], n_keep: int) -> tuple[Rows, str]:
-        sets = crossed(statistics, n_keep, self.layout.n_group)
-        keeps = {each.name: [self.keep(rows) for rows in by_half] for each, by_half in sets.items()}
-        found = self.judged(keeps, chunks)
-        chosen = decide({each: found[each.name] for each in sets}).chosen
+        judging = partial(judge, self.engine, chunks, ledger=Ledger(self.cache / "judged.json", self.model))
+        chosen = compete(statistics, n_keep, self.layout.n_group, judging).chosen
         rows = choose(statistics, chosen.method, chosen.blend, n_keep, self.layout.n_group).rows
         return rows, f"{BEST} ({chosen.name})"
 
