@@ -237,8 +237,8 @@ def opened(path: Path) -> Model:
     return model
 
 
-def making_of(model: Model) -> Making:
-    return Making(model, whole_plan(model, Target()), None, None, "text", "m.imatrix.gguf")
+def making_of(model: Model, mtp: str = "mirror") -> Making:
+    return Making(model, whole_plan(model, Target(mtp=mtp)), None, None, "text", "m.imatrix.gguf")
 
 
 NARROWED = ("Qwen3.5-35B-A3B", "DeepSeek-V3")  # all others in tests/benchmarks/fit.py

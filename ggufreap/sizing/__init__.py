@@ -1,15 +1,12 @@
-"""What candidates weigh, before any is made: (experts kept, types) -> exact bytes."""
+"""What candidates weigh, before any is made: (experts kept, their width, types) -> exact bytes."""
 
 from ggufreap.sizing.classes import (
     CLASSES,
     REST,
     ROUTED,
-    ClassSizes,
     Portion,
     class_of,
-    class_sizes,
     portion,
-    portions_of,
 )
 from ggufreap.sizing.nearest import TYPES, nearest_type
 from ggufreap.sizing.outline import Outline, Rows, rows_of
@@ -20,18 +17,15 @@ __all__ = [
     "REST",
     "ROUTED",
     "TYPES",
-    "ClassSizes",
     "Outline",
     "Portion",
     "Rewriter",
     "Rows",
     "Sizer",
     "class_of",
-    "class_sizes",
     "nearest_type",
     "of_count",
     "portion",
-    "portions_of",
     "rewriter",
     "rows_of",
 ]

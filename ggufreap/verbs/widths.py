@@ -67,8 +67,8 @@ def announce(job: Job, widths: Widths, likely: Sequence[Prospect]) -> None:
             n_experts = each.n_keep * len(job.model.layout.trunk)
             seconds = n_experts * solving_seconds(each.source_width, each.width, _down(job.model).shape[1])
             _LOG.info(
-                "narrower experts are among the best, such as %s: to make that file the text runs once more, as long as "
-                "to calibrate, and solving %d experts takes about %s here; --no-narrow leaves it out",
+                "narrower experts are among the best, such as %s: to make that file the text runs once more, as long "
+                "as to calibrate, and solving %d experts takes about %s here; --no-narrow leaves it out",
                 *(each.label, n_experts, f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"),
             )
 
