@@ -340,8 +340,24 @@ def test_the_frontier_measures_what_pruning_loses(folder: Path, capsys: pytest.C
         verbs.frontier(model, HeldOut(fail_if=("worst_domain.kld>0.2",)), settings=SETTINGS)
 
 
+def test_the_frontier_tells_the_sizes_of_what_is_made(done: tuple[Path, verbs.Fitted]) -> None:
+    """The header's words on the calibration data included, which the statistics know."""
+    folder, made = done
+    held = HeldOut((f"held={folder}/held.txt",), 2)
+    memory = {"target": Target(fit=TIGHT), "fit": Fit(ctx=256, margin=0)}
+    stats = folder / "out" / "Tiny-F16.stats.npz"
+    shown = verbs.frontier(folder / "Tiny-F16.gguf", held, **memory, stats=stats, steps=2, settings=SETTINGS)
+    assert shown.fitting
+    told = {each.label: each.nbytes for each in shown.fitting.kinds.values() if each}
+    assert told == {each.prospect.label: each.prospect.nbytes for each in made.made}
+    assert len(told) == 3
+
+
 def test_the_frontier_says_where_nothing_fits(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with pytest.raises(InfeasiblePlan, match="the smallest file has"):
+    with pytest.raises(InfeasiblePlan, match=r"the smallest file has .* more than 75% of the experts never go"):
+        verbs.frontier(folder / "Tiny-F16.gguf", target=Target(fit=NONE), fit=Fit(ctx=256, margin=0, narrow=False))
+    with pytest.raises(InfeasiblePlan, match=r"\(4 of 16 experts, 128 of 256 neurons, .* or 50% of their neurons never"):
         verbs.frontier(folder / "Tiny-F16.gguf", target=Target(fit=NONE), fit=Fit(ctx=256, margin=0))
     assert "(as asked)" in caplog.text
+    assert "without what the header will tell of calibration data" in caplog.text

@@ -27,14 +27,15 @@ from ggufreap.fitting import Budget, Curve, Mix, Pool, Prospect, Step
 from ggufreap.fitting.budget import counted
 from ggufreap.fitting.losses import table
 from ggufreap.fitting.mixes import UNSEEN
-from ggufreap.fitting.pool import NEVER, feasible_counts, is_friendly
+from ggufreap.fitting.pool import NEVER
 from ggufreap.imatrix import reached
 from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.fit import Fit, memory_size
-from ggufreap.options.target import Target
+from ggufreap.options.target import FRIENDLY, Target
+from ggufreap.planning.counts import feasible_counts
 from ggufreap.quantization.request import TENSOR_TYPES
-from ggufreap.sizing import CLASSES, Sizer
+from ggufreap.sizing import CLASSES, TYPES, Sizer
 from ggufreap.verbs.frontier import verdict, whole_plan
 from ggufreap.verbs.prospects import Making
 from ggufreap.verbs.widths import Widths, source_width, widths_for, widths_of
@@ -66,7 +67,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_options_are_checked() -> None:
     assert Target(fit="auto").fit == "auto"
     with pytest.raises(InputError, match="--round: 'much' is not known"):
-        Fit(round="much")
+        Target(round="much")
     with pytest.raises(InputError, match="--fit-ctx: '0' is not a number"):
         Fit(ctx=0)
 
@@ -108,14 +109,14 @@ def test_a_vision_part_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 
 def check_buffers(path: Path, n_ctx: int) -> None:
-    """As llama.cpp reports them when it does allocate; weights too, which are mapped."""
+    """As llama.cpp reports them when it does allocate; wlosses too, which are mapped."""
     settings = EngineSettings(n_ctx=n_ctx, n_threads=1, mmap=True)
     told = buffers(path, settings)
     with LlamaSession(path, Model.open(path).layout.nodes, settings):
         taken = log.context_nbytes()
-        weights = sum(float(line.rpartition("=")[2].split()[0]) for line in log.placement() if "buffer size" in line)
+        wlosses = sum(float(line.rpartition("=")[2].split()[0]) for line in log.placement() if "buffer size" in line)
     assert taken > 0
-    found, there = told.nbytes + path.stat().st_size, taken + weights * 2**20
+    found, there = told.nbytes + path.stat().st_size, taken + wlosses * 2**20
     assert abs(found - there) <= max(0.03 * there, 64 * 2**20)
     context = told.kv_cache + told.recurrent + told.compute
     assert abs(context - taken) <= max(0.03 * taken, 2**20)
@@ -156,7 +157,9 @@ def test_the_table_has_all_that_is_searched() -> None:
     for name in ("gate_up", "down"):
         assert set(found.classes[name]) <= set(TENSOR_TYPES)
         assert found.classes[name]["IQ2_XXS"] > found.classes[name]["Q4_K"] > found.classes[name]["Q8_0"] >= 0
-    assert found.whole["Q2_K"] > found.whole["Q4_K_M"]
+    assert tuple(found.whole) == TYPES
+    losses = [found.whole[kind] for kind in ("Q8_0", "Q4_K_M", "Q2_K", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")]
+    assert losses == sorted(losses)
 
 
 def mixes_of(tmp_path: Path, name: str, **asked: bool) -> tuple[GgufFile, list[Mix]]:
@@ -231,7 +234,7 @@ def test_nothing_is_named_as_the_file_that_it_is_made_from(tmp_path: Path) -> No
 
 
 def opened(path: Path) -> Model:
-    """A model that is all hole: what tells its weights apart would be read from the disk."""
+    """A model that is all hole: what tells its wlosses apart would be read from the disk."""
     model = Model.open(path)
     vars(model.file)["fingerprint"] = "0" * 64
     return model
@@ -250,7 +253,7 @@ def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     path = real_headers.write(request.param, tmp_path_factory.mktemp("real"))
     model = opened(path)
     start = time.process_time()
-    pool = making_of(model).pool(Fit(), widths_of(model, request.param in NARROWED))
+    pool = making_of(model).pool(widths_of(model, request.param in NARROWED))
     assert time.process_time() - start < 10
     assert (len(pool.widths) > 1) == (request.param in NARROWED)
     yield model, pool
@@ -460,10 +463,9 @@ def test_experts_of_one_block_and_shared_experts_that_are_as_wide(tmp_path: Path
     assert "its shared expert is exactly as wide as a routed one" in widths_of(tied, True).reason
 
 
-def test_friendly_counts_are_those_of_the_kernel(tmp_path: Path) -> None:
-    assert [count for count in range(1, 600) if is_friendly(count)] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 288, 512, 576]
+def test_friendly_counts_alone_are_searched_where_that_is_asked(tmp_path: Path) -> None:
     model = Model.open(tiny_gguf.qwen3moe(tmp_path / "Toy-F16.gguf", types=Kind.F16))
     making = making_of(model)
     own = Widths((source_width(model),))
-    assert making.pool(Fit(round="friendly"), own).counts == (16, 8, 4)
-    assert making.pool(Fit(), own).counts == tuple(feasible_counts(model.layout))
+    assert making.pool(own, FRIENDLY).counts == (16, 8, 4)
+    assert making.pool(own).counts == tuple(feasible_counts(model.layout))

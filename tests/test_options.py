@@ -196,6 +196,7 @@ ASKED = (
     (("--from-imatrix", "I"), Target, "from_imatrix", "I", None),
     (("--blend", "tokens"), Target, "blend", "tokens", "[target]\nkeep = 8\nblend = 'tokens'\n"),
     (("--mtp", "drop"), Target, "mtp", "drop", "[target]\nkeep = 8\nmtp = 'drop'\n"),
+    (("--round", "friendly"), Target, "round", "friendly", "[target]\nkeep = 8\nround = 'friendly'\n"),
     (("--seed", "3"), Target, "seed", 3, None),
     (("--quant", "keep", "--quant", "Q6_K"), Quantisation, "quant", ("keep", "Q6_K"), None),
     (("--imatrix", "I"), Quantisation, "imatrix", "I", None),
@@ -222,7 +223,6 @@ ASKED = (
     (("--fit-margin", "2GiB"), Fit, "margin", 2 << 30, None),
     (("--mmproj", "V"), Fit, "mmproj", "V", None),
     (("--fast",), Fit, "fast", True, None),
-    (("--round", "friendly"), Fit, "round", "friendly", None),
     (("--no-narrow",), Fit, "narrow", False, None),
     (("-o", "O"), Output, "out", "O", None),
     (("--split-max-size", "2G"), Output, "split_max_size", "2G", None),
@@ -270,7 +270,7 @@ def test_every_field_is_asked_for_by_flag() -> None:
     for kind in KINDS:
         plain = {"text", "reading"} if kind is Request else set()
         with_flag = set(flags_of(kind))
-        assert {each.name for each in fields(kind)} - with_flag == plain
+        assert {each.name for each in fields(kind)} - with_flag == plain | {"given"}
         tested = {row[2] for row in ASKED if row[1] is kind}
         assert with_flag - tested == ({"seed"} if kind is Request else set())  # the flag of Target
 
@@ -284,7 +284,8 @@ def test_what_a_recipe_can_say_has_a_flag_and_the_same_default() -> None:
             if (kind, flag.key) in said and (name, kind) != ("ctx_size", Judgement):  # not as -c: it has none
                 assert getattr(made, flag.key) == getattr(kind(**needed), name), (kind, name)
     keys = {
-        "target": {"ratio", "keep", "shrink", "width_ratio", "sequential", "method", "budget", "blend", "mtp"},
+        "target": {"ratio", "keep", "shrink", "width_ratio", "sequential", "method", "budget", "blend", "mtp"}
+        | {"round"},
         "evaluation": {key for k, key in said if k is Judgement},
     }
     for table, expected in keys.items():

@@ -10,10 +10,10 @@ from ggufreap import saliency
 from ggufreap.architecture.width import expert_width
 from ggufreap.errors import UnsupportedModel
 from ggufreap.fitting import widths_to_try
-from ggufreap.fitting.pool import feasible_counts
 from ggufreap.model import Model
 from ggufreap.options.output import Output
 from ggufreap.planning import make_plan
+from ggufreap.planning.counts import feasible_counts
 from ggufreap.quantization import QuantRequest, imatrix_metadata
 from ggufreap.rewriting import Narrow
 from ggufreap.sizing import Outline, Sizer, rows_of

@@ -10,7 +10,6 @@ from test_outline import ARCHS
 from ggufreap.fitting import Pool, Prospect
 from ggufreap.fitting.pool import NEVER
 from ggufreap.model import Model
-from ggufreap.options.fit import Fit
 from ggufreap.sizing import Sizer
 from ggufreap.verbs.prospects import Making
 from ggufreap.verbs.widths import widths_of
@@ -42,5 +41,5 @@ def check(making: Making, prospects: list[Prospect]) -> None:
 def test_prospects_are_as_large_as_llama_cpp_says(shared: Path, arch: str, mtp: str) -> None:
     model = Model.open(shared / "archs" / f"{arch}.gguf")
     making = making_of(model, mtp)
-    pool = making.pool(Fit(), widths_of(model, True))
+    pool = making.pool(widths_of(model, True))
     check(making, some(pool, 4))

@@ -29,14 +29,14 @@ SOURCE: tuple[AddFlags, ...] = (
 DRAWING = flags(Request(), data.DRAWING)
 TARGET = flags(
     Target(),
-    *(target.SIZE, target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
+    *(target.SIZE, target.ROUNDING, target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
     title="target",
     one_of=("ratio", "keep"),
     required=True,
 )
 CUT = flags(
     Target(),
-    *(target.SIZE, target.SHARE, target.FIT_SIZE, target.NEURONS),
+    *(target.SIZE, target.SHARE, target.FIT_SIZE, target.NEURONS, target.ROUNDING),
     *(target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
     title="target",
     one_of=("ratio", "keep", "shrink", "fit"),
@@ -44,13 +44,14 @@ CUT = flags(
 )
 INSTEAD = flags(  # of what a recipe says
     Target(),
-    *(target.SIZE, target.SHARE, target.NEURONS, target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
+    *(target.SIZE, target.SHARE, target.NEURONS, target.ROUNDING),
+    *(target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
     title="target",
     one_of=("ratio", "keep", "shrink"),
 )
 METHOD = flags(Target(), target.CHOICE)
-FIT_SIZE = flags(Target(), target.FIT_SIZE, title="memory")
-MEMORY = flags(Fit(), fit.MEMORY, fit.ROUNDING, fit.NEURONS, title="memory")
+FIT_SIZE = flags(Target(), target.FIT_SIZE, target.ROUNDING, title="memory")
+MEMORY = flags(Fit(), fit.MEMORY, fit.NEURONS, title="memory")
 EFFORT = flags(Fit(), fit.EFFORT, title="memory")
 SEARCH = flags(Target(), target.SEARCH, title="target")
 WEIGHING = flags(Target(), target.WEIGHING, target.MTP, title="target")

@@ -3,7 +3,7 @@
 from ggufreap.fitting.budget import Budget, budget_of
 from ggufreap.fitting.losses import Curve, table
 from ggufreap.fitting.mixes import Mix, possible_mixes
-from ggufreap.fitting.pool import KINDS, UNPRUNED, Pool, Prospect, is_friendly
+from ggufreap.fitting.pool import KINDS, UNPRUNED, Pool, Prospect
 from ggufreap.fitting.search import MADE, Step, contenders, frontier, lowest, spread
 from ggufreap.fitting.weighing import Maker, build
 from ggufreap.fitting.widths import widths_to_try
@@ -23,7 +23,6 @@ __all__ = [
     "build",
     "contenders",
     "frontier",
-    "is_friendly",
     "lowest",
     "possible_mixes",
     "spread",

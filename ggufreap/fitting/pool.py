@@ -6,8 +6,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ggufreap.architecture.layout import MoeLayout
-from ggufreap.errors import InfeasiblePlan
 from ggufreap.fitting.losses import Floats
 from ggufreap.fitting.mixes import Mix
 
@@ -104,21 +102,3 @@ class Pool:
             float(self.pruning[count]),
             float(self.narrowing[width]),
         )
-
-
-def is_friendly(n_expert: int) -> bool:
-    """Whether CUDA has one kernel for a router of so many experts: powers of two up to 512, 288 and 576
-    (ggml/src/ggml-cuda/topk-moe.cu, ggml_cuda_should_use_topk_moe)."""
-    return n_expert in (288, 576) or (n_expert <= 512 and n_expert.bit_count() == 1)
-
-
-def feasible_counts(layout: MoeLayout) -> list[int]:
-    """How many experts can stay, all of them first."""
-    counts = []
-    for n_keep in range(layout.n_expert, 1, -1):
-        try:
-            layout.check_keep(n_keep)
-        except InfeasiblePlan:
-            continue
-        counts.append(n_keep)
-    return counts

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ggufreap.errors import InfeasiblePlan
+from ggufreap.fitting.losses import Curve
 from ggufreap.fitting.pool import KINDS, NARROWED, NEVER, PRUNED, UNPRUNED, Mask, Pool, Prospect
 from ggufreap.units import size
 
@@ -72,9 +73,12 @@ def too_small(pool: Pool, room: int) -> str:
     """What to say where nothing fits: the smallest that there could be."""
     smallest = pool.prospect(int(pool.nbytes.argmin()))
     there = f"nothing of {size(room)} can be made" if room > 0 else "nothing is left for a file"
+    experts = Curve.tabulated()
+    neurons = f" or {Curve.of_neurons(experts).last:.0%} of their neurons" if len(pool.widths) > 1 else ""
     return (
-        f"{there}: the smallest file has {size(smallest.nbytes)} "
-        f"({smallest.label}); give at least {size(smallest.nbytes - room)} more"
+        f"{there}: the smallest file has {size(smallest.nbytes)} ({smallest.label}; more than "
+        f"{experts.last:.0%} of the experts{neurons} never go, since nothing tells what that loses); "
+        f"give at least {size(smallest.nbytes - room)} more"
     )
 
 

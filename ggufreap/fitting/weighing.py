@@ -10,8 +10,9 @@ import numpy as np
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.fitting.losses import Curve
 from ggufreap.fitting.mixes import Key, Mix
-from ggufreap.fitting.pool import NEVER, Bytes, Pool, feasible_counts, is_friendly
+from ggufreap.fitting.pool import NEVER, Bytes, Pool
 from ggufreap.model import Model
+from ggufreap.planning.counts import feasible_counts
 from ggufreap.quantization import QuantRequest
 from ggufreap.sizing import CLASSES, Outline, Portion, Rewriter, Rows, Sizer, class_of, portion, rows_of
 
@@ -90,8 +91,8 @@ def build(
     rows fill the same blocks. `friendly`: of the smaller counts only those that CUDA's fused router knows.
     """
     layout = maker.model.layout
-    whole, *fewer = feasible_counts(layout)
-    pruned = [count for count in fewer if 1 - count / whole <= pruning.last and (is_friendly(count) or not friendly)]
+    whole, *fewer = feasible_counts(layout, friendly=friendly)
+    pruned = [count for count in fewer if 1 - count / whole <= pruning.last]
     counts = (whole, *pruned)
     nbytes = np.full((len(counts), len(widths), len(mixes)), NEVER)
     answers: dict[Rows, dict[Key, Types]] = {}

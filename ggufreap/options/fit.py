@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufreap.errors import InputError
-from ggufreap.options.flag import Flag, Options, Parse, check, flagged, one_of, whole
+from ggufreap.options.flag import Flag, Options, Parse, check, flagged, whole
 
 AUTO_SIZE = "auto"
-FRIENDLY, OFF = "friendly", "off"
 CONTEXT = 8192
 MARGIN = 1 << 30  # llama.cpp's own, common/common.h, fit_params_target
 
-MEMORY, EFFORT, ROUNDING, NEURONS = "memory", "effort", "rounding", "neurons"
+MEMORY, EFFORT, NEURONS = "memory", "effort", "neurons"
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY = {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", re.IGNORECASE)
@@ -39,9 +38,8 @@ class Fit(Options):
     """What shall fit beside the weights, and how the best file is found.
 
     `ctx`: tokens of context that the model is to be used with; `margin`: bytes that stay free; `mmproj`: a file of the
-    vision part, which is loaded too; `fast`: take the lowest estimate, and measure no file; `round`: `friendly` leaves
-    out expert counts that llama.cpp's fused CUDA router does not know; `narrow`: look at experts with fewer neurons
-    too, where that can be.
+    vision part, which is loaded too; `fast`: take the lowest estimate, and measure no file; `narrow`: look at experts
+    with fewer neurons too, where that can be.
     """
 
     ctx: int = flagged(
@@ -57,17 +55,6 @@ class Fit(Options):
     )
     fast: bool = flagged(
         False, Flag(("--fast",), EFFORT, "with --fit: make the lowest estimate alone, measure no file", recipe=None)
-    )
-    round: str = flagged(
-        OFF,
-        Flag(
-            ("--round",),
-            ROUNDING,
-            "with --fit: friendly leaves out expert counts that CUDA's fused router does not know ({})",
-            one_of(FRIENDLY, OFF),
-            "HOW",
-            recipe=None,
-        ),
     )
     narrow: bool = flagged(
         True,

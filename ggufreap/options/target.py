@@ -10,10 +10,12 @@ from ggufreap.options.flag import MOST, Flag, Options, check, flagged, number, o
 REAP, RANK_AVERAGE, BEST, MIRROR, DROP = "reap", "rank_average", "best", "mirror", "drop"
 DEFAULT_METHOD = RANK_AVERAGE  # of all that choose without judging, the one that never lost much
 MTP_MODES = (MIRROR, DROP)
+FRIENDLY, OFF = "friendly", "off"
+ROUNDINGS = (FRIENDLY, OFF)
 AUTO_RATIO = "auto"
 MINUTES = 30  # for judging methods
 
-SIZE, SHARE, FIT_SIZE, NEURONS = "size", "share", "fit size", "neurons"
+SIZE, SHARE, FIT_SIZE, NEURONS, ROUNDING = "size", "share", "fit size", "neurons", "rounding"
 SEARCH, CHOICE, WEIGHING, MTP, SEED = "search", "choice", "weighing", "mtp", "seed"
 
 
@@ -32,7 +34,8 @@ class Target(Options):
     that stays, as the decimal that was written; columns of down are computed anew to make up for them. `shrink`, in
     place of `ratio`, `keep` and `width_ratio`: the fraction of the routed experts' weights to remove, divided between
     experts and neurons (ggufreap.narrowing.splitting). `sequential`: narrowed blocks make up for the errors of those
-    before them too (ggufreap.narrowing.sequential). `seed` draws for the method `random`. What a number can be, only
+    before them too (ggufreap.narrowing.sequential). `round`: `friendly` moves the number of experts to one that CUDA's
+    fused router knows (ggufreap.planning.counts). `seed` draws for the method `random`. What a number can be, only
     the model tells: `count_to_keep` refuses.
     """
 
@@ -88,6 +91,17 @@ class Target(Options):
             memory_size(AUTO_SIZE),
             "SIZE",
             recipe=None,
+        ),
+    )
+    round: str = flagged(
+        OFF,
+        Flag(
+            ("--round",),
+            ROUNDING,
+            "friendly: only numbers of experts that CUDA's fused router knows, such as 64 and 128 ({})",
+            one_of(*ROUNDINGS),
+            "{friendly,off}",
+            str,
         ),
     )
     max_kld: float = flagged(

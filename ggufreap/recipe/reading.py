@@ -23,7 +23,8 @@ _LEAST = {"seed": 0, "budget": 0}
 _KINDS = {
     "calibration": {"datasets": _TEXTS, "ctx_size": _NUMBER, "chunks": _NUMBER, "seed": _NUMBER},
     "target": dict.fromkeys(("ratio", "shrink", "width_ratio"), _RATIO)
-    | {"sequential": _FLAG, "keep": _NUMBER, "method": _TEXT, "budget": _NUMBER, "blend": _TEXT, "mtp": _TEXT},
+    | dict.fromkeys(("method", "blend", "mtp", "round"), _TEXT)
+    | {"sequential": _FLAG, "keep": _NUMBER, "budget": _NUMBER},
     "quantization": {"variants": _TABLES, "keep": _FLAG, "keep_imatrix": _FLAG, "imatrix_dat": _FLAG},
     "evaluation": {"files": _TEXTS, "chunks": _NUMBER, "ctx_size": _NUMBER, "compare": _FLAG, "fail_if": _TEXTS},
 }

@@ -59,6 +59,7 @@ class Target(options.Target):
                 as_fraction(str(fraction))
         check_known(self.method, "method", method_names())
         check_known(self.mtp, "mtp", options.MTP_MODES)
+        check_known(self.round, "round", options.ROUNDINGS)
         if self.blend is not None:
             check_blend(self.blend)
 

@@ -88,7 +88,7 @@ def fit(
     _LOG.info("%s", budget.told)
     job = _settled(model, data, target, *wishes, settings, progress)
     making, widths = _making(job), widths_for(job, fit.narrow)
-    pool = making.pool(fit, widths)
+    pool = making.pool(widths, target.round)
     first = fitting.contenders(pool, budget.room)[0]
     if not first.pruned and first.mix.type is None:
         _warn_unaccounted(job.judgement)
@@ -130,11 +130,6 @@ def _settled(
 
 def _tell(prospect: Prospect) -> None:
     _LOG.info("estimated mean KLD %.4f: %s, %s", prospect.loss, prospect.label, size(prospect.nbytes))
-    if fitting.is_friendly(prospect.n_expert) and not fitting.is_friendly(prospect.n_keep):
-        _LOG.info(
-            "CUDA's fused router knows %d experts, not %d, so that it routes in more steps (--round friendly)",
-            *(prospect.n_expert, prospect.n_keep),
-        )
 
 
 def _check(target: Target, fit: Fit, quantisation: Quantisation, judgement: Judgement, output: Output) -> None:

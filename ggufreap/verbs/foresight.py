@@ -17,6 +17,7 @@ from ggufreap.verbs.exact import Planned
 from ggufreap.verbs.job import Job
 from ggufreap.verbs.narrowing import any_narrowing, check_down, columns_nbytes
 from ggufreap.verbs.plan import default_blend
+from ggufreap.verbs.rounding import tell_unfriendly
 from ggufreap.verbs.variants import VariantJobs
 from ggufreap.verification import check_room
 
@@ -120,6 +121,7 @@ def _tell(job: Job, foreseen: Foreseen) -> None:
     plan, script, source = foreseen.plan, foreseen.script, job.model.file
     first = script.files[0].path
     _LOG.info("%s in each of %d MoE blocks", plan.summary, len(plan.keep))
+    tell_unfriendly(job.model.layout, plan.n_keep)
     _LOG.info("%s -> %s (%s bytes -> %s)", source.path.name, first, f"{source.nbytes:,}", f"{script.nbytes:,}")
     for made in foreseen.quantized:
         _LOG.info("%s -> %s (%s bytes)", first.name, made.paths[0], f"{made.nbytes:,}")

@@ -3,8 +3,10 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ggufreap import fitting, naming
+from ggufreap import imatrix as matrices
 from ggufreap.errors import InputError
 from ggufreap.fitting import Budget, Curve, Step
 from ggufreap.judging import Exam
@@ -20,7 +22,7 @@ from ggufreap.progress import Progress, silent
 from ggufreap.saliency import random_scores
 from ggufreap.selection.methods import calibrates
 from ggufreap.units import size
-from ggufreap.verbs.plan import chosen_method, warn_of_mtp
+from ggufreap.verbs.plan import chosen_method, default_blend, warn_of_mtp
 from ggufreap.verbs.prospects import Making, measured_curve, with_curve
 from ggufreap.verbs.widths import widths_of
 
@@ -81,12 +83,13 @@ def frontier(
     target = replace(target, method=chosen_method(target))
     exam = Exam.of(held_out, settings) if judged else None
     budget = fitting.budget_of(model.path, target.fit, fit, settings) if target.fit is not None else None
-    name = f"{naming.stem_of(model.path)}.imatrix.gguf"
-    making = Making(model, whole_plan(model, target), None, None, "", name, 0, allow_requantize)
+    if budget is not None and not judged:
+        _LOG.info("sizes are without what the header will tell of calibration data, some hundred bytes")
+    known = None if stats is None else Stored.of(stats)
+    making = _making(model, target, known, allow_requantize)
     widths = widths_of(model, fit.narrow, text=calibrates(target.method))
-    pool = making.pool(fit, widths)
+    pool = making.pool(widths, target.round)
     if exam is not None:
-        known = None if stats is None else Stored.of(stats)
         curve = measured_curve(model, target, exam, known, pool.counts, progress)
         pool = with_curve(pool, curve)
     else:
@@ -110,9 +113,19 @@ def _refuse_unused(target: Target, settings: EngineSettings) -> None:
     refuse_unused(settings, {name: measuring for name, flag in flags_of(settings).items() if flag.group not in sized})
 
 
-def whole_plan(model: Model, target: Target) -> PruningPlan:
-    """A plan that removes nothing: from one of any count the sizes of all others follow."""
-    layout = model.layout
+def _making(model: Model, target: Target, known: Stored | None, allow_requantize: bool) -> Making:
+    """As `prune --fit` makes it of the same text or matrix, so that every header has the same bytes."""
+    path = target.from_imatrix
+    given = None if path is None else matrices.load_for(path, model.file)
+    name = f"{naming.stem_of(model.path)}.imatrix.gguf" if path is None else Path(path).name
+    dataset = "" if known is None else known.provenance.source
+    return Making(model, whole_plan(model, target, known), None, given, dataset, name, 0, allow_requantize)
+
+
+def whole_plan(model: Model, target: Target, known: Stored | None = None) -> PruningPlan:
+    """A plan that removes nothing, by statistics where they are `known`: from one of any count the sizes of all others
+    follow."""
+    layout, provenance = model.layout, known and known.provenance
     scores = random_scores(len(layout.trunk), layout.n_expert, target.seed)
     return make_plan(
         layout,
@@ -121,7 +134,9 @@ def whole_plan(model: Model, target: Target) -> PruningPlan:
         method=target.method,
         n_keep=layout.n_expert,
         mtp=target.mtp,
-        blend=target.blend or "",
+        corpus=provenance.corpus if provenance else "",
+        datasets=provenance.sources if provenance else (),
+        blend=target.blend or (default_blend({each.domain for each in provenance.sources}) if provenance else ""),
     )
 
 

@@ -31,6 +31,7 @@ from ggufreap.verbs.laws import require_laws
 from ggufreap.verbs.narrowing import settled
 from ggufreap.verbs.plan import check_data, chosen_method
 from ggufreap.verbs.ratio import limit_of, search
+from ggufreap.verbs.rounding import rounded
 from ggufreap.verbs.variants import Wanted, resolved
 
 _LOG = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def settle(
 ) -> Job:
     """Open and check all of it; raises InputError or OutputError for what would else stop the work later."""
     method = chosen_method(target)
-    target, width = settled(model, target)
+    target, width = settled(model, rounded(model.layout, target))
     asks = data.asks if isinstance(data, Request) else data is not None
     check_data(method, asks)
     if width and not calibrates(method):

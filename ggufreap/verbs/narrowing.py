@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggufreap import imatrix as matrices
-from ggufreap.architecture.layout import MoeLayout
 from ggufreap.architecture.width import expert_width, resized
 from ggufreap.container import TensorRecord, bits_per_weight, block_size, is_quantized, type_name
 from ggufreap.corpus.request import Opened
-from ggufreap.errors import InfeasiblePlan, InputError
+from ggufreap.errors import InputError
 from ggufreap.files import check_free, claim, remove_kept, work_in
 from ggufreap.imatrix import Imatrix
 from ggufreap.model import Model
@@ -18,8 +17,9 @@ from ggufreap.narrowing.splitting import split
 from ggufreap.narrowing.widths import BLOCK, width_to_keep
 from ggufreap.narrowing.workplace import METHOD, Workplace
 from ggufreap.options.engine import EngineSettings
-from ggufreap.options.target import AUTO_RATIO, Target
+from ggufreap.options.target import AUTO_RATIO, FRIENDLY, Target
 from ggufreap.planning import PruningPlan
+from ggufreap.planning.counts import feasible_counts
 from ggufreap.progress import Progress
 from ggufreap.rewriting import Narrow
 from ggufreap.verbs.compensation import compensated, task_of
@@ -71,7 +71,7 @@ def settled(model: Model, target: Target) -> tuple[Target, int]:
         target.shrink,
         block=block if width % block == 0 and width > block else BLOCK,
         n_group=layout.n_group,
-        allowed=lambda n_keep: _routes(layout, n_keep),
+        allowed=feasible_counts(layout, friendly=target.round == FRIENDLY).__contains__,
     )
     _LOG.info("--shrink %s %s", target.shrink, cut.reason)
     return replace(target, shrink=None, keep=cut.n_keep), 0 if cut.width == width else cut.width
@@ -174,11 +174,3 @@ def sliced(model: Model, plan: PruningPlan, narrowing: Narrowing | None, matrix:
 
 def _down(model: Model) -> TensorRecord:
     return model.file.by_name[f"blk.{model.layout.blocks[0].index}.ffn_down_exps.weight"]
-
-
-def _routes(layout: MoeLayout, n_keep: int) -> bool:
-    try:
-        layout.check_keep(n_keep)
-    except InfeasiblePlan:
-        return False
-    return True

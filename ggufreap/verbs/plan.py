@@ -21,6 +21,7 @@ from ggufreap.selection.methods import calibrates, check_weighing, method_names,
 from ggufreap.selection.portfolio import Contender
 from ggufreap.verbs import trust
 from ggufreap.verbs.best import best_method
+from ggufreap.verbs.rounding import rounded
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def plan(
     method = chosen_method(target)
     model = Model.open(model)
     trust.warn(model)
+    target = rounded(model.layout, target)
     n_keep = count_to_keep(model.layout, target.ratio, target.keep)
     model.check_weights()
     warn_of_mtp(model, target)

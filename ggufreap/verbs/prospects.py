@@ -14,10 +14,10 @@ from ggufreap.judging import Exam, Masking
 from ggufreap.model import Model
 from ggufreap.narrowing import Narrowing
 from ggufreap.observation import Stored
-from ggufreap.options.fit import FRIENDLY, Fit
 from ggufreap.options.output import Output
-from ggufreap.options.target import DROP, Target
+from ggufreap.options.target import DROP, FRIENDLY, OFF, Target
 from ggufreap.planning import PruningPlan
+from ggufreap.planning.counts import KNOWN
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization import QuantRequest, imatrix_metadata
 from ggufreap.recipe import Variant
@@ -100,16 +100,15 @@ class Making:
         label = Narrowing(source_width(self.model), width, {}).full_label(cut) if width else cut.label
         return naming.target(self.model.path, self.out, label)
 
-    def pool(self, fit: Fit, widths: Widths) -> Pool:
-        """All prospects; what pruning loses is the tabulated curve."""
-        losses, pruning = fitting.table(), Curve.tabulated()
-        if fit.round == FRIENDLY:
-            _LOG.info("only counts of experts that CUDA's fused router knows: powers of two up to 512, 288 and 576")
-        mixes = fitting.possible_mixes(
-            self.model.file, losses, weighted=self.weighted, allow_requantize=self.allow_requantize
-        )
+    def pool(self, widths: Widths, round: str = OFF) -> Pool:
+        """All prospects of these widths and the counts that `round` allows; what pruning loses is the tabulated
+        curve."""
+        losses, source, pruning = fitting.table(), self.model.file, Curve.tabulated()
+        if round == FRIENDLY:
+            _LOG.info("--round %s: %s, and other counts are left out", round, KNOWN)
+        mixes = fitting.possible_mixes(source, losses, weighted=self.weighted, allow_requantize=self.allow_requantize)
         curves = pruning, Curve.of_neurons(pruning)
-        return fitting.build(self, mixes, widths.all, *curves, friendly=fit.round == FRIENDLY)
+        return fitting.build(self, mixes, widths.all, *curves, friendly=round == FRIENDLY)
 
 
 def with_curve(pool: Pool, pruning: Curve) -> Pool:

@@ -1,6 +1,5 @@
 """How many experts can go until held-out text says that it is too much."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from ggufreap.errors import InfeasiblePlan, InputError
@@ -9,7 +8,8 @@ from ggufreap.model import AnyModel, Model
 from ggufreap.observation import AnyStatistics, Stored
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.judgement import HeldOut
-from ggufreap.options.target import Target
+from ggufreap.options.target import FRIENDLY, Target
+from ggufreap.planning.counts import KNOWN, feasible_counts
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs.plan import chosen_method, plan
 from ggufreap.verbs.preview import Preview, previewed, told_of
@@ -48,9 +48,10 @@ def search(
 ) -> Preview:
     """The same for an exam whose only gate is the one to keep to."""
     layout = model.layout
-    counts = [n_keep for n_keep in range(layout.n_expert - 1, 1, -1) if _feasible(layout.check_keep, n_keep)]
+    counts = feasible_counts(layout, friendly=target.round == FRIENDLY)[1:]
     if not counts:
-        raise InfeasiblePlan(f"{model.path}: no expert can be removed: the router needs all {layout.n_expert}")
+        why = f"{KNOWN} (--round)" if target.round == FRIENDLY else f"the router needs all {layout.n_expert}"
+        raise InfeasiblePlan(f"{model.path}: no expert can be removed: {why}")
     stats = None if stats is None else Stored.of(stats)
     tested: dict[int, Candidate] = {}
     with Masking(model, exam, PER_ROUND, progress) as masking:
@@ -70,14 +71,6 @@ def search(
         more = f"; one step more: {told_of(tested[failed])}" if failed in tested else ""
         reason = f"{last.plan.summary}: {told_of(last)}{more}"
         return previewed(model, exam, masking.n_chunks, candidates, {}, last, reason)
-
-
-def _feasible(check: Callable[[int], None], n_keep: int) -> bool:
-    try:
-        check(n_keep)
-    except InfeasiblePlan:
-        return False
-    return True
 
 
 def _between(low: int, high: int) -> list[int]:

@@ -78,7 +78,7 @@ def _obstacle(model: Model) -> str:
     try:
         expert_width(model.file, model.layout)
     except UnsupportedModel as error:
-        return str(error)
+        return str(error).removeprefix(f"{model.file.path}: ")
     kind = _down(model).type
     if is_quantized(kind) and bits_per_weight(kind) < GOOD_BITS:
         return (

@@ -59,7 +59,7 @@ def headers() -> None:
             making = making_of(opened(real_headers.write(name, Path(folder))))
             started, own = time.perf_counter(), time.process_time()
             widths = widths_of(making.model, True)
-            pool = making.pool(Fit(), widths)
+            pool = making.pool(widths)
             taken, own = time.perf_counter() - started, time.process_time() - own
             chosen = set[Prospect]()
             for nbytes in fitting.spread(pool, 10):
