@@ -1,5 +1,6 @@
 """What fits a memory: exact sizes and llama.cpp's own buffers, and the search against all there is."""
 
+import re
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -427,9 +428,25 @@ def test_what_was_measured_of_experts_scales_what_is_tabulated_of_neurons() -> N
     assert neurons.points == table().narrowing
     assert list(neurons.points) == sorted(neurons.points)
     assert neurons.at([0.0, 0.25, 0.5]).tolist() == sorted(neurons.at([0.0, 0.25, 0.5]))
-    twice = Curve({place: 2 * kld for place, kld in table().pruning.items()}, measured=True)
-    assert Curve.of_neurons(twice).points == pytest.approx({place: 2 * kld for place, kld in neurons.points.items()})
+    more = Curve({place: 4 * kld for place, kld in table().pruning.items()}, measured=True)
+    assert Curve.of_neurons(more).points == pytest.approx({place: 2 * kld for place, kld in neurons.points.items()})
     assert Curve.of_neurons(Curve({0.01: 0.1}, measured=True)).at([0.25])[0] > 0
+
+
+def test_fewer_experts_and_fewer_neurons_lose_about_the_sum() -> None:
+    """Of all splits of the trained model in the lab book: experts x neurons of 32 x 256, bytes, mean KLD."""
+    book = (Path(__file__).parent / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d\d) x (\d{3}) \| [\d.]+ % \| ([\d.]+) /", book, re.MULTILINE)
+    splits = [(int(experts), int(neurons), float(kld)) for experts, neurons, kld in rows]
+    both = [each for each in splits if each[0] < 32 and each[1] < 256]
+    pruning = Curve.tabulated()
+    estimated = [
+        pruning.at([1 - experts / 32])[0] + Curve.of_neurons(pruning).at([1 - neurons / 256])[0]
+        for experts, neurons, _ in both
+    ]
+    ratios = np.array(estimated) / [kld for *_, kld in both]
+    assert len(ratios) == 12
+    assert 0.9 < ratios.min() < ratios.max() < 1.1
 
 
 @pytest.mark.parametrize(

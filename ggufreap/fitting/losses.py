@@ -1,10 +1,12 @@
 """What a prospect is estimated to lose: the sum of what was measured of its parts, each alone.
 
-The parts are not independent, so the sum is an estimate and is called one. Types and neurons are tabulated from one
-trained model (losses.toml and narrowing.toml say which), so of another one their order is to be expected, not their
-figures.
+The parts are not independent, so the sum is an estimate and is called one; of fewer experts and fewer neurons together
+it was within a tenth of what was measured of twelve splits (tests/benchmarks/README.md). Types and neurons are
+tabulated from one trained model (losses.toml and narrowing.toml say which), so of another one their order is to be
+expected, not their figures.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,17 +59,17 @@ class Curve:
 
     @classmethod
     def of_neurons(cls, pruning: "Curve") -> "Curve":
-        """That of the trained model's neurons; where `pruning` was measured of the model at hand, as many times that as
-        its experts lose what those of the trained model lose.
+        """That of the trained model's neurons; where `pruning` was measured of the model at hand, by the root of how
+        much more or less its experts lose than those of the trained model.
 
-        On the one other model that was tried this came out twice as high as what was measured, and the bare table two
-        to three times too low (tests/benchmarks/README.md).
+        Of the one other model that was tried experts lost 4.2 to 5.3 times as much as those of the trained one, neurons
+        2.2 to 3.0 times (tests/benchmarks/README.md).
         """
         points = table().narrowing
         if pruning.measured:
             last = min(pruning.last, max(points))
             places = [place for place in table().pruning if place <= last] or [last]
-            times = float(pruning.at(places).sum() / cls.tabulated().at(places).sum())
+            times = math.sqrt(pruning.at(places).sum() / cls.tabulated().at(places).sum())
             points = {place: times * kld for place, kld in points.items()}
         return cls(points, measured=False)
 
