@@ -15,7 +15,7 @@ from ggufreap.options.output import Output
 from ggufreap.planning import make_plan
 from ggufreap.planning.counts import feasible_counts
 from ggufreap.quantization import QuantRequest, imatrix_metadata
-from ggufreap.rewriting import Narrow
+from ggufreap.rewriting import Narrow, execute
 from ggufreap.sizing import Outline, Sizer, rows_of
 from ggufreap.verbs.apply import scripts_of
 from ggufreap.verbs.narrowing import any_narrowing
@@ -56,6 +56,17 @@ def test_narrower_ones_too_whatever_the_header_says(tmp_path: Path) -> None:
     sizes = {"n_expert": 16, "n_embd": 64, "n_ff": 160}
     path = tiny_gguf.qwen3moe(tmp_path / "Toy-F16.gguf", types=Kind.F16, **sizes)
     assert check_outlines(Model.open(path), "mirror") > 1
+
+
+def test_shards_become_one_file(tmp_path: Path) -> None:
+    path = tiny_gguf.qwen3moe(tmp_path / "Toy-F16.gguf", types=Kind.F16, n_expert=16, n_embd=64, n_ff=96)
+    model = Model.open(path)
+    scores = saliency.random_scores(len(model.layout.trunk), 16, 0)
+    plan = make_plan(model.layout, model.identity, scores, method="random", n_keep=14)
+    script = scripts_of(model, plan, tmp_path / "S.gguf", Output(split_max_size="1M"))(14)
+    execute(script)
+    assert len(script.files) > 1
+    assert check_outlines(Model.open(script.files[0].path), "mirror") == 1
 
 
 def test_rows_differ_by_the_blocks_that_they_fill() -> None:
