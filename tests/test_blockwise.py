@@ -3,8 +3,6 @@
 import logging
 import os
 import re
-import subprocess
-import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_gguf
 import tiny_native
+from dying import killed
 
 from ggufreap import calibrate, verbs
 from ggufreap.architecture.layout import bind
@@ -40,27 +39,12 @@ CHUNKWISE = EngineSettings(
     n_ctx=64, n_ubatch=32, n_threads=1, n_gpu_layers=0, repack=False, blockwise=ALL_BLOCKS, n_together=1
 )
 BLOCKWISE = replace(CHUNKWISE, blockwise=1)
-# Dies on the N-th call of a function: python -c DYING FUNCTION N MODEL IDS OUT.
-DYING = """
-import os, signal, sys
-from importlib import import_module
-from ggufreap import calibrate, verbs
-from ggufreap.options.engine import EngineSettings
-name, number, model, ids, out = sys.argv[1:]
-module, _, path = name.partition(":")
-holder = import_module(module)
-*inside, last = path.split(".")
-for part in inside:
-    holder = getattr(holder, part)
-real, calls = getattr(holder, last), []
-def dying(*arguments, **options):
-    calls.append(1)
-    if len(calls) == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments, **options)
-setattr(holder, last, dying)
-settings = EngineSettings(n_ctx=64, n_ubatch=32, n_threads=1, n_gpu_layers=0, repack=False, blockwise=1)
-calibrate(model, out, ids, imatrix_out=out + ".gguf", settings=settings)
+# For `killed`, with a model, ids and where statistics go.
+CALIBRATING = """
+from ggufreap import calibrate
+from test_blockwise import BLOCKWISE
+model, ids, out = sys.argv[1:]
+calibrate(model, out, ids, imatrix_out=out + ".gguf", settings=BLOCKWISE)
 """
 
 
@@ -180,8 +164,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     model: Path, tmp_path: Path, function: str, number: int
 ) -> None:
     ids, out = ids_in(tmp_path, 320), tmp_path / "b.npz"
-    arguments = [function, str(number), str(model), str(ids), str(out)]
-    assert subprocess.run([sys.executable, "-c", DYING, *arguments], check=False).returncode == -9
+    killed(CALIBRATING, function, number, model, ids, out)
     assert not out.exists()
     assert_same(run(model, out, ids, BLOCKWISE), run(model, tmp_path / "c.npz", ids, CHUNKWISE))
 

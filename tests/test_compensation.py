@@ -1,9 +1,7 @@
 """Narrowing with compensation: what is summed up, in which portions, what is solved, and what a killed run leaves."""
 
 import logging
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +11,15 @@ import tiny_gguf
 import tiny_layouts
 import tiny_native
 import tiny_reference
+from dying import killed
+from tiny_narrow import narrowed_logits
 
 from ggufreap import verbs
 from ggufreap.architecture.layout import bind
 from ggufreap.container import open_gguf
 from ggufreap.corpus import Chunk
 from ggufreap.corpus.request import open_request
-from ggufreap.engine.neuron_tap import Narrowed
+from ggufreap.engine.neuron_tap import FewerNeurons
 from ggufreap.engine.observables import ACTIVATIONS, STREAM_NORMS
 from ggufreap.engine.observing import Wanted
 from ggufreap.engine.protocol import RoutedBatch
@@ -44,29 +44,15 @@ WHOLE = EngineSettings(
     n_ctx=64, n_ubatch=32, n_threads=1, n_gpu_layers=0, repack=False, blockwise=ALL_BLOCKS, exact=True
 )
 APART = replace(WHOLE, blockwise=1)
+Run = Callable[[Path, PruningPlan, Path, Path], Solution]
 N_EMBD, WIDTH, LEFT, N_CHUNKS = 64, 32, 24, 6
-# Dies on the N-th call of a function: python -c DYING FUNCTION N BLOCKWISE MODEL PLAN IDS FOLDER.
-DYING = """
-import os, signal, sys
-from importlib import import_module
+# For `killed`, with the name of a function here, a model, its plan, ids and a folder.
+NARROWING = """
 from pathlib import Path
-name, number, blockwise, model, plan, ids, folder = sys.argv[1:]
-from test_compensation import WHOLE, run
-from dataclasses import replace
+import test_compensation
 from ggufreap import planning
-module, _, path = name.partition(":")
-holder = import_module(module)
-*inside, last = path.split(".")
-for part in inside:
-    holder = getattr(holder, part)
-real, calls = getattr(holder, last), []
-def dying(*arguments, **options):
-    calls.append(1)
-    if len(calls) == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments, **options)
-setattr(holder, last, dying)
-run(Path(model), planning.load_plan(Path(plan)), Path(ids), Path(folder), replace(WHOLE, blockwise=int(blockwise)))
+run, model, plan, ids, folder = sys.argv[1:]
+getattr(test_compensation, run)(Path(model), planning.load_plan(Path(plan)), Path(ids), Path(folder))
 """
 
 
@@ -98,6 +84,15 @@ def run(
 ) -> Solution:
     data = open_request(Request(tokens=str(ids)))
     return compensated(Model.open(model), plan, width, folder, data, memory=memory, settings=settings)
+
+
+def run_apart(model: Path, plan: PruningPlan, ids: Path, folder: Path) -> Solution:
+    return run(model, plan, ids, folder, APART)
+
+
+def run_sequentially(model: Path, plan: PruningPlan, ids: Path, folder: Path) -> Solution:
+    data = open_request(Request(tokens=str(ids)))
+    return compensated(Model.open(model), plan, LEFT, folder, data, sequential=True, settings=WHOLE)
 
 
 def session(path: Path, settings: EngineSettings = WHOLE) -> LlamaSession:
@@ -259,6 +254,34 @@ def test_a_solution_is_the_surgeon_s_of_those_sums(model: Path, plan: PruningPla
 
 
 @pytest.mark.native
+def test_what_as_many_neurons_cost_alone_is_known_without_columns(
+    model: Path, plan: PruningPlan, ids: Path, tmp_path: Path
+) -> None:
+    whole = run(model, plan, ids, tmp_path / "whole")
+    data = open_request(Request(tokens=str(ids)))
+    found = compensated(Model.open(model), plan, LEFT, tmp_path / "work", data, downs=False, settings=WHOLE)
+    assert not list((tmp_path / "work").iterdir())
+    assert found.narrowing.downs == {}
+    sums, file = sums_of(model, np.load(ids), plan.keep), open_gguf(model)
+    neurons, share = found.as_costly
+    lost = 0.0
+    for block, kept in plan.keep.items():
+        assert np.array_equal(found.narrowing.neurons[block], whole.narrowing.neurons[block])
+        solved, record = found.solved[block], file.by_name[f"blk.{block}.ffn_down_exps.weight"]
+        count = WIDTH - neurons[block].shape[1]
+        totals = solved.bare.sum(axis=0)
+        assert all(abs(totals[count] - solved.losses[:, -1].sum()) <= np.abs(totals - solved.losses[:, -1].sum())[1:])
+        for place, expert in enumerate(kept):
+            gone = np.setdiff1d(np.arange(WIDTH), neurons[block][place])
+            assert sorted(solved.order[place, :count]) == gone.tolist()
+            down, hessian = expert_weights(file, record, expert)[:, gone], sums[block][expert][np.ix_(gone, gone)]
+            alone = np.trace(down @ hessian @ down.T) / np.load(ids).size
+            assert solved.bare[place, count] == pytest.approx(alone, rel=1e-2)
+            lost += alone
+    assert share == pytest.approx(found.loss / lost, rel=1e-2)
+
+
+@pytest.mark.native
 def test_experts_with_scales_are_those_with_the_scales_in_their_weights(ids: Path, tmp_path: Path) -> None:
     sizes = {"n_block": 1, "n_expert": 8, "n_used": 2, "n_embd": N_EMBD, "n_ff": WIDTH}
     found = []
@@ -310,7 +333,7 @@ def test_all_neurons_are_the_masked_model(model: Path, plan: PruningPlan) -> Non
     file, tokens = open_gguf(model), np.arange(64, dtype=np.int32)
     everything = np.tile(np.arange(WIDTH), (6, 1))
     narrowed = {
-        block: Narrowed(
+        block: FewerNeurons(
             kept,
             everything,
             np.stack([expert_weights(file, file.by_name[f"blk.{block}.ffn_down_exps.weight"], e) for e in kept]),
@@ -319,7 +342,7 @@ def test_all_neurons_are_the_masked_model(model: Path, plan: PruningPlan) -> Non
     }
     with session(model) as engine:
         np.testing.assert_allclose(
-            engine.narrowed_logits(tokens, narrowed), engine.logits(tokens, plan.keep), rtol=1e-3, atol=1e-4
+            narrowed_logits(engine, tokens, narrowed), engine.logits(tokens, plan.keep), rtol=1e-3, atol=1e-4
         )
 
 
@@ -343,11 +366,11 @@ def test_narrowed_experts_compute_what_columns_of_zeros_would(
     sizes = {"n_block": 3, "n_expert": 8, "n_used": 2, "n_embd": N_EMBD, "n_ff": WIDTH}
     changed = tiny_gguf.qwen3moe(tmp_path / "changed.gguf", changes=[write_columns], **sizes)
     narrowed = {
-        block: Narrowed(kept, narrowing.neurons[block], narrowing.downs[block]) for block, kept in plan.keep.items()
+        block: FewerNeurons(kept, narrowing.neurons[block], narrowing.downs[block]) for block, kept in plan.keep.items()
     }
     with session(model) as engine, session(changed) as other:
         expected = other.logits(tokens, plan.keep, 10)
-        np.testing.assert_allclose(engine.narrowed_logits(tokens, narrowed, 10), expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(narrowed_logits(engine, tokens, narrowed, 10), expected, rtol=1e-3, atol=1e-4)
         assert np.abs(engine.logits(tokens, plan.keep, 10) - expected).max() > 1e-3
 
 
@@ -373,37 +396,10 @@ def test_portions_do_not_matter(
     nbytes = curvature_nbytes(6, WIDTH, 64, 2)
     assert_same(whole, run(model, plan, ids, tmp_path / "two", memory=2 * nbytes + 1))
     assert "2 passes, each over some blocks, with 4.31 MB of memory" in caplog.text
-    assert_same(whole, run(model, plan, ids, tmp_path / "apart", APART))
+    assert_same(whole, run_apart(model, plan, ids, tmp_path / "apart"))
     caplog.clear()
     assert_same(whole, run(model, plan, ids, tmp_path / "whole"))
     assert "using the narrowed blocks" in caplog.text
-
-
-@pytest.mark.native
-@pytest.mark.parametrize("blockwise", [ALL_BLOCKS, 1])
-@pytest.mark.parametrize(
-    ("function", "number"),
-    [
-        ("ggufreap.narrowing.workplace:solve", 2),
-        ("ggufreap.narrowing.workplace:np.savez", 2),
-        ("ggufreap.narrowing.collecting:Curvature.fold", 20),
-        ("ggufreap.narrowing.collecting:spill_path", 1),
-    ],
-)
-def test_a_killed_run_goes_on(
-    function: str, number: int, blockwise: int, model: Path, plan: PruningPlan, ids: Path, tmp_path: Path
-) -> None:
-    whole = run(model, plan, ids, tmp_path / "whole")
-    folder, saved = tmp_path / "work", tmp_path / "plan.json"
-    saved.write_text(plan.to_json())
-    command = [sys.executable, "-c", DYING, function, str(number), str(blockwise)]
-    ended = subprocess.run([*command, model, saved, ids, folder], cwd=Path(__file__).parent, check=False)
-    assert ended.returncode == -9
-    left = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
-    assert_same(whole, run(model, plan, ids, folder, replace(WHOLE, blockwise=blockwise)))
-    assert all(path.stat().st_mtime_ns == time for path, time in left.items())  # what was solved stays
-    there = {path.name for path in folder.iterdir() if not path.name.startswith(".ggufreap-")}  # the dead one's locks
-    assert there == {f"{block}.{end}" for block in range(3) for end in ("npz", "downs.npy")}
 
 
 @pytest.mark.native
@@ -449,16 +445,11 @@ def test_blocks_that_no_text_reaches_are_narrowed_by_their_norms(
 def missing(path: Path, solution: Solution, keep: Mapping[int, tuple[int, ...]], chunks: np.ndarray) -> float:
     """‖logits of the original - logits of the narrowed‖² over the text."""
     narrowed = {
-        block: Narrowed(kept, solution.narrowing.neurons[block], solution.narrowing.downs[block])
+        block: FewerNeurons(kept, solution.narrowing.neurons[block], solution.narrowing.downs[block])
         for block, kept in keep.items()
     }
     with session(path) as engine:
-        return sum(float(((engine.logits(c) - engine.narrowed_logits(c, narrowed)) ** 2).sum()) for c in chunks)
-
-
-def run_sequentially(model: Path, plan: PruningPlan, ids: Path, folder: Path) -> Solution:
-    data = open_request(Request(tokens=str(ids)))
-    return compensated(Model.open(model), plan, LEFT, folder, data, sequential=True, settings=WHOLE)
+        return sum(float(((engine.logits(c) - narrowed_logits(engine, c, narrowed)) ** 2).sum()) for c in chunks)
 
 
 @pytest.mark.native
@@ -473,34 +464,39 @@ def test_later_blocks_make_up_for_earlier_ones(model: Path, plan: PruningPlan, t
     assert_same(found, run_sequentially(model, plan, tmp_path / "ids.npy", tmp_path / "work"))
 
 
-SEQUENTIALLY = DYING.replace("import WHOLE, run", "import WHOLE, run_sequentially").replace(
-    "run(Path(model), planning.load_plan(Path(plan)), Path(ids), Path(folder), "
-    "replace(WHOLE, blockwise=int(blockwise)))",
-    "run_sequentially(Path(model), planning.load_plan(Path(plan)), Path(ids), Path(folder))",
-)
+# Killed.
 
-
-@pytest.mark.native
-@pytest.mark.parametrize(
-    ("function", "number"),
-    [
+AT = {
+    run: (
+        ("ggufreap.narrowing.workplace:solve", 2),
+        ("ggufreap.narrowing.workplace:np.savez", 2),
+        ("ggufreap.narrowing.collecting:Curvature.fold", 20),
+        ("ggufreap.narrowing.collecting:spill_path", 1),
+    ),
+    run_sequentially: (
         ("ggufreap.narrowing.sequential:Curvature.fold", 20),
         ("ggufreap.narrowing.sequential:_fold", 20),
         ("ggufreap.narrowing.workplace:np.savez", 2),
         ("ggufreap.narrowing.sequential:spill_path", 3),
-    ],
-)
-def test_a_killed_sequence_goes_on(
-    function: str, number: int, model: Path, plan: PruningPlan, ids: Path, tmp_path: Path
+    ),
+}
+AT[run_apart] = AT[run]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(("run", "function", "number"), [(run, *each) for run, places in AT.items() for each in places])
+def test_a_killed_run_goes_on(
+    run: Run, function: str, number: int, model: Path, plan: PruningPlan, ids: Path, tmp_path: Path
 ) -> None:
-    whole = run_sequentially(model, plan, ids, tmp_path / "whole")
+    whole = run(model, plan, ids, tmp_path / "whole")
     folder, saved = tmp_path / "work", tmp_path / "plan.json"
     saved.write_text(plan.to_json())
-    command = [sys.executable, "-c", SEQUENTIALLY, function, str(number), "1", model, saved, ids, folder]
-    assert subprocess.run(command, cwd=Path(__file__).parent, check=False).returncode == -9
+    killed(NARROWING, function, number, run.__name__, model, saved, ids, folder)
     left = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
-    assert_same(whole, run_sequentially(model, plan, ids, folder))
-    assert all(path.stat().st_mtime_ns == time for path, time in left.items())
+    assert_same(whole, run(model, plan, ids, folder))
+    assert all(path.stat().st_mtime_ns == time for path, time in left.items())  # what was solved stays
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".ggufreap-")}  # the dead one's locks
+    assert there == {f"{block}.{end}" for block in range(3) for end in ("npz", "downs.npy")}
 
 
 @pytest.mark.native

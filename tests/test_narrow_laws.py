@@ -16,12 +16,12 @@ import tiny_native
 from gguf import GGMLQuantizationType as Kind
 from test_native_laws import ROUGH, SETTINGS, TOKENS, squared_error
 from test_width import REFUSED
-from tiny_narrow import random_narrowing, random_plan, with_columns
+from tiny_narrow import narrowed_logits, random_narrowing, random_plan, with_columns
 
 from ggufreap.architecture.layout import MoeLayout, bind
 from ggufreap.architecture.width import expert_width
 from ggufreap.container import GgufFile, open_gguf
-from ggufreap.engine.neuron_tap import Narrowed
+from ggufreap.engine.neuron_tap import FewerNeurons
 from ggufreap.engine.session import LlamaSession
 from ggufreap.model import Model
 from ggufreap.narrowing import Narrowing
@@ -56,9 +56,10 @@ def logits(file: GgufFile, plan: PruningPlan | None = None, narrowing: Narrowing
         if narrowing is None or keep is None:
             return session.logits(TOKENS, keep).astype(np.float64)
         fewer = {
-            block: Narrowed(kept, narrowing.neurons[block], narrowing.downs.get(block)) for block, kept in keep.items()
+            block: FewerNeurons(kept, narrowing.neurons[block], narrowing.downs.get(block))
+            for block, kept in keep.items()
         }
-        return session.narrowed_logits(TOKENS, fewer).astype(np.float64)
+        return narrowed_logits(session, TOKENS, fewer).astype(np.float64)
 
 
 def narrowed(file: GgufFile, plan: PruningPlan, narrowing: Narrowing) -> GgufFile:

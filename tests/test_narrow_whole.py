@@ -224,7 +224,9 @@ def test_without_a_width_nothing_is_narrowed(folder: Path) -> None:
         ({"shrink": "0.3", "width_ratio": "0.1"}, InputError, "divides the cut between experts and neurons itself"),
         ({"ratio": "auto", "width_ratio": "0.4"}, InputError, "name a ratio beside --width-ratio"),
         ({"keep": 6, "width_ratio": "0.01"}, InfeasiblePlan, "less than a block of 32"),
-        ({"keep": 6, "sequential": True}, InputError, "says how experts are narrowed"),
+        ({"keep": 6, "sequential": True}, InputError, "--sequential is for how experts are narrowed, and they are not"),
+        ({"keep": 6, "narrow_memory": 10**9}, InputError, "--narrow-memory is for .* narrowed, and they are not"),
+        ({"keep": 6, "width_ratio": "0.4", "narrow_memory": 9}, InputError, "to be narrowed and 9 B are allowed"),
         ({"keep": 6, "width_ratio": "1.5"}, InputError, r"not in \[0, 1\)"),
         ({"keep": 6, "width_ratio": "0.4", "method": "random"}, InputError, "chooses experts without any"),
     ],
@@ -289,5 +291,5 @@ def test_a_sequence_is_another_narrowing(folder: Path) -> None:
     plain = verbs.narrow(model, data, width_ratio="0.4", output=folder / "plain.gguf", settings=SETTINGS)
     assert made.narrowing.sha256 != plain.narrowing.sha256
     verbs.verify(model, out, made.plan_path, narrowing=made.narrowing_path, settings=SETTINGS).require()
-    with pytest.raises(InputError, match="--sequential says how experts are narrowed"):
+    with pytest.raises(InputError, match="--sequential is for how experts are narrowed"):
         asked.prune(model, data, keep=6, sequential=True, settings=SETTINGS)

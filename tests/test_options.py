@@ -189,6 +189,7 @@ ASKED = (
     (("--shrink", "0.25"), Target, "shrink", "0.25", "[target]\nshrink = 0.25\n"),
     (("--width-ratio", "0.1"), Target, "width_ratio", "0.1", "[target]\nkeep = 8\nwidth_ratio = 0.1\n"),
     (("--sequential",), Target, "sequential", True, "[target]\nkeep = 8\nsequential = true\n"),
+    (("--narrow-memory", "4GB"), Target, "narrow_memory", 4 * 10**9, None),
     (("--fit", "16GB"), Target, "fit", 16 * 10**9, None),
     (("--max-kld", "0.3"), Target, "max_kld", 0.3, None),
     (("--method", "frequency"), Target, "method", "frequency", "[target]\nkeep = 8\nmethod = 'frequency'\n"),

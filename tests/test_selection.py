@@ -25,11 +25,11 @@ from ggufreap.selection.portfolio import (
     DEFAULT,
     REAP,
     Contender,
+    better,
     compete,
     crossed,
     decide,
     in_the_race,
-    promising,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -319,34 +319,55 @@ def test_the_default_gives_way_to_reap_where_its_worst_domain_surely_loses_more(
     for default, chosen in ((by_domain(1, 2.3), REAP), (by_domain(1, 2.3, 0.3), DEFAULT), (by_domain(1, 2.1), DEFAULT)):
         verdict = decide({DEFAULT: default, REAP: by_domain(2, 2.2)}, {})
         assert verdict.chosen == chosen
-        assert ("surely loses more in its worst domain" in verdict.reason) == (chosen == REAP)
+        assert (verdict.reason == "rank_average surely loses more in d") == (chosen == REAP)
 
 
-def test_what_is_promising_has_to_hold_it_with_the_set_that_would_be_kept() -> None:
-    crossed_losses = {DEFAULT: losses(1, 1), REAP: losses(2, 2), OTHER: losses(0.8, 0.8), GRAM: losses(0.9, 0.9)}
-    own = {DEFAULT: losses(0.9, 0.9), REAP: losses(1.9, 1.9), OTHER: losses(0.7, 0.7), GRAM: losses(0.8, 0.8)}
-    assert promising(crossed_losses) == [OTHER, GRAM]
-    assert decide(crossed_losses, own).chosen == OTHER
-    assert decide(crossed_losses, own | {OTHER: losses(0.9, 0.9)}).chosen == GRAM
-    assert decide(crossed_losses, own | {OTHER: losses(0.1, 2.0)}).chosen == GRAM
-    assert decide(crossed_losses, own | {OTHER: losses(1, 1), GRAM: losses(1, 1)}).chosen == DEFAULT
+@pytest.mark.parametrize(
+    ("own", "chosen", "reason"),
+    [
+        ({OTHER: losses(0.7, 0.7), GRAM: losses(0.8, 0.8)}, OTHER, "0.2000 ± 0.0000 better"),
+        ({OTHER: losses(0.7, 0.7, 0.5), GRAM: losses(0.8, 0.8)}, GRAM, "0.1000 ± 0.0000 better"),  # not surely again
+        ({OTHER: losses(0.1, 1.3), GRAM: losses(0.8, 0.8)}, GRAM, "0.1000 ± 0.0000 better"),  # of one domain alone
+        (
+            {OTHER: losses(1, 1), GRAM: losses(0, 0, 1.5)},
+            DEFAULT,
+            "surely better than rank_average; sum_squares is, but not with what it keeps in the end; "
+            "gram is, but not with what it keeps in the end",
+        ),
+        (
+            {OTHER: by_domain(0.1, 2), GRAM: by_domain(0.1, 2)},
+            DEFAULT,
+            "surely better than rank_average; sum_squares is, but likely loses more than reap in d; "
+            "gram is, but likely loses more than reap in d",
+        ),
+    ],
+)
+def test_who_is_better_has_to_be_with_the_set_that_would_be_kept(own: dict, chosen: Contender, reason: str) -> None:
+    found = {DEFAULT: losses(1, 1), REAP: losses(2, 2), OTHER: losses(0.8, 0.8), GRAM: losses(0.9, 0.9)}
+    assert better(found) == [OTHER, GRAM]
+    mine = {DEFAULT: losses(0.9, 0.9), REAP: losses(1.9, 1.9)}
+    if "d" in own[OTHER]:
+        mine = dict.fromkeys(mine, by_domain(1.9, 1.9))
+    verdict = decide(found, mine | own)
+    assert verdict.chosen == chosen
+    assert reason in verdict.reason
 
 
 def test_leaving_reap_takes_as_much_as_leaving_the_default() -> None:
     found = {DEFAULT: losses(1, 1), REAP: losses(0.8, 0.8), OTHER: losses(0.78, 0.78, 0.1)}
-    assert promising(found) == [REAP]
+    assert better(found) == [REAP]
     assert decide(found, found).chosen == REAP
 
 
-def test_who_is_hopelessly_behind_drops_out_of_the_race_but_never_the_default_or_reap() -> None:
-    found = {DEFAULT: losses(3, 3), REAP: losses(4, 4), OTHER: losses(1, 1, 0.1), GRAM: losses(1.1, 1.1)}
+def test_who_is_likely_behind_the_default_drops_out_of_the_race_but_never_reap() -> None:
+    found = {DEFAULT: losses(3, 3), REAP: losses(4, 4), OTHER: losses(3.1, 3.1, 0.3), GRAM: losses(1, 1)}
     by_name = {each.name: loss for each, loss in found.items()}
     assert in_the_race(by_name) == set(by_name)
-    assert in_the_race(by_name | {GRAM.name: losses(1.3, 1.3)}) == set(by_name) - {GRAM.name}
+    assert in_the_race(by_name | {OTHER.name: losses(3.1, 3.1, 0.1)}) == set(by_name) - {OTHER.name}
     short = {domain: values[:2] for domain, values in losses(0.5, 0.5).items()}
-    verdict = decide(found | {GRAM: short}, found)
-    assert verdict.chosen == OTHER
-    assert verdict.dropped == "hopelessly behind, so not judged on all 8 chunks: gram after 4"
+    verdict = decide(found | {OTHER: short}, found)
+    assert verdict.chosen == GRAM
+    assert verdict.dropped == "likely behind rank_average, so not judged on all 8 chunks: sum_squares after 4"
     assert decide(found, found).dropped == ""
 
 

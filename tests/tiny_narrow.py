@@ -6,12 +6,20 @@ import numpy as np
 
 from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile
+from ggufreap.engine.neuron_mask import Fewer
+from ggufreap.engine.protocol import Tokens
+from ggufreap.engine.session import LlamaSession
 from ggufreap.narrowing import Narrowing
 from ggufreap.planning import ModelIdentity, PruningPlan, make_plan
 
 
 def identity(file: GgufFile) -> ModelIdentity:
     return ModelIdentity(file.fingerprint, file.get("general.architecture"), "toy", file.structure, file.types)
+
+
+def narrowed_logits(engine: LlamaSession, tokens: Tokens, fewer: Fewer, scored_from: int = 0) -> np.ndarray:
+    """Of the experts in `fewer` alone."""
+    return engine.logits(tokens, {block: each.experts for block, each in fewer.items()}, scored_from, fewer)
 
 
 def random_plan(file: GgufFile, layout: MoeLayout, keep: int, seed: int = 0, mtp: str = "mirror") -> PruningPlan:

@@ -36,7 +36,7 @@ TARGET = flags(
 )
 CUT = flags(
     Target(),
-    *(target.SIZE, target.SHARE, target.FIT_SIZE, target.NEURONS, target.ROUNDING),
+    *(target.SIZE, target.SHARE, target.FIT_SIZE, target.NEURONS, target.ORDER, target.ROUNDING),
     *(target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
     title="target",
     one_of=("ratio", "keep", "shrink", "fit"),
@@ -44,11 +44,12 @@ CUT = flags(
 )
 INSTEAD = flags(  # of what a recipe says
     Target(),
-    *(target.SIZE, target.SHARE, target.NEURONS, target.ROUNDING),
+    *(target.SIZE, target.SHARE, target.NEURONS, target.ORDER, target.ROUNDING),
     *(target.CHOICE, target.WEIGHING, target.MTP, target.SEED),
     title="target",
     one_of=("ratio", "keep", "shrink"),
 )
+NARROWER = flags(Target(), target.SHARE, target.NEURONS, title="narrower experts", one_of=("shrink", "width_ratio"))
 METHOD = flags(Target(), target.CHOICE)
 FIT_SIZE = flags(Target(), target.FIT_SIZE, target.ROUNDING, title="memory")
 MEMORY = flags(Fit(), fit.MEMORY, fit.NEURONS, title="memory")
@@ -68,6 +69,14 @@ JUDGEMENT = flags(
     Judgement(),
     *(judgement.HELD_OUT, judgement.SPLIT, judgement.LENGTH, judgement.RIVAL, judgement.GATES, judgement.REPORT),
     title="judgement",
+)
+_FITTED = "text that the neurons that stay would make up for the others on, as -f of calibrate; repeatable"
+FITTED_ON = flags(
+    Request(),
+    data.SOURCES,
+    title="narrower experts",
+    instead={"file": replace(flags_of(Request)["file"], names=("--calibration-file",), help=_FITTED)},
+    one_of=("file", "tokens"),
 )
 # Where judging is all that the verb does, its flags are shorter.
 _SHORT = (

@@ -6,12 +6,14 @@ from dataclasses import replace
 from ggufreap.cli.asked import (
     DRAWN,
     FIT_SIZE,
+    FITTED_ON,
     FORCE,
     HELD_OUT,
     JUDGED,
     MEASURED_ON,
     MEMORY,
     METHOD,
+    NARROWER,
     WEIGHING,
     check_unused_fit,
 )
@@ -20,6 +22,7 @@ from ggufreap.cli.engine import engine_of_text, engine_that_masks, settings
 from ggufreap.cli.flags import argument, at_least, model, out
 from ggufreap.cli.generated import value
 from ggufreap.options import fit
+from ggufreap.options.data import Request
 from ggufreap.options.fit import Fit
 from ggufreap.options.judgement import HeldOut, Judgement
 from ggufreap.options.output import Output
@@ -54,6 +57,7 @@ def _run_preview(options: argparse.Namespace) -> Result:
         target=value(options, Target),
         stats=options.stats,
         ratios=options.ratios,
+        data=value(options, Request),
         methods=options.methods,
         settings=settings(options),
         progress=progress(),
@@ -185,7 +189,7 @@ VERBS: Verbs = {
             argument(
                 "--ratios",
                 type=_listed,
-                default=["0.1", "0.2", "0.3", "0.4", "0.5"],
+                default=(),
                 metavar="R,R,...",
                 help="fractions of the experts to remove (0.1,0.2,0.3,0.4,0.5)",
             ),
@@ -198,6 +202,8 @@ VERBS: Verbs = {
             ),
             WEIGHING,
             DRAWN,
+            NARROWER,
+            FITTED_ON,
             HELD_OUT,
             engine_that_masks,
         ),

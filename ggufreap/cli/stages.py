@@ -12,9 +12,11 @@ from ggufreap.cli.flags import (
     model,
     out,
     shard,
+    typed,
     types,
 )
 from ggufreap.cli.generated import value
+from ggufreap.options.fit import memory_size
 from ggufreap.options.output import Output
 from ggufreap.options.quantisation import Quantisation, Quantiser
 
@@ -64,6 +66,7 @@ def _run_narrow(options: argparse.Namespace) -> Result:
         imatrix=options.imatrix,
         allow_requantize=options.allow_requantize,
         sequential=options.sequential,
+        memory=options.narrow_memory,
         settings=settings(options),
         progress=progress(),
     )
@@ -125,6 +128,13 @@ VERBS: Verbs = {
             model,
             argument("--width-ratio", required=True, metavar="W", help="fraction of the neurons to remove, as 0.25"),
             argument("--sequential", action="store_true", help="each block makes up for those before it (4x the time)"),
+            argument(
+                "--narrow-memory",
+                type=typed(memory_size()),
+                default=0,
+                metavar="SIZE",
+                help="memory for what is summed up at a time, such as 4GB (half of what is free)",
+            ),
             argument("--plan", metavar="P.json", help="what plan saved: experts that go as well (all stay)"),
             argument("--imatrix", metavar="FILE", help="importance matrix of the model: guides how down is encoded"),
             argument("--allow-requantize", action="store_true", help="also where down has less than 8 bits"),

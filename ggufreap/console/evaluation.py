@@ -6,6 +6,7 @@ from typing import Any
 
 from ggufreap.console.draw import Drawers, Plain, say, styled, table
 from ggufreap.evaluation import Comparison, Meters, Outcome
+from ggufreap.judging import Candidate, Expected
 from ggufreap.showing import shown
 from ggufreap.units import size
 from ggufreap.verbs import Evaluation, Preview
@@ -61,7 +62,7 @@ def _preview(preview: Preview) -> None:
     rows, by_domain = [], []
     for candidate in preview.candidates:
         plan, mean, worst = candidate.plan, candidate.comparison.mean, candidate.comparison.worst
-        name = f"{plan.method} {plan.ratio}{' *' if candidate is preview.recommended else ''}"
+        name = _name(candidate, preview)
         rows.append(
             (
                 name,
@@ -82,9 +83,38 @@ def _preview(preview: Preview) -> None:
     if len(preview.n_chunks) > 1:
         say()
         table("KLD by domain", ("plan", *preview.n_chunks), by_domain)
+    _narrower(preview)
     for ratio, reason in preview.refused.items():
         say(f"{ratio}   {reason}")
     say(styled("\nrecommended" if preview.recommended else "\nnone recommended", "bold"), preview.reason)
+
+
+def _name(candidate: Candidate | Expected, preview: Preview) -> str:
+    plan = candidate.plan
+    return f"{plan.method} {plan.ratio}{' *' if candidate is preview.recommended else ''}"
+
+
+def _narrower(preview: Preview) -> None:
+    """What fewer neurons are expected to cost as well, where that was asked for."""
+    if not preview.narrower:
+        return
+    rows = [
+        (
+            _name(each, preview),
+            f"{each.plan.n_keep}/{each.plan.n_expert}",
+            f"{each.narrowing.width}/{each.narrowing.source_width}",
+            size(each.nbytes),
+            f"{each.mean:.4f}",
+            f"{each.worst_kld:.4f} {shown(each.worst_domain)}",
+            "yes" if each.ok else "no",
+        )
+        for each in preview.narrower
+    ]
+    columns = ("plan", "keeps", "neurons", "file", "KLD", "worst", "ok")
+    say()
+    table("Expected with fewer neurons in every expert, an estimate (KLD in nats per token)", columns, rows)
+    for remark in dict.fromkeys(line for each in preview.narrower for line in each.narrowing.remarks):
+        say(f"note: {shown(remark)}")
 
 
 def _plain_meters(meters: Meters) -> dict[str, Any]:
@@ -112,7 +142,7 @@ def _plain_evaluation(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _plain_preview(preview: Preview) -> dict[str, Any]:
-    recommended = [candidate is preview.recommended for candidate in preview.candidates]
+    recommended = [candidate is preview.recommended for candidate in preview.narrower or preview.candidates]
     return {
         "model": preview.model,
         "nbytes": preview.nbytes,
@@ -128,6 +158,22 @@ def _plain_preview(preview: Preview) -> dict[str, Any]:
                 "gates": [asdict(outcome) for outcome in candidate.gates],
             }
             for candidate in preview.candidates
+        ],
+        "narrower": [
+            {
+                "method": each.plan.method,
+                "ratio": each.plan.ratio,
+                "n_keep": each.plan.n_keep,
+                "width": each.narrowing.width,
+                "source_width": each.narrowing.source_width,
+                "nbytes": each.nbytes,
+                "expected": {"mean": each.mean, "worst_domain": each.worst_domain, "domains": each.domains},
+                "masked": plain_comparison(each.masked),
+                "share": each.share,
+                "gates": [asdict(outcome) for outcome in each.gates],
+                "notes": each.narrowing.remarks,
+            }
+            for each in preview.narrower
         ],
         "refused": preview.refused,
         "recommended": recommended.index(True) if any(recommended) else None,

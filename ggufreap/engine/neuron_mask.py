@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 from ggufreap.architecture.nodes import ACTIVATIONS, TOPK
 from ggufreap.engine.native import TensorReader, name_at, origin_at, tensor_at
-from ggufreap.engine.neuron_tap import DownTap, Narrowed, NarrowTap
+from ggufreap.engine.neuron_tap import DownTap, FewerNeurons, NarrowTap
 from ggufreap.engine.taps import NodeHandler, Tap
 from ggufreap.errors import EngineError
 
-Fewer = Mapping[int, Narrowed]  # block -> its experts that stay, with fewer neurons
+Fewer = Mapping[int, FewerNeurons]  # block -> its experts that stay, with fewer neurons
 
 
 class NeuronMaskTap(DownTap):

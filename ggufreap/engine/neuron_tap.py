@@ -20,7 +20,7 @@ _DOWN = re.compile(rb"blk\.(\d+)\.ffn_down_exps\.weight")
 
 
 @dataclass(frozen=True)
-class Narrowed:
+class FewerNeurons:
     """The experts of a block that stay, `[n_keep]` ids of the loaded model, with fewer neurons each.
 
     `neurons` `[n_keep, width]`: which stay; `downs` `[n_keep, n_embd, width]`: what multiplies them, None for the
@@ -105,7 +105,7 @@ class NarrowTap(DownTap):
     No other expert may be chosen: the router is to be masked.
     """
 
-    def __init__(self, reader: TensorReader, narrowed: Mapping[int, Narrowed]) -> None:
+    def __init__(self, reader: TensorReader, narrowed: Mapping[int, FewerNeurons]) -> None:
         super().__init__(reader, narrowed)
         self._narrowed = narrowed
 

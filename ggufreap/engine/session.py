@@ -178,10 +178,6 @@ class LlamaSession:
         """
         return self._logits_alone(tokens, self._virtual(keep, fewer), scored_from)
 
-    def narrowed_logits(self, tokens: Tokens, narrowed: Fewer, scored_from: int = 0) -> npt.NDArray[np.float32]:
-        """Logits as `logits` gives them, of the experts in `narrowed` alone, with fewer neurons."""
-        return self.logits(tokens, {block: each.experts for block, each in narrowed.items()}, scored_from, narrowed)
-
     def _logits_alone(self, tokens: Tokens, tap: Tap | None, scored_from: int = 0) -> npt.NDArray[np.float32]:
         result: npt.NDArray[np.float32] = self._logits(tokens[None], tap, scored_from)[0]
         return result

@@ -19,7 +19,7 @@ from ggufreap.container import open_gguf
 from ggufreap.engine.block_tap import Recorded
 from ggufreap.engine.machine import machine
 from ggufreap.engine.neuron_mask import Fewer
-from ggufreap.engine.neuron_tap import Narrowed
+from ggufreap.engine.neuron_tap import FewerNeurons
 from ggufreap.engine.protocol import Keep, Tokens
 from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import EngineError, GgufReapError
@@ -129,11 +129,11 @@ def _recorded(
 def _fewer(folder: str | None, keep: Keep | None) -> Fewer | None:
     if folder is None or keep is None:
         return None
-    found: dict[int, Narrowed] = {}
+    found: dict[int, FewerNeurons] = {}
     for block, experts in keep.items():
         downs = Path(folder, f"downs-{block}.npy")
         columns = np.load(downs, mmap_mode="r") if downs.exists() else None
-        found[block] = Narrowed(experts, np.load(Path(folder, f"neurons-{block}.npy")), columns)
+        found[block] = FewerNeurons(experts, np.load(Path(folder, f"neurons-{block}.npy")), columns)
     return found
 
 

@@ -8,8 +8,11 @@ from typing import Self
 from ggufreap import naming
 from ggufreap.activity import doing
 from ggufreap.corpus import Corpus
+from ggufreap.engine.neuron_mask import Fewer
 from ggufreap.engine.protocol import Keep
-from ggufreap.evaluation import Comparison, Outcome, compare_passes, threads, together
+from ggufreap.evaluation import Comparison, Outcome, compare_passes, of_engine, threads, together
+from ggufreap.evaluation.comparing import Forward, Passes, in_turn
+from ggufreap.evaluation.scores import first_scored
 from ggufreap.judging.exam import Exam, open_engine
 from ggufreap.model import Model
 from ggufreap.observation import Stored
@@ -31,6 +34,16 @@ class Candidate:
     def ok(self) -> bool:
         """Whether no gate fails."""
         return not any(outcome.failed for outcome in self.gates)
+
+    @property
+    def label(self) -> str:
+        """What the file will be named after: `REAP-0.12`."""
+        return self.plan.label
+
+    @property
+    def worst_kld(self) -> float:
+        """The mean KLD of the domain that loses most."""
+        return self.comparison.worst.kld
 
     @classmethod
     def of(cls, model: Model, plan: PruningPlan, comparison: Comparison, exam: Exam) -> Self:
@@ -81,11 +94,23 @@ class Masking:
     def measure(self, plans: Sequence[PruningPlan]) -> list[Candidate]:
         """One pass of the original and one of every plan."""
         keeps = [None, *(mask_of(self._model, plan) for plan in plans)]
+        return self._compared(plans, together(self._engine, keeps))
+
+    def measure_fewer(self, plans: Sequence[PruningPlan], fewer: Sequence[Fewer]) -> list[Candidate]:
+        """The same with `fewer` neurons in the experts of each plan, one after the other."""
+
+        def masked(plan: PruningPlan, neurons: Fewer) -> Forward:
+            keep = mask_of(self._model, plan)
+            return lambda chunk: self._engine.logits(chunk, keep, first_scored(len(chunk)), neurons)[:-1]
+
+        forwards = [of_engine(self._engine), *map(masked, plans, fewer)]
+        return self._compared(plans, in_turn(forwards))
+
+    def _compared(self, plans: Sequence[PruningPlan], passes: Passes) -> list[Candidate]:
         with (
             doing("masking experts of", self._model.path),
             threads(self._exam.settings.cpu_threads) as run,
         ):
-            passes = together(self._engine, keeps)
             comparisons = compare_passes(passes, len(plans), self._domains, run, self._progress)
         return [
             Candidate.of(self._model, plan, comparison, self._exam)

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -47,6 +48,18 @@ class Pieces(Protocol):
         """The weights of `piece` are needed no more."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """What blocks are narrowed with: a model that is observed, its `file`, text, and the `place` of what is solved."""
+
+    engine: Pieces
+    nodes: RoutingNodes
+    file: GgufFile
+    texts: Texts
+    place: Workplace
+    progress: Progress = silent
+
+
 def through(place: Workplace, nodes: RoutingNodes, folders: Sequence[Path]) -> int:
     """The last block behind which an unfinished run can go on; -1 at the beginning.
 
@@ -70,55 +83,50 @@ def shares(texts: Texts) -> dict[str, float]:
     return {domain: total / (len(n_tokens) * count) for domain, count in n_tokens.items() if count}
 
 
-def narrow(
-    engine: Pieces,
-    pieces: Sequence[Piece],
-    nodes: RoutingNodes,
-    file: GgufFile,
-    texts: Texts,
-    place: Workplace,
-    progress: Progress = silent,
-) -> Solution:
+def narrow(run: Run, pieces: Sequence[Piece]) -> Solution:
     """Solve all blocks that are not solved yet; `pieces` are the rest of the model behind `through`.
 
     Blocks that no text reaches (MTP) are solved without: by the norms of down's columns. Raises NumericFailure on NaN
     or infinite activations, OutputError when the disk is full.
     """
-    before = pieces[0].first - 1 if pieces else -1
-    clear(place.folder, but=before)
+    before, folder = pieces[0].first - 1 if pieces else -1, run.place.folder
+    clear(folder, but=before)
     for piece in pieces:
-        with progress(f"observe {piece}", texts.n_tokens * len(piece.blocks), "tokens x blocks") as bar:
-            curvatures = collect(engine, piece, nodes, texts, place, before, bar)
-        _solve(curvatures, str(piece), file, place, progress)
-        spill_path(place.folder, before).unlink(missing_ok=True)
+        with run.progress(f"observe {piece}", run.texts.n_tokens * len(piece.blocks), "tokens x blocks") as bar:
+            curvatures = collect(run, piece, before, bar)
+        _solve(run, curvatures, str(piece))
+        spill_path(folder, before).unlink(missing_ok=True)
         before = piece.last
-    return finished(file, place, progress)
+    return finished(run)
 
 
-def finished(file: GgufFile, place: Workplace, progress: Progress) -> Solution:
+def finished(run: Run) -> Solution:
     """The solution, once all blocks that text reaches are solved; says which experts nothing makes up for."""
-    keep, width = place.task.keep, place.task.source_width
-    unseen = {block: Curvature.empty(block, keep[block], width) for block in keep if block not in place.solved}
-    _solve(unseen, "what no text reaches", file, place, progress)
-    solution = place.solution()
+    task, solved = run.place.task, run.place.solved
+    unseen = {
+        block: Curvature.empty(block, kept, task.source_width)
+        for block, kept in task.keep.items()
+        if block not in solved
+    }
+    _solve(run, unseen, "what no text reaches")
+    solution = run.place.solution()
     for remark in solution.narrowing.remarks:
         _LOG.warning("%s", remark)
     return solution
 
 
-def _solve(curvatures: dict[int, Curvature], what: str, file: GgufFile, place: Workplace, progress: Progress) -> None:
+def _solve(run: Run, curvatures: dict[int, Curvature], what: str) -> None:
     """Solve blocks, and give back the memory of each as soon as it is."""
     if not curvatures:
         return
-    with progress(f"solve {what}", sum(len(each.experts) for each in curvatures.values()), "experts") as bar:
+    with run.progress(f"solve {what}", sum(len(each.experts) for each in curvatures.values()), "experts") as bar:
         for block in list(curvatures):
-            place.write(curvatures.pop(block), file, bar)
+            run.place.write(curvatures.pop(block), run.file, bar)
 
 
-def collect(
-    engine: Pieces, piece: Piece, nodes: RoutingNodes, texts: Texts, place: Workplace, before: int, bar: Bar
-) -> dict[int, Curvature]:
+def collect(run: Run, piece: Piece, before: int, bar: Bar) -> dict[int, Curvature]:
     """The sums of the blocks of `piece` that are not solved yet; the piece before it ended with the block `before`."""
+    engine, nodes, texts, place = run.engine, run.nodes, run.texts, run.place
     keep, width, counting = place.task.keep, place.task.source_width, shares(texts)
     mine = [each.index for each in nodes.blocks if each.index in piece.blocks and each.index not in place.solved]
     curvatures = {block: Curvature.empty(block, keep[block], width) for block in mine}

@@ -18,23 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ggufreap.architecture.nodes import RoutingNodes
-from ggufreap.container import GgufFile
 from ggufreap.corpus import Chunk
 from ggufreap.engine.graph import Piece
-from ggufreap.engine.neuron_tap import Narrowed
+from ggufreap.engine.neuron_tap import FewerNeurons
 from ggufreap.engine.observables import ACTIVATIONS, STREAM, STREAM_NORMS, Float32s
 from ggufreap.engine.observing import Wanted
 from ggufreap.engine.protocol import RoutedBatch
 from ggufreap.errors import UnsupportedModel
 from ggufreap.files import make_folder
-from ggufreap.narrowing.collecting import Pieces, finished, shares
+from ggufreap.narrowing.collecting import Run, finished, shares
 from ggufreap.narrowing.curvature import Curvature
 from ggufreap.narrowing.solving import Solved, down_name, solve
-from ggufreap.narrowing.workplace import Solution, Workplace
-from ggufreap.observation import Texts
+from ggufreap.narrowing.workplace import Solution
 from ggufreap.observation.hidden import clear, reading, spill_path, writing
-from ggufreap.progress import Progress, silent
 from ggufreap.saliency import expert_scale, expert_weights
 
 STEP = 0.75  # of the preconditioned gradient: what exact line searches found was 0.74 to 0.83
@@ -46,32 +42,25 @@ SIZE, ALIKE = 0.1, 0.2
 NOTHING = 1e-10  # of ‖stream‖²: below its last bits in F32, as where only dead neurons go
 
 
-def narrow_sequentially(
-    engine: Pieces,
-    pieces: Sequence[Piece],
-    nodes: RoutingNodes,
-    file: GgufFile,
-    texts: Texts,
-    place: Workplace,
-    progress: Progress = silent,
-) -> Solution:
+def narrow_sequentially(run: Run, pieces: Sequence[Piece]) -> Solution:
     """As ggufreap.narrowing.collecting.narrow, each block on what the narrowed ones before it left.
 
     Raises UnsupportedModel where two blocks cannot be computed apart, or where what experts compute does not join the
     residual stream as it is.
     """
     before = pieces[0].first - 1 if pieces else -1
-    for chain in (ORIGINAL, NARROWED):
-        make_folder(place.folder / chain)
-        clear(place.folder / chain, but=before)
+    folders = chains(run.place.folder)
+    for folder in folders:
+        make_folder(folder)
+        clear(folder, but=before)
     for piece in pieces:
-        _Block(engine, piece, before, nodes, file, texts, place, progress).solve()
-        for chain in (ORIGINAL, NARROWED):
-            spill_path(place.folder / chain, before).unlink(missing_ok=True)
+        _Block(run, piece, before).solve()
+        for folder in folders:
+            spill_path(folder, before).unlink(missing_ok=True)
         before = piece.last
-    for chain in (ORIGINAL, NARROWED):
-        shutil.rmtree(place.folder / chain, ignore_errors=True)
-    return finished(file, place, progress)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return finished(run)
 
 
 def chains(folder: Path) -> tuple[Path, ...]:
@@ -83,49 +72,44 @@ def chains(folder: Path) -> tuple[Path, ...]:
 class _Block:
     """One piece of the model, with a block of experts at most."""
 
-    engine: Pieces
+    run: Run
     piece: Piece
     before: int
-    nodes: RoutingNodes
-    file: GgufFile
-    texts: Texts
-    place: Workplace
-    progress: Progress
 
     def solve(self) -> None:
         """Run it in both chains, and solve it."""
-        blocks = [each.index for each in self.nodes.blocks if each.index in self.piece.blocks]
+        blocks = [each.index for each in self.run.nodes.blocks if each.index in self.piece.blocks]
         if len(blocks) > 1:
             raise UnsupportedModel(
                 f"blocks {blocks[0]} to {blocks[-1]} of this model cannot be computed apart, so none can make up for "
                 "the one before it; leave out --sequential"
             )
-        keep = self.place.task.keep
+        keep = self.run.place.task.keep
         if not blocks:
             for chain in (ORIGINAL, NARROWED):
-                self._run(chain, Wanted(), stays=True)
+                self._pass(chain, Wanted(), stays=True)
             return
         (block,) = blocks
-        n_embd = self.file.by_name[down_name(block)].shape[1]
-        path = self.place.folder / f"{block}.streams.npy"
-        streams = np.lib.format.open_memmap(path, "w+", np.float32, (self.texts.n_tokens, n_embd))
-        self._run(ORIGINAL, Wanted(observables=_NEEDS[1:]), self._stream_to(streams), stays=True)
-        curvature = Curvature.empty(block, keep[block], self.place.task.source_width)
+        n_embd = self.run.file.by_name[down_name(block)].shape[1]
+        path = self.run.place.folder / f"{block}.streams.npy"
+        streams = np.lib.format.open_memmap(path, "w+", np.float32, (self.run.texts.n_tokens, n_embd))
+        self._pass(ORIGINAL, Wanted(observables=_NEEDS[1:]), self._stream_to(streams), stays=True)
+        curvature = Curvature.empty(block, keep[block], self.run.place.task.source_width)
         first: list[RoutedBatch] = []
-        self._run(NARROWED, Wanted(observables=_NEEDS, keep=keep), self._sum_to(curvature, first))
+        self._pass(NARROWED, Wanted(observables=_NEEDS, keep=keep), self._sum_to(curvature, first))
         curvature.flush()
         found: list[Float32s] = []
-        solved = solve(curvature, self.file, self.place.task.width, found.append)
+        solved = solve(curvature, self.run.file, self.run.place.task.width, found.append)
         downs = np.array(found)
         found.clear()
-        narrowed = Narrowed(keep[block], solved.neurons, downs)
+        narrowed = FewerNeurons(keep[block], solved.neurons, downs)
         self._mend(curvature, solved, narrowed, streams, first)
-        self._run(NARROWED, Wanted(keep=keep, narrowed={block: narrowed}), stays=True)
+        self._pass(NARROWED, Wanted(keep=keep, narrowed={block: narrowed}), stays=True)
         del streams
         path.unlink()
-        self.place.keep(block, n_embd, lambda put: _put(downs, solved, put))
+        self.run.place.keep(block, n_embd, lambda put: _put(downs, solved, put))
 
-    def _run(
+    def _pass(
         self,
         chain: str,
         wanted: Wanted,
@@ -133,19 +117,19 @@ class _Block:
         stays: bool = False,
     ) -> None:
         """All chunks; `each` is told where in the text a chunk begins, and `stays` whether hidden states are kept."""
-        folder, start = self.place.folder / chain, 0
-        total = self.texts.n_tokens * len(self.piece.blocks)
-        self.engine.begin(self.piece)
+        folder, start = self.run.place.folder / chain, 0
+        total = self.run.texts.n_tokens * len(self.piece.blocks)
+        self.run.engine.begin(self.piece)
         with (
             reading(folder, self.before) as source,
             writing(folder, self.piece) if stays else nullcontext() as sink,
-            self.progress(f"run {self.piece}, {chain}", total, "tokens x blocks") as bar,
+            self.run.progress(f"run {self.piece}, {chain}", total, "tokens x blocks") as bar,
         ):
-            for chunk in self.texts.chunks:
-                each(start, chunk, self.engine.observe(chunk.tokens, self.piece, source, sink, wanted))
+            for chunk in self.run.texts.chunks:
+                each(start, chunk, self.run.engine.observe(chunk.tokens, self.piece, source, sink, wanted))
                 start += len(chunk.tokens)
                 bar.update(len(chunk.tokens) * len(self.piece.blocks))
-        self.engine.end(self.piece)
+        self.run.engine.end(self.piece)
 
     def _stream_to(self, streams: Float32s) -> Callable[[int, Chunk, Sequence[RoutedBatch]], None]:
         def record(start: int, _chunk: Chunk, batches: Sequence[RoutedBatch]) -> None:
@@ -158,13 +142,13 @@ class _Block:
     def _sum_to(
         self, curvature: Curvature, first: list[RoutedBatch]
     ) -> Callable[[int, Chunk, Sequence[RoutedBatch]], None]:
-        counting = shares(self.texts)
+        counting = shares(self.run.texts)
 
         def add(start: int, chunk: Chunk, batches: Sequence[RoutedBatch]) -> None:
             if start == 0:
                 first.extend(batches)
             for _, batch in _counted(start, chunk, batches):
-                curvature.fold(batch, self.nodes.weighted_input, counting.get(chunk.domain, 0.0))
+                curvature.fold(batch, self.run.nodes.weighted_input, counting.get(chunk.domain, 0.0))
 
         return add
 
@@ -172,12 +156,12 @@ class _Block:
         self,
         curvature: Curvature,
         solved: Solved,
-        narrowed: Narrowed,
+        narrowed: FewerNeurons,
         streams: Float32s,
         first: Sequence[RoutedBatch],
     ) -> None:
         """Move the columns of all experts, in place."""
-        block, counting, downs = curvature.block, shares(self.texts), narrowed.downs
+        block, counting, downs = curvature.block, shares(self.run.texts), narrowed.downs
         assert downs is not None
         gradient = np.zeros_like(downs)
 
@@ -186,33 +170,33 @@ class _Block:
                 self._check_joins(block, narrowed, first, batches)
             for rows, batch in _counted(start, chunk, batches):
                 share = counting.get(chunk.domain, 0.0)
-                _fold(gradient, batch, narrowed, streams[rows], self.nodes.weighted_input, share)
+                _fold(gradient, batch, narrowed, streams[rows], self.run.nodes.weighted_input, share)
 
-        wanted = Wanted(observables=_NEEDS, keep=self.place.task.keep, narrowed={block: narrowed})
-        self._run(NARROWED, wanted, add)
-        record, width = self.file.by_name[down_name(block)], narrowed.neurons.shape[1]
+        wanted = Wanted(observables=_NEEDS, keep=self.run.place.task.keep, narrowed={block: narrowed})
+        self._pass(NARROWED, wanted, add)
+        record, width = self.run.file.by_name[down_name(block)], narrowed.neurons.shape[1]
         ridge = np.mean([sums.diagonal().mean() for sums in curvature.sums])
         for row, neurons in enumerate(narrowed.neurons):
             if not solved.alone[row]:
-                scale = expert_scale(self.file, record, narrowed.experts[row])
+                scale = expert_scale(self.run.file, record, narrowed.experts[row])
                 hessian = scale**2 * curvature.sums[row][np.ix_(neurons, neurons)].astype(np.float64)
                 change = np.linalg.solve(hessian + ridge * np.eye(width), scale * gradient[row].T).T
                 downs[row] += (STEP * change).astype(np.float32)
 
     def _check_joins(
-        self, block: int, narrowed: Narrowed, whole: Sequence[RoutedBatch], fewer: Sequence[RoutedBatch]
+        self, block: int, narrowed: FewerNeurons, whole: Sequence[RoutedBatch], fewer: Sequence[RoutedBatch]
     ) -> None:
         """Raise UnsupportedModel unless the stream changed by what the experts' outputs did."""
-        record = self.file.by_name[down_name(block)]
+        record = self.run.file.by_name[down_name(block)]
         products, stream = np.zeros((2, 2)), 0.0
         for before, after in zip(whole, fewer, strict=True):
             change = before[STREAM] - after[STREAM]
             outputs = -narrowed.outputs(before.experts, before[ACTIVATIONS])
             for expert in np.unique(before.experts):
                 rows = before.experts == expert
-                outputs[rows] += before[ACTIVATIONS][rows] @ expert_weights(self.file, record, int(expert)).T
-                outputs[rows] *= expert_scale(self.file, record, int(expert))
-            weights = np.ones_like(before.weights) if self.nodes.weighted_input else before.weights
+                outputs[rows] += before[ACTIVATIONS][rows] @ expert_weights(self.run.file, record, int(expert)).T
+                outputs[rows] *= expert_scale(self.run.file, record, int(expert))
+            weights = np.ones_like(before.weights) if self.run.nodes.weighted_input else before.weights
             due = (weights[..., None] * outputs).sum(axis=1)
             both = np.stack([change.ravel(), due.ravel()]).astype(np.float64)
             products += both @ both.T
@@ -239,7 +223,12 @@ def _counted(start: int, chunk: Chunk, batches: Sequence[RoutedBatch]) -> list[t
 
 
 def _fold(
-    gradient: Float32s, batch: RoutedBatch, narrowed: Narrowed, original: Float32s, weighted_input: bool, share: float
+    gradient: Float32s,
+    batch: RoutedBatch,
+    narrowed: FewerNeurons,
+    original: Float32s,
+    weighted_input: bool,
+    share: float,
 ) -> None:
     """Add Σ r (g h)ᵀ/‖s‖² of a micro-batch, for every expert."""
     norms = batch[STREAM_NORMS].copy()

@@ -68,9 +68,14 @@ def remove_alone(curvature: npt.NDArray[np.floating[Any]], gram: Floats, n_remov
     """
     norms = gram.diagonal()
     order = np.lexsort((norms, curvature.diagonal() * norms))[:n_remove]
+    return Removal(order, losses_alone(curvature, gram, order))
+
+
+def losses_alone(curvature: npt.NDArray[np.floating[Any]], gram: Floats, order: Ids) -> Floats:
+    """What the first r of `order` cost, `[n_removed + 1]`, where nothing makes up for them: D is their columns of W."""
     square = np.ix_(order, order)
     losses = (curvature[square] * gram[square]).cumsum(axis=0).cumsum(axis=1).diagonal()
-    return Removal(order, np.concatenate(([0.0], losses.clip(0.0))))
+    return np.concatenate(([0.0], losses.clip(0.0)))
 
 
 def _some(inverse: Floats, gram: Floats, count: int) -> tuple[list[int], list[float], Floats, Floats, Floats]:

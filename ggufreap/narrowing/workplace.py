@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ggufreap.engine.observables import Float32s
 from ggufreap.errors import InputError, MismatchError
 from ggufreap.files import forced, replacing
 from ggufreap.narrowing.curvature import Curvature
-from ggufreap.narrowing.narrowing import Narrowing
+from ggufreap.narrowing.narrowing import Ids, Narrowing
 from ggufreap.narrowing.solving import LEAST_TOKENS, Solved, down_name, solve
 from ggufreap.narrowing.surgeon import DAMPING, Floats
 from ggufreap.progress import Bar
@@ -67,6 +67,18 @@ class Solution:
         return float(sum(each.losses[:, -1].sum() for each in self.solved.values()))
 
     @property
+    def as_costly(self) -> tuple[Mapping[int, Ids], float]:
+        """Block -> neurons that stay, `[n_keep, width]`, where as few go as cost about as much with nothing that makes
+        up for them; and the loss by theirs.
+        """
+        width, neurons, bare = self.narrowing.source_width, {}, 0.0
+        for block, each in self.solved.items():
+            going = each.order[:, : each.as_costly]
+            neurons[block] = np.stack([np.setdiff1d(np.arange(width, dtype=np.int32), row) for row in going])
+            bare += float(each.bare[:, each.as_costly].sum())
+        return neurons, self.loss / bare if bare else 1.0
+
+    @property
     def losses(self) -> Floats:
         """The same if only the first r neurons of every expert went, `[n_removed + 1]`."""
         total: Floats = np.stack([each.losses for each in self.solved.values()]).sum(axis=(0, 1))
@@ -74,13 +86,13 @@ class Solution:
 
 
 class Workplace:
-    """The solved blocks of a `task` in `folder`, which exists.
+    """The solved blocks of a `task` in `folder`, which exists; without `downs` only what they lose is kept, in memory.
 
     Raises MismatchError where blocks of another task lie there; where the run may `force`, they give way.
     """
 
-    def __init__(self, folder: Path, task: Task) -> None:
-        self.folder, self.task = folder, task
+    def __init__(self, folder: Path, task: Task, downs: bool = True) -> None:
+        self.folder, self.task, self.downs = folder, task, downs
         self.solved = {block: solved for block in task.keep if (solved := self._read(block)) is not None}
 
     @property
@@ -106,6 +118,9 @@ class Workplace:
 
         Raises OutputError.
         """
+        if not self.downs:
+            self.solved[block] = columns(lambda _: None)
+            return
         shape = len(self.task.keep[block]), n_embd, self.task.width
         with replacing(self._downs(block), own=True) as downs:
             np.lib.format.write_array_header_1_0(downs, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -155,7 +170,7 @@ class Workplace:
             if str(archive["task"]) == self.task.sha256:
                 if self._mapped(block) is None:
                     return None
-                return Solved(*(archive[name] for name in ("neurons", "losses", "counts", "alone")))
+                return Solved(*(archive[each.name] for each in fields(Solved)))
         if forced():
             return None
         raise MismatchError(

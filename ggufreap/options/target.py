@@ -15,7 +15,7 @@ ROUNDINGS = (FRIENDLY, OFF)
 AUTO_RATIO = "auto"
 MINUTES = 30  # for judging methods
 
-SIZE, SHARE, FIT_SIZE, NEURONS, ROUNDING = "size", "share", "fit size", "neurons", "rounding"
+SIZE, SHARE, FIT_SIZE, NEURONS, ORDER, ROUNDING = "size", "share", "fit size", "neurons", "order", "rounding"
 SEARCH, CHOICE, WEIGHING, MTP, SEED = "search", "choice", "weighing", "mtp", "seed"
 
 
@@ -34,9 +34,10 @@ class Target(Options):
     that stays, as the decimal that was written; columns of down are computed anew to make up for them. `shrink`, in
     place of `ratio`, `keep` and `width_ratio`: the fraction of the routed experts' weights to remove, divided between
     experts and neurons (ggufreap.narrowing.splitting). `sequential`: narrowed blocks make up for the errors of those
-    before them too (ggufreap.narrowing.sequential). `round`: `friendly` moves the number of experts to one that CUDA's
-    fused router knows (ggufreap.planning.counts). `seed` draws for the method `random`. What a number can be, only
-    the model tells: `count_to_keep` refuses.
+    before them too (ggufreap.narrowing.sequential). `narrow_memory`: bytes for what narrowing sums up at a time, 0:
+    half of what is free. `round`: `friendly` moves the number of experts to one that CUDA's fused router knows
+    (ggufreap.planning.counts). `seed` draws for the method `random`. What a number can be, only the model tells:
+    `count_to_keep` refuses.
     """
 
     ratio: str | float | None = flagged(
@@ -77,8 +78,19 @@ class Target(Options):
         False,
         Flag(
             ("--sequential",),
-            NEURONS,
+            ORDER,
             "with fewer neurons: block by block, each making up for those before it; four times as long, on the CPU",
+        ),
+    )
+    narrow_memory: int = flagged(
+        0,
+        Flag(
+            ("--narrow-memory",),
+            NEURONS,
+            "with fewer neurons: memory for what is summed up at a time, such as 4GB (half of what is free)",
+            memory_size(),
+            "SIZE",
+            recipe=None,
         ),
     )
     fit: int | str | None = flagged(

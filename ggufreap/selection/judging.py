@@ -2,8 +2,8 @@
 
 A contender has two keep-sets, one for chunks of either half of the text: what it chose from the other half. Chunks go
 in turns over domains and halves, and all contenders see a chunk before the next one comes. So whatever was judged until
-the time was up, or the run was stopped, is the same text for all of them, as much of every domain. Who is hopelessly
-behind may drop out of the race before (Maron and Moore, Hoeffding races, NIPS 1994).
+the time was up, or the run was stopped, is the same text for all of them, as much of every domain. Who falls behind
+may drop out of the race before (Maron and Moore, Hoeffding races, NIPS 1994).
 """
 
 import hashlib

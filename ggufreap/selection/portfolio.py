@@ -21,7 +21,6 @@ from ggufreap.selection.gram import Rows
 from ggufreap.selection.judging import Difference, Keeps, Losses, Race, everyone, mean_loss, worst_loss
 
 SURE, LIKELY = 2.0, 1.0  # standard errors of a paired difference
-HOPELESS = 3.0  # of them behind the first, for the race
 FIRST_SHARE = 0.7  # of the time, for what was chosen from halves: seven sets or so against three or four
 
 
@@ -66,7 +65,7 @@ class Row:
 @dataclass(frozen=True)
 class Verdict:
     """All contenders, in order of what they lose less than REAP, and which was chosen for which `reason`; `n_chunks`
-    judged it, and `n_own` what the promising ones chose from all of the text (0: none is).
+    judged it, and `n_own` what those that were better chose from all of the text (0: none was).
     """
 
     rows: tuple[Row, ...]
@@ -91,7 +90,11 @@ class Verdict:
     def dropped(self) -> str:
         """One line: who dropped out of the race, and after how many chunks; empty if nobody did."""
         out = [f"{row.contender.name} after {row.n_chunks}" for row in self.rows if row.n_chunks < self.n_chunks]
-        return f"hopelessly behind, so not judged on all {self.n_chunks} chunks: {', '.join(out)}" if out else ""
+        return (
+            f"likely behind {DEFAULT.name}, so not judged on all {self.n_chunks} chunks: {', '.join(out)}"
+            if out
+            else ""
+        )
 
 
 class Judging(Protocol):
@@ -109,7 +112,7 @@ def compete(
     budget: float = math.inf,
     clock: Callable[[], float] = time.monotonic,
 ) -> Verdict:
-    """Judge all contenders, and what the promising ones keep, for about `budget` seconds; the verdict is `decide`'s."""
+    """Judge all contenders, and what the better ones keep, for about `budget` seconds; the verdict is `decide`'s."""
     started = clock()
 
     def judged(sets: Mapping[Contender, Sequence[Rows]], race: Race, seconds: float) -> Mapping[Contender, Losses]:
@@ -121,7 +124,7 @@ def compete(
         return {each: losses[each.name] for each in sets}
 
     by_halves = judged(crossed(statistics, n_keep, n_group), in_the_race, FIRST_SHARE * budget)
-    ahead = promising(by_halves)
+    ahead = better(by_halves)
     if not ahead:
         return decide(by_halves, {})
     own = {each: choose(statistics, each.method, each.blend, n_keep, n_group).rows for each in (DEFAULT, REAP, *ahead)}
@@ -140,60 +143,71 @@ def crossed(statistics: DomainStatistics, n_keep: int, n_group: int) -> Mapping[
 
 
 def in_the_race(losses: Mapping[str, Losses]) -> Collection[str]:
-    """Of names, those not hopelessly behind the lowest mean, by paired differences; the default and REAP always."""
-    first = min(losses.values(), key=mean_loss)
-    behind = {name: Difference.of(each, first) for name, each in losses.items()}
-    return {name for name, gap in behind.items() if gap.mean <= HOPELESS * gap.stderr} | {DEFAULT.name, REAP.name}
-
-
-def promising(losses: Mapping[Contender, Losses]) -> Sequence[Contender]:
-    """Who may take the default's place by what was chosen from halves, the lowest mean first: who is better than it and
-    than REAP.
-
-    Better is a mean that is lower by more than SURE standard errors over chunks, which speak for this very text, and by
-    more than LIKELY over domains, since other text of the same kind is another document, as different from this one as
-    domains are; and a worst domain that is not likely to lose more than REAP's. Differences are paired. Who dropped out
-    of the race is out.
+    """Of names, those that are not likely behind the default, which they would have to be surely ahead of in the end;
+    and REAP. So whoever drops out may be missed, but no other one is chosen for it.
     """
-    return sorted(
-        (
-            each
-            for each in losses
-            if each != DEFAULT
-            and _n_chunks(losses[each]) == _n_chunks(losses[DEFAULT])
-            and all(_is_better(losses[each], losses[other]) for other in {DEFAULT, REAP} - {each})
-            and not _is_unfair(losses[each], losses[REAP], LIKELY)
-        ),
-        key=lambda each: mean_loss(losses[each]),
-    )
+    behind = {name: Difference.of(each, losses[DEFAULT.name]) for name, each in losses.items()}
+    return {name for name, gap in behind.items() if gap.mean <= LIKELY * gap.stderr} | {REAP.name}
+
+
+def better(losses: Mapping[Contender, Losses]) -> Sequence[Contender]:
+    """Who is surely better than the default, and than REAP, on the same chunks; the lowest mean first.
+
+    That is a mean that is lower by more than SURE standard errors over chunks, which speak for this very text, and by
+    more than LIKELY over domains, since other text of the same kind is another document, as different from this one as
+    domains are. Differences are paired. Who dropped out of the race is out.
+    """
+    whole = _n_chunks(losses[DEFAULT])
+    raced = [each for each in losses if each != DEFAULT and _n_chunks(losses[each]) == whole]
+    sure = [
+        each for each in raced if all(_is_better(losses[each], losses[other]) for other in {DEFAULT, REAP} - {each})
+    ]
+    return sorted(sure, key=lambda each: mean_loss(losses[each]))
+
+
+def unfair(one: Losses, reap: Losses, errors: float) -> str:
+    """The domain that loses most, if it loses more than the one that loses most by REAP, and more there than by REAP by
+    more than so many standard errors, paired; else empty.
+    """
+    worst = max(one, key=lambda domain: one[domain].mean())
+    there = Difference.of({worst: one[worst]}, {worst: reap[worst]})
+    return worst if worst_loss(one) > worst_loss(reap) and there.mean > errors * there.stderr else ""
 
 
 def decide(crossed: Mapping[Contender, Losses], own: Mapping[Contender, Losses]) -> Verdict:
-    """The first of those that are promising whose own set holds what it promises, else the default.
+    """The first of those that are better, and better again with the very set that would be kept, for which no domain
+    pays.
 
-    `own` are the losses of what the default, REAP and all that are promising chose from all of the text, on the same
-    chunks; nothing where none is. As statistics have seen these chunks, they tell little of how well a method chooses,
-    but much of this very set: it is refused if it does not lose less than the default's, or if its worst domain is
-    likely to lose more than REAP's. The default itself gives way to REAP if its worst domain surely loses more; a
-    doubt is not enough, since it was better wherever it was measured.
+    `own` are the losses of what the default, REAP and all that are better chose from all of the text, on the same
+    chunks; nothing where none is. Statistics have seen these chunks, so alone they would tell too little of how well a
+    method chooses; but of this very set they tell what its two relatives of half the text do not.
+
+    A worst domain that likely loses more than REAP's is a veto: a wrong veto costs a gain, a wrong pardon a domain. The
+    default itself gives way to REAP if its worst domain surely loses more.
     """
-    chosen, reason = DEFAULT, f"no other method is surely better than {DEFAULT.name}"
-    if _is_unfair(crossed[DEFAULT], crossed[REAP], SURE):
-        chosen, reason = REAP, f"{DEFAULT.name} surely loses more in its worst domain"
-    for each in promising(crossed):
-        if mean_loss(own[each]) < mean_loss(own[DEFAULT]) and not _is_unfair(own[each], own[REAP], LIKELY):
+    again, refused = better(own) if own else (), []
+    for each in better(crossed):
+        domain = unfair(crossed[each], crossed[REAP], LIKELY) or unfair(own[each], own[REAP], LIKELY)
+        if domain:
+            refused.append(f"{each.name} is, but likely loses more than reap in {domain}")
+        elif each not in again:
+            refused.append(f"{each.name} is, but not with what it keeps in the end")
+        else:
             gain = Difference.of(crossed[each], crossed[DEFAULT])
-            chosen, reason = each, f"{-gain.mean:.4f} ± {gain.stderr:.4f} better than {DEFAULT.name} in the mean"
-            break
+            reason = f"{-gain.mean:.4f} ± {gain.stderr:.4f} better than {DEFAULT.name} in the mean"
+            return _verdict(each, reason, crossed, own)
+    if domain := unfair(crossed[DEFAULT], crossed[REAP], SURE):
+        return _verdict(REAP, f"{DEFAULT.name} surely loses more in {domain}", crossed, own)
+    reason = "; ".join([f"no other method is surely better than {DEFAULT.name}", *refused])
+    return _verdict(DEFAULT, reason, crossed, own)
+
+
+def _verdict(
+    chosen: Contender, reason: str, crossed: Mapping[Contender, Losses], own: Mapping[Contender, Losses]
+) -> Verdict:
     rows = [
-        Row(
-            each,
-            mean_loss(each_loses),
-            worst_loss(each_loses),
-            Difference.of(each_loses, crossed[REAP]),
-            _n_chunks(each_loses),
-        )
-        for each, each_loses in crossed.items()
+        Row(each, mean_loss(lost), worst_loss(lost), Difference.of(lost, crossed[REAP]), _n_chunks(lost))
+        for each, lost in crossed.items()
     ]
     rows.sort(key=lambda row: row.to_reap.mean)
     n_own = _n_chunks(own[DEFAULT]) if own else 0
@@ -207,10 +221,3 @@ def _n_chunks(losses: Losses) -> int:
 def _is_better(one: Losses, other: Losses) -> bool:
     gain = Difference.of(one, other)
     return gain.mean < -max(SURE * gain.stderr, LIKELY * gain.between)
-
-
-def _is_unfair(one: Losses, other: Losses, errors: float) -> bool:
-    """Whether the worst domain loses more than the other's worst, by more than so many standard errors, paired."""
-    worst = max(one, key=lambda domain: one[domain].mean())
-    there = Difference.of({worst: one[worst]}, {worst: other[worst]})
-    return worst_loss(one) > worst_loss(other) and there.mean > errors * there.stderr

@@ -59,7 +59,7 @@ def best_method(
         judging = partial(judge, engine, held_back, ledger=Ledger(path, how), run=run, progress=progress)
         verdict = compete(statistics, n_keep, model.layout.n_group, judging, 60 * budget or math.inf)
     kept = sum(map(len, held_back.values()))
-    for what, count in (("methods", verdict.n_chunks), ("what the promising ones keep", verdict.n_own)):
+    for what, count in (("methods", verdict.n_chunks), ("what the better ones keep", verdict.n_own)):
         if 0 < count < kept:
             _LOG.info("judged %s on %d of %d held-back chunks: --budget %d was up", what, count, kept, budget)
     if verdict.dropped:

@@ -2,9 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufreap.activity import doing
@@ -18,7 +18,7 @@ from ggufreap.engine.session import LlamaSession
 from ggufreap.errors import InputError
 from ggufreap.files import check_space, make_folder, writing
 from ggufreap.model import Model
-from ggufreap.narrowing.collecting import narrow, through
+from ggufreap.narrowing.collecting import Run, narrow, through
 from ggufreap.narrowing.curvature import curvature_nbytes
 from ggufreap.narrowing.sequential import chains, narrow_sequentially
 from ggufreap.narrowing.solving import down_name
@@ -33,6 +33,17 @@ from ggufreap.verbs.blockwise import WEIGHTS_SHARE, goes_blockwise, into_pieces,
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Driver:
+    """A way to narrow the rest of a model, piece by piece, and the folders in which hidden states wait for that."""
+
+    narrow: Callable[[Run, Sequence[Piece]], Solution]
+    folders: Callable[[Path], tuple[Path, ...]]
+
+
+DRIVERS = {False: Driver(narrow, lambda folder: (folder,)), True: Driver(narrow_sequentially, chains)}  # sequential?
+
+
 def compensated(
     model: Model,
     plan: PruningPlan,
@@ -42,6 +53,7 @@ def compensated(
     *,
     memory: int = 0,
     sequential: bool = False,
+    downs: bool = True,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Solution:
@@ -51,17 +63,17 @@ def compensated(
     interrupted run goes on when it is called again with the same arguments; the downs of the solution are mapped from
     there. `memory`: bytes for what is summed up at a time, 0: half of what is free. Raises InputError where that is too
     little for one block. `sequential`: block by block, each making up for the errors of those before it too; it takes
-    four times as long, on the CPU. Raises UnsupportedModel where that cannot be.
+    four times as long, on the CPU. Raises UnsupportedModel where that cannot be. Without `downs` no columns are kept,
+    only which neurons stay and what that costs.
     """
     settings = _settings(data, settings)
     if sequential:
         settings = replace(settings, blockwise=1)
     layout, task = model.layout, task_of(model, plan, width, data, settings, sequential)
-    keep = task.keep
     make_folder(folder)
     with writing():
-        place = Workplace(folder, task)
-        if all(block in place.solved for block in keep):
+        place = Workplace(folder, task, downs)
+        if place.complete:
             _LOG.info("using the narrowed blocks in %s", folder)
             return place.solution()
         model.check_weights()
@@ -72,8 +84,7 @@ def compensated(
         ):
             texts = Texts.read(chunks, Shard.parse("1/1"))
             pieces = _pieces(model, engine, texts, place, memory, settings)
-            run = narrow_sequentially if sequential else narrow
-            solution = run(engine, pieces, layout.nodes, model.file, texts, place, progress)
+            solution = DRIVERS[sequential].narrow(Run(engine, layout.nodes, model.file, texts, place, progress), pieces)
             for note in chunks.notes():
                 _LOG.info("%s", note)
             return solution
@@ -126,7 +137,7 @@ def _pieces(
 ) -> list[Piece]:
     """The rest of the model, as much at a time as fits into memory; says what that takes."""
     task, nodes = place.task, model.layout.nodes
-    folders = chains(place.folder) if task.sequential else (place.folder,) if engine.spills else ()
+    folders = DRIVERS[task.sequential].folders(place.folder) if engine.spills else ()
     first = through(place, nodes, folders) + 1
     needed = sums_nbytes(model, place, settings.n_ctx)
     if not needed:
@@ -137,10 +148,13 @@ def _pieces(
     ends = engine.ends(max((chunk.tokens for chunk in texts.chunks), key=len))
     pieces = into_pieces(first, [end for end in ends if end >= first], sizes, settings.blockwise, most)
     spill = spill_nbytes(engine, texts, pieces) if isinstance(engine, Piecewise) else 0
-    if task.sequential:  # two chains, and the original's stream behind one block
-        spill = 2 * spill + 4 * texts.n_tokens * max(model.file.by_name[down_name(block)].shape[1] for block in needed)
+    spill *= len(folders)
+    if task.sequential:  # the original's stream behind one block
+        spill += 4 * texts.n_tokens * max(model.file.by_name[down_name(block)].shape[1] for block in needed)
     downs = sum(
-        4 * len(task.keep[block]) * task.width * model.file.by_name[down_name(block)].shape[1] for block in needed
+        4 * len(task.keep[block]) * task.width * model.file.by_name[down_name(block)].shape[1]
+        for block in needed
+        if place.downs
     )
     check_space(place.folder, downs + spill)
     _LOG.info(

@@ -48,6 +48,7 @@ def narrow(
     imatrix: str | Path | None = None,
     allow_requantize: bool = False,
     sequential: bool = False,
+    memory: int = 0,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Narrowed:
@@ -55,9 +56,10 @@ def narrow(
 
     `data` runs through the model with the experts masked that `plan` drops (None: all stay). The file is written at
     `output`, the narrowing beside it, and the plan where none was given; `imatrix`, of the model, guides how columns of
-    down are quantised, which takes `allow_requantize` below 8 bits. `sequential`:
-    block by block, each making up for the errors of those before it too. Nothing is proven of the file until `verify`
-    has run. Raises UnsupportedModel where experts of this model cannot be narrower.
+    down are quantised, which takes `allow_requantize` below 8 bits. `sequential`: block by block, each making up for
+    the errors of those before it too; `memory`: bytes for what is summed up at a time, 0: half of what is free.
+    Nothing is proven of the file until `verify` has run. Raises UnsupportedModel where experts of this model cannot be
+    narrower.
     """
     model = Model.open(model)
     chosen = plan if isinstance(plan, PruningPlan) else load_plan(Path(plan)) if plan is not None else everything(model)
@@ -65,11 +67,7 @@ def narrow(
     _, width = settled(model, Target(width_ratio=width_ratio))
     check_down(model, allow_requantize, intermediate=False)
     asked = output if isinstance(output, Output) else Output(output)
-    if asked.out is None:
-        raise InputError("narrow writes a file; name it with -o")
-    path = Path(asked.out)
-    if path.suffix != ".gguf":
-        raise InputError(f"{path} does not end in .gguf; name the file that narrow writes with -o")
+    path = _path_of(asked)
     matrix = matrices.load_for(imatrix, model.file) if imatrix is not None else None
     if matrix is not None:
         matrices.check(matrix, model.file, model.layout)
@@ -90,7 +88,9 @@ def narrow(
     if plan is None:
         claim(plan_path)
         check_free(plan_path, _is_same(plan_path, chosen))
-    narrowing = narrowing_of(model, chosen, width, narrowing_path, opened, settings, progress, sequential)
+    narrowing = narrowing_of(
+        model, chosen, width, narrowing_path, opened, settings, progress, sequential=sequential, memory=memory
+    )
     script = script_of(model, chosen, path, asked, narrow_by(model, chosen, narrowing, matrix, intermediate=False))
     execute(script, progress)
     if not isinstance(plan, str | Path):
@@ -98,6 +98,15 @@ def narrow(
     check = f"ggufreap verify {model.path} {script.files[0].path} --plan {plan_path} --narrowing {narrowing_path}"
     _LOG.warning("%s is unproven: %s", script.files[0].path, check)
     return Narrowed(script, chosen, plan_path, narrowing, narrowing_path)
+
+
+def _path_of(output: Output) -> Path:
+    if output.out is None:
+        raise InputError("narrow writes a file; name it with -o")
+    path = Path(output.out)
+    if path.suffix != ".gguf":
+        raise InputError(f"{path} does not end in .gguf; name the file that narrow writes with -o")
+    return path
 
 
 def everything(model: Model) -> PruningPlan:

@@ -17,6 +17,7 @@ from ggufreap.narrowing.splitting import split
 from ggufreap.narrowing.widths import BLOCK, width_to_keep
 from ggufreap.narrowing.workplace import METHOD, Workplace
 from ggufreap.options.engine import EngineSettings
+from ggufreap.options.flag import refuse_unused
 from ggufreap.options.target import AUTO_RATIO, FRIENDLY, Target
 from ggufreap.planning import PruningPlan
 from ggufreap.planning.counts import feasible_counts
@@ -49,10 +50,9 @@ def settled(model: Model, target: Target) -> tuple[Target, int]:
     where experts cannot be narrower, InfeasiblePlan for what cannot be.
     """
     if target.shrink is None and target.width_ratio is None:
-        if target.sequential:
-            raise InputError(
-                "--sequential says how experts are narrowed, and they are not; give --width-ratio or --shrink"
-            )
+        refuse_unused(
+            target, dict.fromkeys(("sequential", "narrow_memory"), "how experts are narrowed, and they are not")
+        )
         return target, 0
     if target.shrink is not None and (target.width_ratio, target.ratio, target.keep) != (None, None, None):
         raise InputError("--shrink divides the cut between experts and neurons itself; leave --width-ratio and all out")
@@ -109,6 +109,7 @@ def narrowing_of(
     settings: EngineSettings | None,
     progress: Progress,
     sequential: bool = False,
+    memory: int = 0,
 ) -> Narrowing:
     """The narrowing at `path`, where it is that of the same text and plan; else it is computed and saved there.
 
@@ -127,7 +128,11 @@ def narrowing_of(
     if not Workplace(folder, task).complete:  # else columns that lie there are compared with them, byte by byte
         check_free(downs_path(path))
     solution = compensated(
-        model, plan, width, folder, data, sequential=sequential, settings=settings, progress=progress
+        *(model, plan, width, folder, data),
+        memory=memory,
+        sequential=sequential,
+        settings=settings,
+        progress=progress,
     )
     save_narrowing(path, solution.narrowing, plan, task=task.sha256, progress=progress)
     del solution  # whose columns are mapped from the folder

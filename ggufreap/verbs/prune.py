@@ -135,7 +135,9 @@ def _planned(job: Job, foreseen: Foreseen, observed: Observed | None) -> Pruned:
     if job.width and job.data:
         path = foreseen.narrowing_path
         narrowing = narrowing_of(
-            job.model, chosen, job.width, path, job.data, job.settings, job.progress, job.target.sequential
+            *(job.model, chosen, job.width, path, job.data, job.settings, job.progress),
+            sequential=job.target.sequential,
+            memory=job.target.narrow_memory,
         )
         pruned = replace(pruned, narrowing=narrowing, narrowing_path=path)
     script = script_of(job.model, chosen, foreseen.jobs.result, job.output, _narrow(job, foreseen, pruned))

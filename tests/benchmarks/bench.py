@@ -1,4 +1,4 @@
-"""What the benchmarks share: large models of random weights, and measuring things side by side.
+"""What the benchmarks share: large models of random weights, trained ones and their texts, and measuring side by side.
 
 Machines differ and drift, so only ratios within one run mean anything: the contestants take turns, and the medians of
 their times are compared.
@@ -7,10 +7,12 @@ their times are compared.
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,6 +21,12 @@ from statistics import median
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
+
+from ggufreap import corpus
+from ggufreap.engine.session import LlamaSession
+from ggufreap.model import Model
+from ggufreap.options.engine import EngineSettings
+from ggufreap.selection.judging import Difference, mean_loss, worst_loss
 
 sys.path.append(str(Path(__file__).parents[1]))  # the builders of the tests
 import tiny_gguf
@@ -161,6 +169,63 @@ def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=rounds, help=f"measurements of each contestant ({rounds})")
     parser.add_argument("--dir", type=Path, help="where the large files go while it runs (the system's temp folder)")
     return parser
+
+
+def trained_arguments(description: str | None, cache: str) -> argparse.ArgumentParser:
+    """The options of those that judge on held-out text what a trained model loses."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("folder", type=Path, help="<domain>.calib.txt and <domain>.eval.txt")
+    parser.add_argument("--chunks", type=int, default=16, help="held-out chunks per domain")
+    parser.add_argument("-c", "--ctx-size", type=int, default=256)
+    parser.add_argument("-t", "--threads", type=int, default=0)
+    parser.add_argument("--cache", type=Path, default=Path(cache), help="folder")
+    return parser
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A loaded model and its texts in chunks `[n_chunks, n_ctx]` by domain, to calibrate on and held out."""
+
+    engine: LlamaSession
+    model: Model
+    text: Mapping[str, np.ndarray]
+    held_out: Mapping[str, np.ndarray]
+
+
+@contextmanager
+def opened(options: argparse.Namespace) -> Iterator[Trained]:
+    """What was asked for by `trained_arguments`; says at the end how much memory it took."""
+    options.cache.mkdir(exist_ok=True)
+    model = Model.open(options.model)
+    settings = EngineSettings(options.ctx_size, options.ctx_size, options.threads)
+    names = sorted(path.name.removesuffix(".eval.txt") for path in options.folder.glob("*.eval.txt"))
+    with LlamaSession(model.path, model.layout.nodes, settings) as engine:
+
+        def chunks(kind: str) -> dict[str, np.ndarray]:
+            texts = {name: corpus.read_text(str(options.folder / f"{name}.{kind}.txt")) for name in names}
+            return {name: corpus.from_text(engine, text, options.ctx_size, name).chunks for name, text in texts.items()}
+
+        held_out = {name: each[: options.chunks] for name, each in chunks("eval").items()}
+        yield Trained(engine, model, chunks("calib"), held_out)
+    print(f"\npeak memory {peak():,.0f} MB")
+
+
+def peak() -> float:
+    """MB of resident memory, weights that are mapped included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+AGAINST = "mean | x | worst | x | difference to REAP"
+
+
+def against(found: Mapping[str, np.ndarray], reap: Mapping[str, np.ndarray]) -> str:
+    """The cells of AGAINST, of losses by domain and chunk: in nats, and by those of REAP."""
+    mean, worst, difference = mean_loss(found), worst_loss(found), Difference.of(found, reap)
+    return (
+        f"{mean:.4f} | {mean / mean_loss(reap):.2f} | {worst:.4f} | {worst / worst_loss(reap):.2f} "
+        f"| {difference.mean:+.4f} ± {difference.stderr:.4f}"
+    )
 
 
 def report(seconds: dict[str, list[float]], figures: dict[str, float]) -> None:

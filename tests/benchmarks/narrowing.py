@@ -10,28 +10,24 @@ are computed in place of the whole ones.
 
 import argparse
 import json
-import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from bench import AGAINST, Trained, against, opened, trained_arguments
 
-from ggufreap import corpus
-from ggufreap.architecture.layout import MoeLayout, bind
-from ggufreap.container import open_gguf
 from ggufreap.corpus import Chunk
 from ggufreap.corpus.request import open_request
 from ggufreap.engine.graph import Piece
-from ggufreap.engine.neuron_tap import Narrowed
+from ggufreap.engine.neuron_mask import Fewer
+from ggufreap.engine.neuron_tap import FewerNeurons
 from ggufreap.engine.prefixes import Prefixes
 from ggufreap.engine.protocol import Keep, Tokens
-from ggufreap.engine.session import LlamaSession
 from ggufreap.evaluation.scores import Reference, compare, first_scored, targets_of
 from ggufreap.files import writing
-from ggufreap.model import Model
-from ggufreap.narrowing.collecting import narrow
+from ggufreap.narrowing.collecting import Run, narrow
 from ggufreap.narrowing.solving import down_name
 from ggufreap.narrowing.splitting import split
 from ggufreap.narrowing.widths import BLOCK
@@ -42,7 +38,6 @@ from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import make_plan
 from ggufreap.saliency import random_scores
 from ggufreap.selection.choosing import choose
-from ggufreap.selection.judging import Difference, mean_loss, worst_loss
 from ggufreap.verbs.compensation import compensated
 
 REAP = "reap, tokens"
@@ -68,25 +63,22 @@ class Candidate:
 class Bench:
     """One loaded model, its texts, and what was found so far."""
 
-    def __init__(self, engine: LlamaSession, file, layout: MoeLayout, options: argparse.Namespace) -> None:
-        self.engine, self.file, self.layout, self.cache = engine, file, layout, options.cache
-        self.blocks = [block.index for block in layout.trunk]
-        self.source_width = file.by_name[down_name(self.blocks[0])].shape[-1]
+    def __init__(self, trained: Trained, options: argparse.Namespace) -> None:
+        self.engine, self.model, self.cache = trained.engine, trained.model, options.cache
+        self.layout = self.model.layout
+        self.blocks = [block.index for block in self.layout.trunk]
+        self.source_width = self.model.file.by_name[down_name(self.blocks[0])].shape[-1]
         self.n_ctx = options.ctx_size
         self.settings = EngineSettings(options.ctx_size, options.ctx_size, options.threads)
-        names = sorted(path.name.removesuffix(".eval.txt") for path in options.folder.glob("*.eval.txt"))
-        text = {name: self.chunks(options.folder / f"{name}.calib.txt")[: options.calibration_chunks] for name in names}
+        text = {name: chunks[: options.calibration_chunks] for name, chunks in trained.text.items()}
         rounds = max(map(len, text.values()))
         self.texts = Texts(
-            tuple(Chunk(text[name][i], name, i) for i in range(rounds) for name in names if i < len(text[name])), ""
+            tuple(Chunk(text[name][i], name, i) for i in range(rounds) for name in text if i < len(text[name])), ""
         )
-        self.held_out = {name: self.chunks(options.folder / f"{name}.eval.txt")[: options.chunks] for name in names}
+        self.held_out = trained.held_out
         self.ledger = self.cache / "judged.json"
         self.judged = json.loads(self.ledger.read_text()) if self.ledger.exists() else {}
         self._statistics: DomainStatistics | None = None
-
-    def chunks(self, path: Path) -> Tokens:
-        return corpus.from_text(self.engine, corpus.read_text(str(path)), self.n_ctx, path.name).chunks
 
     @property
     def statistics(self) -> DomainStatistics:
@@ -117,70 +109,61 @@ class Bench:
         keep = self.keep(candidate)
         if candidate.sequential:
             return self.sequentially(candidate, folder, keep)
-        task = Task(self.file.fingerprint, keep, self.source_width, candidate.width, "", "all", self.n_ctx, self.n_ctx)
+        task = Task(
+            self.model.file.fingerprint, keep, self.source_width, candidate.width, "", "all", self.n_ctx, self.n_ctx
+        )
         with writing():
             place = Workplace(folder, task)
             if len(place.solved) == len(keep):
                 return place.solution()
             pieces = [Piece(0, self.layout.n_trunk - 1, True)]
-            return narrow(
-                Prefixes(self.engine, self.layout.n_trunk), pieces, self.layout.nodes, self.file, self.texts, place
-            )
+            engine = Prefixes(self.engine, self.layout.n_trunk)
+            return narrow(Run(engine, self.layout.nodes, self.model.file, self.texts, place), pieces)
 
     def sequentially(self, candidate: Candidate, folder: Path, keep: Keep) -> Solution:
         """The same text as token ids: domains of equal size need no names."""
         ids = self.cache / "ids.npy"
         np.save(ids, np.stack([chunk.tokens for chunk in self.texts.chunks]))
-        model = Model.open(self.file.path)
         scores = random_scores(len(self.blocks), self.layout.n_expert, 0)  # which are not used
         chosen = [keep[block] for block in self.blocks]
         plan = make_plan(
-            self.layout, model.identity, scores, method=candidate.method, n_keep=candidate.n_keep, chosen=chosen
+            self.layout, self.model.identity, scores, method=candidate.method, n_keep=candidate.n_keep, chosen=chosen
         )
         data = open_request(Request(tokens=str(ids)))
-        return compensated(model, plan, candidate.width, folder, data, sequential=True, settings=self.settings)
+        return compensated(self.model, plan, candidate.width, folder, data, sequential=True, settings=self.settings)
 
     def losses(self, candidate: Candidate) -> dict[str, np.ndarray]:
         """Domain -> KLD of each chunk."""
         if candidate.name not in self.judged:
-            keep, narrowed = self.keep(candidate), None
+            keep, fewer = self.keep(candidate), {}
             if candidate.width < self.source_width:
                 found = self.solution(candidate).narrowing
-                narrowed = {
-                    block: Narrowed(keep[block], found.neurons[block], half(found.downs[block])) for block in keep
+                fewer = {
+                    block: FewerNeurons(kept, found.neurons[block], half(found.downs[block]))
+                    for block, kept in keep.items()
                 }
             self.judged[candidate.name] = {
-                name: [self._loss(chunk, keep, narrowed) for chunk in chunks] for name, chunks in self.held_out.items()
+                name: [self._loss(chunk, keep, fewer) for chunk in chunks] for name, chunks in self.held_out.items()
             }
             self.ledger.write_text(json.dumps(self.judged))
         return {name: np.array(losses) for name, losses in self.judged[candidate.name].items()}
 
-    def _loss(
-        self, tokens: Tokens, keep: Mapping[int, Sequence[int]], narrowed: Mapping[int, Narrowed] | None
-    ) -> float:
+    def _loss(self, tokens: Tokens, keep: Keep, fewer: Fewer) -> float:
         start = first_scored(len(tokens))
         reference = Reference.of(self.engine.logits(tokens, None, start)[:-1], map)
-        if narrowed is None:
-            logits = self.engine.logits(tokens, keep, start)
-        else:
-            logits = self.engine.narrowed_logits(tokens, narrowed, start)
+        logits = self.engine.logits(tokens, keep, start, fewer)
         return float(compare(reference, logits[:-1], targets_of(tokens), map).kld.mean())
 
     def table(self, share: float, candidates: Sequence[Candidate]) -> None:
         whole = self.layout.n_expert * self.source_width
         reap = self.losses(candidates[0])
         print(f"\n{share:.0%} of the routed experts' bytes; {len(self.texts.chunks)} chunks of {', '.join(reap)}")
-        print(f"| experts x neurons | bytes | mean | x | worst | x | difference to REAP | seconds |\n{'|---' * 8}|")
+        print(f"| experts x neurons | bytes | {AGAINST} | seconds |\n{'|---' * 8}|")
         for candidate in candidates:
             started = time.process_time()
             found = self.losses(candidate)
-            mean, worst, difference = mean_loss(found), worst_loss(found), Difference.of(found, reap)
-            print(
-                f"| {candidate.name} | {candidate.n_keep * candidate.width / whole:.1%} | {mean:.4f} "
-                f"| {mean / mean_loss(reap):.2f} | {worst:.4f} | {worst / worst_loss(reap):.2f} "
-                f"| {difference.mean:+.4f} ± {difference.stderr:.4f} | {time.process_time() - started:.0f} |",
-                flush=True,
-            )
+            kept, seconds = candidate.n_keep * candidate.width / whole, time.process_time() - started
+            print(f"| {candidate.name} | {kept:.1%} | {against(found, reap)} | {seconds:.0f} |", flush=True)
 
 
 def half(values: np.ndarray) -> np.ndarray:
@@ -196,32 +179,21 @@ def splits(n_expert: int, width: int, share: float, step: int) -> list[tuple[int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("folder", type=Path)
+    parser = trained_arguments(__doc__.splitlines()[0], "narrowing-benchmark")
     parser.add_argument("--bytes", nargs="+", type=float, default=[0.75, 0.5], help="of the routed experts")
     parser.add_argument("--method", nargs="+", default=["rank_average"], help="which experts stay beside fewer neurons")
     parser.add_argument("--step", type=int, default=BLOCK, help=f"widths are multiples of it ({BLOCK})")
     parser.add_argument("--calibration-chunks", type=int, default=48, help="per domain")
-    parser.add_argument("--chunks", type=int, default=16, help="held-out chunks per domain")
-    parser.add_argument("-c", "--ctx-size", type=int, default=256)
-    parser.add_argument("-t", "--threads", type=int, default=0)
-    parser.add_argument("--cache", type=Path, default=Path("narrowing-benchmark"), help="folder")
     options = parser.parse_args()
-    options.cache.mkdir(exist_ok=True)
-    file = open_gguf(options.model)
-    layout = bind(file)
-    settings = EngineSettings(options.ctx_size, options.ctx_size, options.threads)
-    with LlamaSession(file.path, layout.nodes, settings) as engine:
-        bench = Bench(engine, file, layout, options)
+    with opened(options) as trained:
+        bench, n_expert = Bench(trained, options), trained.model.layout.n_expert
         for share in options.bytes:
-            pairs = splits(layout.n_expert, bench.source_width, share, options.step)
+            pairs = splits(n_expert, bench.source_width, share, options.step)
             candidates = [Candidate("reap", "tokens", *pairs[0])]
             candidates += [Candidate(method, "uniform", *pair) for method in options.method for pair in pairs]
-            rule = split(layout.n_expert, bench.source_width, 1 - share, block=options.step)
+            rule = split(n_expert, bench.source_width, 1 - share, block=options.step)
             candidates += [Candidate(method, "uniform", rule.n_keep, rule.width, True) for method in options.method]
             bench.table(share, candidates)
-    print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:,.0f} MB")
 
 
 if __name__ == "__main__":

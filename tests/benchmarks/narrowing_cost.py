@@ -8,12 +8,12 @@ machine changes wall-clock time.
 """
 
 import argparse
-import resource
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from bench import peak
 
 from ggufreap.corpus import Chunk
 from ggufreap.engine.graph import Piece
@@ -21,18 +21,13 @@ from ggufreap.engine.prefixes import Prefixes
 from ggufreap.engine.session import LlamaSession
 from ggufreap.files import writing
 from ggufreap.model import Model
-from ggufreap.narrowing.collecting import collect
+from ggufreap.narrowing.collecting import Run, collect
 from ggufreap.narrowing.curvature import curvature_nbytes
 from ggufreap.narrowing.solving import down_name
 from ggufreap.narrowing.workplace import Task, Workplace
 from ggufreap.observation import Texts
 from ggufreap.options.engine import EngineSettings
 from ggufreap.progress import silent
-
-
-def peak() -> float:
-    """MB of resident memory, weights that are mapped included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def main() -> None:
@@ -69,7 +64,8 @@ def main() -> None:
         started = time.process_time()
         piece = Piece(0, layout.n_trunk - 1, True)
         with silent("", None, "") as bar:
-            found = collect(Prefixes(engine, layout.n_trunk), piece, layout.nodes, texts, place, -1, bar)
+            run = Run(Prefixes(engine, layout.n_trunk), layout.nodes, model.file, texts, place)
+            found = collect(run, piece, -1, bar)
         summing, summed = (time.process_time() - started) / tokens.size, peak()
         started = time.process_time()
         with silent("", None, "") as bar:

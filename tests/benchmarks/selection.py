@@ -7,28 +7,22 @@ stopped goes on: the statistics of every size, and the KLD of every keep-set on 
 the router. `best` sees calibration text alone: it judges on each half of it what was chosen from the other.
 """
 
-import argparse
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from bench import AGAINST, Trained, against, opened, trained_arguments
 
-from ggufreap import corpus
-from ggufreap.architecture.layout import MoeLayout, bind
-from ggufreap.container import open_gguf
 from ggufreap.corpus import Chunk
 from ggufreap.engine.protocol import Keep
-from ggufreap.engine.session import LlamaSession
 from ggufreap.observation import DomainStatistics, Held, HeldBack, Provenance, load, observables, save
-from ggufreap.options.engine import EngineSettings
 from ggufreap.options.target import BEST
 from ggufreap.planning import count_to_keep, select
 from ggufreap.saliency import random_scores
 from ggufreap.selection.choosing import choose
-from ggufreap.selection.judging import Difference, Ledger, judge, mean_loss, worst_loss
+from ggufreap.selection.judging import Ledger, judge, mean_loss
 from ggufreap.selection.portfolio import compete
 
 REAP = ("reap", "tokens")
@@ -51,17 +45,11 @@ Rows = tuple[tuple[int, ...], ...]
 class Bench:
     """A loaded model, its text and what is known of it already."""
 
-    def __init__(self, engine: LlamaSession, layout: MoeLayout, model: str, options: argparse.Namespace) -> None:
-        self.engine, self.layout, self.model, self.cache = engine, layout, model, options.cache
-        self.blocks = [block.index for block in layout.trunk]
-        names = sorted(path.name.removesuffix(".eval.txt") for path in options.folder.glob("*.eval.txt"))
-
-        def chunks(name: str) -> np.ndarray:
-            text = corpus.read_text(str(options.folder / name))
-            return corpus.from_text(engine, text, options.ctx_size, name).chunks
-
-        self.text = {name: chunks(f"{name}.calib.txt") for name in names}
-        self.held_out = {name: list(chunks(f"{name}.eval.txt")[: options.chunks]) for name in names}
+    def __init__(self, trained: Trained, cache: Path) -> None:
+        self.engine, self.layout, self.text, self.cache = trained.engine, trained.model.layout, trained.text, cache
+        self.model = trained.model.file.fingerprint
+        self.blocks = [block.index for block in self.layout.trunk]
+        self.held_out = {name: list(chunks) for name, chunks in trained.held_out.items()}
 
     def statistics(self, size: int | None) -> tuple[DomainStatistics, Mapping[str, list[Held]]]:
         """Of the first `size` chunks of every domain, and what calibration would keep of them to judge by."""
@@ -116,37 +104,22 @@ class Bench:
         found = self.judged({name: [self.keep(rows)] * 2 for name, rows in sets.items()}, held_out)
         reap = found[", ".join(REAP)]
         title = f"{size or 'all'} chunks of {', '.join(self.text)}; {ratio} removed, {n_keep} stay"
-        header = "| method | mean | x | worst | x | difference to REAP | processor s |"
+        header = f"| method | {AGAINST} | processor s |"
         print(f"\n{title}\n{header}\n{'|---' * 7}|")
         for name in sorted(found, key=lambda name: mean_loss(found[name])):
-            mean, worst = mean_loss(found[name]), worst_loss(found[name])
-            difference = Difference.of(found[name], reap)
-            ratios = f"{mean / mean_loss(reap):.2f} | {worst:.4f} | {worst / worst_loss(reap):.2f}"
-            paired = f"{difference.mean:+.4f} ± {difference.stderr:.4f}"
-            print(f"| {name} | {mean:.4f} | {ratios} | {paired} | {seconds.get(name, 0):.2f} |", flush=True)
+            print(f"| {name} | {against(found[name], reap)} | {seconds.get(name, 0):.2f} |", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("folder", type=Path)
+    parser = trained_arguments(__doc__.splitlines()[0], "selection-benchmark")
     parser.add_argument("--ratio", nargs="+", default=["0.125", "0.25", "0.375", "0.5"])
     parser.add_argument("--size", nargs="+", default=["12", "48", "all"], help="calibration chunks per domain")
-    parser.add_argument("--chunks", type=int, default=16, help="held-out chunks per domain")
-    parser.add_argument("-c", "--ctx-size", type=int, default=256)
-    parser.add_argument("-t", "--threads", type=int, default=0)
-    parser.add_argument("--cache", type=Path, default=Path("selection-benchmark"), help="folder")
     options = parser.parse_args()
-    options.cache.mkdir(exist_ok=True)
-    file = open_gguf(options.model)
-    layout = bind(file)
-    settings = EngineSettings(options.ctx_size, options.ctx_size, options.threads)
-    with LlamaSession(file.path, layout.nodes, settings) as engine:
-        bench = Bench(engine, layout, file.fingerprint, options)
+    with opened(options) as trained:
+        bench = Bench(trained, options.cache)
         for ratio in options.ratio:
             for size in options.size:
                 bench.table(None if size == "all" else int(size), ratio)
-    print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:,.0f} MB")
 
 
 if __name__ == "__main__":
