@@ -224,6 +224,7 @@ ASKED = (
     (("--fit-margin", "2GiB"), Fit, "margin", 2 << 30, None),
     (("--mmproj", "V"), Fit, "mmproj", "V", None),
     (("--fast",), Fit, "fast", True, None),
+    (("--no-narrow",), Fit, "narrow", False, None),
     (("-o", "O"), Output, "out", "O", None),
     (("--split-max-size", "2G"), Output, "split_max_size", "2G", None),
     (("--keep-split",), Output, "keep_split", True, None),
