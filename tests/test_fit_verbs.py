@@ -75,21 +75,23 @@ def fitted(
 
 
 def left(folder: Path) -> set[str]:
-    return {path.name for path in (folder / "out").iterdir() if path.suffix == ".gguf" and "imatrix" not in path.name}
+    found = {path.name for path in (folder / "out").glob("*.gguf")}
+    return {name for name in found if "imatrix" not in name and not name.endswith(".downs.gguf")}
 
 
 @pytest.fixture(scope="module")
 def done(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, verbs.Fitted]:
     """A folder in which the best was found, and the result."""
     folder = shutil.copytree(material, tmp_path_factory.mktemp("done") / "own")
-    return folder, fitted(folder, TIGHT, verification=True)
+    asked = {"report_out": folder / "report", "fail_if": ["worst_domain.kld>1e-9"]}
+    return folder, fitted(folder, TIGHT, verification=True, **asked)
 
 
 def test_the_best_of_what_was_measured_stays_and_fits(done: tuple[Path, verbs.Fitted]) -> None:
     folder, result = done
     assert result.curve.measured
     assert len(result.made) == 3
-    assert {each.prospect.pruned for each in result.made} == {True, False}
+    assert {each.prospect.kind for each in result.made} == {"unpruned", "pruned", "narrowed"}
     losses = [each.comparison.mean.kld for each in result.made if each.comparison]
     assert losses == sorted(losses)
     assert len(losses) == 3
@@ -98,6 +100,13 @@ def test_the_best_of_what_was_measured_stays_and_fits(done: tuple[Path, verbs.Fi
     assert result.budget.total == TIGHT
     assert left(folder) == {best.path.name}
     assert len(list((folder / "out").glob("*.plan.json"))) == best.prospect.pruned
+    assert len(list((folder / "out").glob("*.narrowing.*"))) == 2 * best.prospect.narrowed
+    assert not result.not_narrowed
+    (narrow,) = (each for each in result.made if each.prospect.narrowed)
+    assert narrow.pruned
+    assert narrow.pruned.narrowing
+    assert narrow.pruned.narrowing.width == narrow.prospect.width < 256
+    assert narrow.pruned.narrowing.label in narrow.path.name
     for each in result.made:
         assert each.proven
         assert each.pruned is None or each.pruned.verification is not None
@@ -170,9 +179,11 @@ def test_a_file_of_other_work_is_neither_replaced_nor_removed(done: tuple[Path, 
     assert loser.read_bytes() == b"somebody's"
 
 
-def test_fast_makes_the_lowest_estimate_and_measures_no_file(folder: Path) -> None:
-    result = fitted(folder, TIGHT, text=False, fast=True)
+def test_fast_makes_the_lowest_estimate_and_measures_no_file(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "ggufreap"):
+        result = fitted(folder, TIGHT, text=False, fast=True)
     (best,) = result.made
+    assert ("the text runs once more" in caplog.text) == best.prospect.narrowed
     assert best.comparison is None
     assert not result.curve.measured
     assert best.loss == best.prospect.loss
@@ -190,6 +201,7 @@ def test_a_model_that_fits_is_left_as_it_is(folder: Path, caplog: pytest.LogCapt
 def test_of_few_bits_only_experts_go(folder: Path) -> None:
     result = fitted(folder, 5_200_000, "Low-Q4_K.gguf")
     assert all(set(each.prospect.mix.routed) <= {"Q4_K"} for each in result.made)
+    assert "down is Q4_K" in result.not_narrowed
     assert result.best.path.stat().st_size == result.best.prospect.nbytes <= result.budget.room
 
 
@@ -197,6 +209,7 @@ def test_byte_exact_prospects_keep_their_bytes(folder: Path) -> None:
     result = fitted(folder, 4_200_000, "Low-Q4_K.gguf", False, False, fast=True, method="weight_norm")
     assert result.best.prospect.nbytes == result.best.path.stat().st_size
     assert not result.best.prospect.mix.needs_importance
+    assert result.not_narrowed
 
 
 def test_impossible_budgets_are_one_line_before_any_work(folder: Path) -> None:
@@ -222,15 +235,14 @@ def test_what_means_nothing_with_a_size_is_refused(folder: Path, asked: dict[str
         fitted(folder, TIGHT, **asked)
 
 
-def test_reports_and_gates_tell_of_the_one_that_stays(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    result = fitted(folder, TIGHT, report_out=folder / "report", fail_if=["worst_domain.kld>1e-9"])
-    if result.best.prospect.pruned:
-        assert result.account
-        assert not result.account.ok
-        assert [each.path for each in result.account.files] == [result.best.path]
-        assert (folder / "report" / "report.json").exists()
-    else:
-        assert "--report, --fail-if: no effect" in caplog.text
+def test_reports_and_gates_tell_of_the_one_that_stays(done: tuple[Path, verbs.Fitted]) -> None:
+    folder, result = done
+    assert result.best.prospect.pruned
+    assert result.account
+    assert not result.account.ok
+    assert [each.path for each in result.account.files] == [result.best.path]
+    told = json.loads((folder / "report" / "report.json").read_text())
+    assert told["model"]["n_expert_after"] == result.best.prospect.n_keep
 
 
 def test_the_command_line_makes_it_and_tells_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,8 +258,9 @@ def test_the_command_line_makes_it_and_tells_it(folder: Path, capsys: pytest.Cap
         f"{folder}/out",
     ]
     judged = ["--eval-file", f"{folder}/held.txt", "--eval-chunks", "2"]
-    assert main([*command, *FLAGS, *judged]) == 0
+    assert main([*command, *FLAGS, *judged, "--no-narrow"]) == 0
     out = capsys.readouterr().out
+    assert "no narrower experts were looked at: as asked" in out
     assert "What was made" in out
     assert out.count("removed") == 2
     assert out.count("kept") >= 1
@@ -335,14 +348,16 @@ def test_the_frontier_tells_the_sizes_of_what_is_made(done: tuple[Path, verbs.Fi
     stats = folder / "out" / "Tiny-F16.stats.npz"
     shown = verbs.frontier(folder / "Tiny-F16.gguf", held, **memory, stats=stats, steps=2, settings=SETTINGS)
     assert shown.fitting
-    told = {each.label: each.nbytes for each in (shown.fitting.unpruned, shown.fitting.pruned) if each}
-    assert told.items() <= {each.prospect.label: each.prospect.nbytes for each in made.made}.items()
-    assert len(told) == 2
+    told = {each.label: each.nbytes for each in shown.fitting.kinds.values() if each}
+    assert told == {each.prospect.label: each.prospect.nbytes for each in made.made}
+    assert len(told) == 3
 
 
 def test_the_frontier_says_where_nothing_fits(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with pytest.raises(InfeasiblePlan, match=r"the smallest file has .* more than 75% of the experts never go"):
+        verbs.frontier(folder / "Tiny-F16.gguf", target=Target(fit=NONE), fit=Fit(ctx=256, margin=0, narrow=False))
+    with pytest.raises(InfeasiblePlan, match=r"\(4 of 16 experts, 128 of 256 .* or 50% of their neurons never"):
         verbs.frontier(folder / "Tiny-F16.gguf", target=Target(fit=NONE), fit=Fit(ctx=256, margin=0))
     assert "(as asked)" in caplog.text
     assert "without what the header will tell of calibration data" in caplog.text

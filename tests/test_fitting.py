@@ -1,15 +1,19 @@
 """What fits a memory: exact sizes and llama.cpp's own buffers, and the search against all there is."""
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import real_headers
 import tiny_gguf
+import tiny_native
 from gguf import GGMLQuantizationType as Kind
 
 from ggufreap import fitting
@@ -24,18 +28,18 @@ from ggufreap.fitting import Budget, Curve, Mix, Pool, Prospect, Step
 from ggufreap.fitting.budget import counted
 from ggufreap.fitting.losses import table
 from ggufreap.fitting.mixes import UNSEEN
+from ggufreap.fitting.pool import NEVER
 from ggufreap.imatrix import reached
 from ggufreap.model import Model
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.fit import Fit, memory_size
-from ggufreap.options.output import Output
 from ggufreap.options.target import FRIENDLY, Target
 from ggufreap.planning.counts import feasible_counts
 from ggufreap.quantization.request import TENSOR_TYPES
 from ggufreap.sizing import CLASSES, TYPES, Sizer
-from ggufreap.verbs.apply import scripts_of
 from ggufreap.verbs.frontier import verdict, whole_plan
 from ggufreap.verbs.prospects import Making
+from ggufreap.verbs.widths import Widths, source_width, widths_for, widths_of
 
 GIB = 1 << 30
 CONTEXTS = (2_048, 8_192, 32_768, 131_072)
@@ -209,7 +213,7 @@ def test_blocks_that_no_calibration_runs_need_no_importance(tmp_path: Path, name
     layout, making = model.layout, making_of(model)
     assert layout.n_block == layout.n_trunk + 1
     (low,) = (mix for mix in fitting.possible_mixes(model.file, table()) if mix.type == "IQ2_S" and not mix.routed)
-    with Sizer(model.file, scripts_of(model, making.example, Path("o.gguf"), Output())) as sizer:
+    with Sizer(model.file, making.scripts()) as sizer:
         for n_keep in (None, 64):
             tensors = reached(sizer.opened(n_keep), layout)
             said = sizer.quantised(n_keep, making.ask(n_keep, low), imatrix_later=tensors)
@@ -237,8 +241,11 @@ def opened(path: Path) -> Model:
     return model
 
 
-def making_of(model: Model) -> Making:
-    return Making(model, whole_plan(model, Target()), None, None, "text", "m.imatrix.gguf")
+def making_of(model: Model, mtp: str = "mirror") -> Making:
+    return Making(model, whole_plan(model, Target(mtp=mtp)), None, None, "text", "m.imatrix.gguf")
+
+
+NARROWED = ("Qwen3.5-35B-A3B", "DeepSeek-V3")  # all others in tests/benchmarks/fit.py
 
 
 @pytest.fixture(scope="module", params=real_headers.MODELS)
@@ -246,10 +253,10 @@ def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A real model's header, and all its prospects."""
     path = real_headers.write(request.param, tmp_path_factory.mktemp("real"))
     model = opened(path)
-    making = making_of(model)
     start = time.process_time()
-    pool = making.pool(scripts_of(model, making.example, Path("o.gguf"), Output()))
+    pool = making_of(model).pool(widths_of(model, request.param in NARROWED))
     assert time.process_time() - start < 10
+    assert (len(pool.widths) > 1) == (request.param in NARROWED)
     yield model, pool
     path.unlink()
 
@@ -257,9 +264,11 @@ def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def brute_force(pool: Pool, room: int) -> float | None:
     """The lowest estimate by looking at every prospect in turn."""
     losses = [
-        pool.pruning[place] + mix.loss
-        for (place, _), (column, mix) in product(enumerate(pool.counts), enumerate(pool.mixes))
-        if pool.nbytes[place, 0, column] <= room
+        pool.pruning[place] + pool.narrowing[width] + mix.loss
+        for place, width, (column, mix) in product(
+            range(len(pool.counts)), range(len(pool.widths)), enumerate(pool.mixes)
+        )
+        if pool.nbytes[place, width, column] <= room
     ]
     return min(losses, default=None)
 
@@ -267,7 +276,7 @@ def brute_force(pool: Pool, room: int) -> float | None:
 @pytest.mark.native
 def test_the_search_finds_the_best_of_what_fits_at_twenty_budgets(searched: tuple[Model, Pool]) -> None:
     model, pool = searched
-    making, path = making_of(model), model.path
+    path = model.path
     taken = {n_ctx: buffers(path, EngineSettings(n_ctx=n_ctx)) for n_ctx in CONTEXTS}
     assert taken[131_072].kv_cache > 10 * taken[8_192].kv_cache
     combinations = list(product((int(share * model.file.nbytes) for share in SHARES), CONTEXTS))
@@ -284,18 +293,32 @@ def test_the_search_finds_the_best_of_what_fits_at_twenty_budgets(searched: tupl
             continue
         assert found.nbytes + budget.buffers.nbytes + budget.margin <= budget.total
         assert found.loss == pytest.approx(float(pool.losses[pool.nbytes <= budget.room].min()), abs=0)
-        if place % 7 == 0:
+        if place == 9:  # the longest of all steps, so once
             assert found.loss == brute_force(pool, budget.room)
         chosen.update(fitting.contenders(pool, budget.room))
     assert time.process_time() - start < 10
-    with Sizer(model.file, scripts_of(model, making.example, Path("o.gguf"), Output())) as sizer:
-        for each in chosen:
-            n_keep = each.n_keep if each.pruned else None
-            if each.mix.type is None:
-                assert each.nbytes == (sizer.exact(n_keep) if n_keep else model.file.nbytes)
-            else:
-                said = sizer.quantised(n_keep, making.ask(n_keep, each.mix), imatrix_later=sizer.source.by_name)
-                assert each.nbytes == said.nbytes
+    assert any(each.narrowed for each in chosen) == (len(pool.widths) > 1)
+    check_sizes(making_of(model), chosen)
+
+
+def check_sizes(making: Making, chosen: Collection[Prospect], most: int = 2) -> None:
+    """That prospects are as large as llama.cpp's dry run says, narrower ones of `most` widths."""
+    source = making.model.file
+    narrow = sorted({each.width for each in chosen if each.narrowed})
+    widths = narrow[:: max(1, -(-len(narrow) // most))]
+    for width in (0, *widths):
+        with Sizer(source, making.scripts(width)) as sizer:
+            for each in chosen:
+                if (each.width if each.narrowed else 0) != width:
+                    continue
+                n_keep = each.n_keep if each.pruned else None
+                if each.mix.type is None:
+                    exact = making.outline(each.n_keep, width).script.nbytes if n_keep else source.nbytes
+                    assert each.nbytes == exact, each.label
+                else:
+                    asked = making.ask(n_keep, each.mix, width)
+                    said = sizer.quantised(n_keep, asked, imatrix_later=source.by_name)
+                    assert each.nbytes == said.nbytes, each.label
 
 
 LOSSES = {"A": 0.0, "B": 0.03, "C": 0.1}
@@ -306,13 +329,19 @@ def toy(counts: tuple[int, ...] = (16, 15, 14, 12, 8)) -> Pool:
     mixes = tuple(Mix(kind, (), loss) for kind, loss in LOSSES.items())
     nbytes = np.array([[[100 * count * share for share in (4, 2, 1)]] for count in counts])
     curve = Curve({0.25: 0.04, 0.5: 0.16}, measured=True)
-    return Pool(counts, (None,), mixes, nbytes, curve.at([1 - count / 16 for count in counts]), np.zeros(1))
+    return Pool(counts, (256,), mixes, nbytes, curve.at([1 - count / 16 for count in counts]), np.zeros(1))
+
+
+def narrower(pool: Pool, loss: float = 0.005) -> Pool:
+    """The same with experts of three quarters of their width, which lose so much."""
+    nbytes = np.concatenate([pool.nbytes, pool.nbytes * 3 // 4], axis=1)
+    return replace(pool, widths=(256, 192), nbytes=nbytes, narrowing=np.array([0.0, loss]))
 
 
 def test_ties_go_to_the_smaller_file_and_winners_are_the_lower_of_both_kinds() -> None:
     pool = toy()
     steps = fitting.frontier(pool, [700, 1500, 3200, 6400])
-    assert steps[0] == Step(700, None, None)
+    assert steps[0] == Step(700, None, None, None)
     assert [step.winner and step.winner.label for step in steps[1:]] == [
         "15 of 16 experts, C",
         "unpruned, B",
@@ -340,23 +369,120 @@ def test_the_verdict_says_where_pruning_is_worth_it() -> None:
 
 
 def test_widths_are_a_dimension_of_their_own() -> None:
-    pool = toy()
-    narrow = replace(
-        pool,
-        widths=(None, 192),
-        nbytes=np.concatenate([pool.nbytes, pool.nbytes * 3 // 4], axis=1),
-        narrowing=np.array([0.0, 0.005]),
-    )
-    best = fitting.lowest(narrow, 2400)
+    pool = narrower(toy())
+    best = fitting.lowest(pool, 2400)
     assert best is not None
-    assert (best.n_keep, best.width, best.mix.label, best.pruned) == (16, 192, "B", True)
+    assert (best.n_keep, best.width, best.kind) == (16, 192, "narrowed")
+    assert best.label == "16 of 16 experts, 192 of 256 neurons, B"
     assert best.loss == pytest.approx(0.035)
-    assert fitting.frontier(narrow, [2400])[0].unpruned == fitting.lowest(pool, 2400, fitting.is_pruned(pool) == 0)
+    (step,) = fitting.frontier(pool, [2400])
+    assert step.winner == step.narrowed == best
+    assert [step.unpruned, step.pruned] == [
+        fitting.lowest(toy(), 2400, toy().kinds[kind]) for kind in ("unpruned", "pruned")
+    ]
+    assert {each.sum() for each in pool.kinds.values()} == {1, 4, 5}
+
+
+def test_each_kind_has_a_place_among_the_contenders() -> None:
+    labels = [each.label for each in fitting.contenders(narrower(toy()), 2400)]
+    assert labels == ["16 of 16 experts, 192 of 256 neurons, B", "12 of 16 experts, B", "unpruned, C"]
+    dear = fitting.contenders(narrower(toy(), 1.0), 2400)
+    assert [each.kind for each in dear] == ["pruned", "unpruned", "narrowed"], "whatever is estimated of them"
+
+
+def test_what_cannot_be_made_is_no_prospect() -> None:
+    pool = narrower(toy())
+    pool.nbytes[:, 1, 1] = NEVER
+    best = fitting.lowest(pool, NEVER)
+    assert best is not None
+    assert best.loss == 0
+    assert pool.size == 5 * 2 * 3 - 5
+    assert all(each.mix.label != "B" for each in fitting.contenders(pool, 2400) if each.narrowed)
+    assert fitting.spread(pool, 3)[-1] == 6400
+
+
+@pytest.mark.parametrize(
+    ("source_width", "widths"),
+    [
+        (512, [480, 448, 416, 384, 352, 320, 288, 256]),
+        (768, [704, 640, 576, 512, 448, 384]),
+        (96, [64]),
+        (32, []),
+        (14_336, [13_312, 12_288, 11_264, 10_240, 9_216, 8_192, 7_168]),
+    ],
+)
+def test_widths_are_whole_blocks_and_not_too_many(source_width: int, widths: list[int]) -> None:
+    assert fitting.widths_to_try(source_width, 0.5) == widths
+
+
+def test_rows_of_a_width_take_the_types_whose_blocks_they_fill(tmp_path: Path) -> None:
+    _, mixes = mixes_of(tmp_path, "Mixtral-8x7B")
+    assert all(mix.fits(512) for mix in mixes)
+    downs = {mix.routed[1] for mix in mixes if mix.routed and mix.fits(480)}
+    assert downs == {"F16", "Q8_0", "Q5_0", "IQ4_NL"}
+    assert all(mix.fits(480) for mix in mixes if not mix.routed), "llama-quantize's own mixes fall back"
+
+
+def test_what_was_measured_of_experts_scales_what_is_tabulated_of_neurons() -> None:
+    neurons = Curve.of_neurons(Curve.tabulated())
+    assert neurons.points == table().narrowing
+    assert list(neurons.points) == sorted(neurons.points)
+    assert neurons.at([0.0, 0.25, 0.5]).tolist() == sorted(neurons.at([0.0, 0.25, 0.5]))
+    more = Curve({place: 4 * kld for place, kld in table().pruning.items()}, measured=True)
+    assert Curve.of_neurons(more).points == pytest.approx({place: 2 * kld for place, kld in neurons.points.items()})
+    assert Curve.of_neurons(Curve({0.01: 0.1}, measured=True)).at([0.25])[0] > 0
+
+
+def test_fewer_experts_and_fewer_neurons_lose_about_the_sum() -> None:
+    """Of all splits of the trained model in the lab book: experts x neurons of 32 x 256, bytes, mean KLD."""
+    book = (Path(__file__).parent / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d\d) x (\d{3}) \| [\d.]+ % \| ([\d.]+) /", book, re.MULTILINE)
+    splits = [(int(experts), int(neurons), float(kld)) for experts, neurons, kld in rows]
+    both = [each for each in splits if each[0] < 32 and each[1] < 256]
+    pruning = Curve.tabulated()
+    estimated = [
+        pruning.at([1 - experts / 32])[0] + Curve.of_neurons(pruning).at([1 - neurons / 256])[0]
+        for experts, neurons, _ in both
+    ]
+    ratios = np.array(estimated) / [kld for *_, kld in both]
+    assert len(ratios) == 12
+    assert 0.9 < ratios.min() < ratios.max() < 1.1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("gpt-oss-20b", "down is MXFP4, and narrower experts have it encoded anew"), ("", "as asked")],
+)
+def test_it_is_said_why_experts_stay_as_wide_as_they_are(tmp_path: Path, name: str, words: str) -> None:
+    path = real_headers.write(name, tmp_path) if name else tiny_gguf.qwen3moe(tmp_path / "Toy-F16.gguf")
+    model = Model.open(path)
+    found = widths_of(model, bool(name))
+    assert words in found.reason
+    assert found.all == (source_width(model),)
+
+
+def test_without_text_or_memory_no_experts_get_narrower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model.open(tiny_gguf.qwen3moe(tmp_path / "Toy-F16.gguf", n_ff=96, types=Kind.F16))
+    data = SimpleNamespace(chunk_length=lambda asked: asked or 512)
+    job: Any = SimpleNamespace(model=model, data=data, settings=None)
+    assert widths_for(job, True) == Widths((96, 64))
+    assert "as asked" in widths_for(job, False).reason
+    monkeypatch.setattr("ggufreap.verbs.widths.free_memory", lambda: 1000)
+    assert "and 1.00 kB are free" in widths_for(job, True).reason
+    job.data = None
+    assert widths_for(job, True) == Widths((96,), "neurons are chosen by what text runs through them, and none will")
+
+
+def test_experts_of_one_block_and_shared_experts_that_are_as_wide(tmp_path: Path) -> None:
+    small = Model.open(tiny_gguf.qwen3moe(tmp_path / "Toy-F16.gguf", n_ff=32, types=Kind.F16))
+    assert "experts of 32 neurons have too few" in widths_of(small, True).reason
+    tied = Model.open(tiny_native.build("llama4", tmp_path / "l.gguf"))
+    assert "its shared expert is exactly as wide as a routed one" in widths_of(tied, True).reason
 
 
 def test_friendly_counts_alone_are_searched_where_that_is_asked(tmp_path: Path) -> None:
     model = Model.open(tiny_gguf.qwen3moe(tmp_path / "Toy-F16.gguf", types=Kind.F16))
     making = making_of(model)
-    scripts = scripts_of(model, making.example, Path("o.gguf"), Output())
-    assert making.pool(scripts, FRIENDLY).counts == (16, 8, 4)
-    assert making.pool(scripts).counts == tuple(feasible_counts(model.layout))
+    own = Widths((source_width(model),))
+    assert making.pool(own, FRIENDLY).counts == (16, 8, 4)
+    assert making.pool(own).counts == tuple(feasible_counts(model.layout))

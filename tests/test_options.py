@@ -224,6 +224,7 @@ ASKED = (
     (("--fit-margin", "2GiB"), Fit, "margin", 2 << 30, None),
     (("--mmproj", "V"), Fit, "mmproj", "V", None),
     (("--fast",), Fit, "fast", True, None),
+    (("--no-narrow",), Fit, "narrow", False, None),
     (("-o", "O"), Output, "out", "O", None),
     (("--split-max-size", "2G"), Output, "split_max_size", "2G", None),
     (("--keep-split",), Output, "keep_split", True, None),
@@ -268,7 +269,7 @@ def test_what_is_asked_for_is_one_in_all_three(
 
 def test_every_field_is_asked_for_by_flag() -> None:
     for kind in KINDS:
-        plain = {"text", "reading"} if kind is Request else set()
+        plain = {"given"} | ({"text", "reading"} if kind is Request else set())
         with_flag = set(flags_of(kind))
         assert {each.name for each in fields(kind)} - with_flag == plain | {"given"}
         tested = {row[2] for row in ASKED if row[1] is kind}

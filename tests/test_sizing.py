@@ -1,6 +1,5 @@
 """What candidates weigh: foretold to the byte, from one process, in microseconds where nothing is new."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise, product
@@ -19,9 +18,9 @@ from ggufreap.engine.quantizer import Quantizer
 from ggufreap.errors import EngineError, InfeasiblePlan, InputError
 from ggufreap.model import Model
 from ggufreap.planning import PruningPlan, make_plan
-from ggufreap.quantization import QuantRequest, imatrix_metadata, quantize_file
+from ggufreap.quantization import QuantRequest, quantize_file
 from ggufreap.rewriting import execute
-from ggufreap.sizing import CLASSES, TYPES, Sizer, class_sizes, nearest_type, rewriter
+from ggufreap.sizing import TYPES, Sizer, nearest_type, rewriter
 from ggufreap.sizing.classes import class_of
 from ggufreap.sizing.nearest import bisect
 from ggufreap.verbs import quantize_variants
@@ -263,57 +262,6 @@ def test_no_type_at_all_is_one_line(tmp_path: Path) -> None:
 
 # --- classes ----------------------------------------------------------------------------------------------------------
 
-EXPERT_TYPES = ("Q8_0", "Q6_K", "Q4_K", "IQ3_XXS", "MXFP4")
-MIXES = ("Q8_0", "Q4_K_M", "IQ2_M")
-
-
-@pytest.mark.parametrize(
-    ("arch", "mtp"), [*((arch, "mirror") for arch in ARCHS), ("glm4moe", "drop"), ("qwen35moe", "drop")]
-)
-def test_sizes_by_classes_are_those_of_llama_cpp(shared: Path, arch: str, mtp: str) -> None:
-    rng = np.random.default_rng(0)
-    template = QuantRequest("Q8_0", allow_requantize=True, metadata=imatrix_metadata("m.gguf", 7, 3, "text"))
-    with sizer_of(shared / "archs" / f"{arch}.gguf", mtp) as (sizer, layout):
-        counts = counts_of(layout)
-        table = class_sizes(sizer, layout, counts[0], EXPERT_TYPES, MIXES, template=template, weighted=True)
-        candidates = list(product(counts, EXPERT_TYPES, EXPERT_TYPES, MIXES))
-        for place in rng.permutation(len(candidates))[:12]:
-            n_keep, *kinds = candidates[place]
-            types = dict(zip(CLASSES, kinds, strict=True))
-            said = sizer.quantised(n_keep, table.request(types), imatrix_later=sizer.source.by_name)
-            assert table.nbytes(n_keep, types) == said.nbytes
-
-
-def test_sizes_by_classes_are_those_of_files(shared: Path, tmp_path: Path) -> None:
-    model = shared / "archs" / "gpt-oss.gguf"
-    with sizer_of(model) as (sizer, layout):
-        table = class_sizes(sizer, layout, 12, ("Q6_K", "Q4_K"), ("Q8_0",))
-    types = {"gate_up": "Q4_K", "down": "Q6_K", "rest": "Q8_0"}
-    opened, plan = planned(model, 10, seed=1)
-    script = rewriter(opened, plan, tmp_path / "out.gguf")(10)
-    execute(script)
-    pruned = open_gguf(script.files[0].path)
-    made = quantize_file(pruned, tmp_path / "q.gguf", table.request(types))
-    assert (tmp_path / "q.gguf").stat().st_size == made.nbytes == table.nbytes(10, types)
-
-
-def test_a_candidate_takes_microseconds_and_no_process(shared: Path, started: list[str]) -> None:
-    with sizer_of(shared / "archs" / "qwen3moe.gguf") as (sizer, layout):
-        table = class_sizes(sizer, layout, 8, EXPERT_TYPES, MIXES)
-    assert started == ["started"]
-    candidates = [
-        (n_keep, dict(zip(CLASSES, kinds, strict=True)))
-        for n_keep in counts_of(layout)
-        for kinds in product(EXPERT_TYPES, EXPERT_TYPES, MIXES)
-    ]
-    for n_keep in counts_of(layout):
-        table.header(n_keep)
-    start = time.process_time()
-    sizes = [table.nbytes(*candidate) for candidate in candidates]
-    assert time.process_time() - start < 100e-6 * len(candidates)
-    assert len(set(sizes)) > len(sizes) / 4
-    assert started == ["started"]
-
 
 def test_every_tensor_has_a_class() -> None:
     classes = {
@@ -328,8 +276,3 @@ def test_every_tensor_has_a_class() -> None:
         "output.weight": "rest",
     }
     assert {name: class_of(name) for name in classes} == classes
-
-
-def test_a_table_takes_types() -> None:
-    with pytest.raises(InputError, match="a type of experts and a mix of the rest"):
-        class_sizes(*[None] * 3, (), ("Q8_0",))  # type: ignore[arg-type]  # looked at first

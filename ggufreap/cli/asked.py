@@ -52,7 +52,7 @@ INSTEAD = flags(  # of what a recipe says
 NARROWER = flags(Target(), target.SHARE, target.NEURONS, title="narrower experts", one_of=("shrink", "width_ratio"))
 METHOD = flags(Target(), target.CHOICE)
 FIT_SIZE = flags(Target(), target.FIT_SIZE, target.ROUNDING, title="memory")
-MEMORY = flags(Fit(), fit.MEMORY, title="memory")
+MEMORY = flags(Fit(), fit.MEMORY, fit.NEURONS, title="memory")
 EFFORT = flags(Fit(), fit.EFFORT, title="memory")
 SEARCH = flags(Target(), target.SEARCH, title="target")
 WEIGHING = flags(Target(), target.WEIGHING, target.MTP, title="target")

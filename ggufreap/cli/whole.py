@@ -57,7 +57,7 @@ def _run_prune(options: argparse.Namespace) -> Result:
 
     if value(options, Target).fit is not None:
         return _run_fit(options)
-    check_unused_fit(options, fit.MEMORY, fit.EFFORT)
+    check_unused_fit(options, fit.MEMORY, fit.EFFORT, fit.NEURONS)
     pruned = verbs.prune(options.model, request(options), **_wishes(options))
     return _shown(pruned, value(options, Output))
 

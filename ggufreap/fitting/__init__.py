@@ -3,14 +3,18 @@
 from ggufreap.fitting.budget import Budget, budget_of
 from ggufreap.fitting.losses import Curve, table
 from ggufreap.fitting.mixes import Mix, possible_mixes
-from ggufreap.fitting.pool import Asking, Pool, Prospect, build
-from ggufreap.fitting.search import MADE, Step, contenders, frontier, is_pruned, lowest, spread
+from ggufreap.fitting.pool import KINDS, UNPRUNED, Pool, Prospect
+from ggufreap.fitting.search import MADE, Step, contenders, frontier, lowest, spread
+from ggufreap.fitting.weighing import Maker, build
+from ggufreap.fitting.widths import widths_to_try
 
 __all__ = [
+    "KINDS",
     "MADE",
-    "Asking",
+    "UNPRUNED",
     "Budget",
     "Curve",
+    "Maker",
     "Mix",
     "Pool",
     "Prospect",
@@ -19,9 +23,9 @@ __all__ = [
     "build",
     "contenders",
     "frontier",
-    "is_pruned",
     "lowest",
     "possible_mixes",
     "spread",
     "table",
+    "widths_to_try",
 ]

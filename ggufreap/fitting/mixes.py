@@ -55,6 +55,10 @@ class Mix:
         """Whether some type of it cannot do without an importance matrix."""
         return any(kind.startswith(_NEED) for kind in (*self.routed, self.type or ""))
 
+    def fits(self, width: int) -> bool:
+        """Whether rows of down of `width` weights fill the type that it names for them."""
+        return len(self.routed) < 2 or width % block_size(TENSOR_TYPES[self.routed[1]]) == 0
+
     def variant(self, layout: MoeLayout, *, trunk_only: bool = False) -> Variant:
         """What the quantiser is asked; `trunk_only`: of a file without MTP blocks."""
         assert self.type, "what stays as it is is not quantised"

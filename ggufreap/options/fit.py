@@ -11,7 +11,7 @@ AUTO_SIZE = "auto"
 CONTEXT = 8192
 MARGIN = 1 << 30  # llama.cpp's own, common/common.h, fit_params_target
 
-MEMORY, EFFORT = "memory", "effort"
+MEMORY, EFFORT, NEURONS = "memory", "effort", "neurons"
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY = {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", re.IGNORECASE)
@@ -38,7 +38,8 @@ class Fit(Options):
     """What shall fit beside the weights, and how the best file is found.
 
     `ctx`: tokens of context that the model is to be used with; `margin`: bytes that stay free; `mmproj`: a file of the
-    vision part, which is loaded too; `fast`: take the lowest estimate, and measure no file.
+    vision part, which is loaded too; `fast`: take the lowest estimate, and measure no file; `narrow`: look at experts
+    with fewer neurons too, where that can be.
     """
 
     ctx: int = flagged(
@@ -54,6 +55,10 @@ class Fit(Options):
     )
     fast: bool = flagged(
         False, Flag(("--fast",), EFFORT, "with --fit: make the lowest estimate alone, measure no file", recipe=None)
+    )
+    narrow: bool = flagged(
+        True,
+        Flag(("--no-narrow",), NEURONS, "with --fit: all experts stay as wide as they are", recipe=None),
     )
 
     def __post_init__(self) -> None:

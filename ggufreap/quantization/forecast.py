@@ -134,8 +134,12 @@ def _file_nbytes(entries: int, tensors: Sequence[TensorRecord], types: Mapping[s
 
 def header_nbytes(entries: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """A file's header with its padding: `entries` bytes of metadata, and tensor -> shape (numpy order)."""
-    infos = sum(24 + len(name.encode()) + 8 * _n_dims(shape) for name, shape in shapes.items())
-    return pad(24 + entries + infos, ALIGNMENT)
+    return pad(24 + entries + infos_nbytes(shapes), ALIGNMENT)
+
+
+def infos_nbytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """What a header tells of its tensors."""
+    return sum(24 + len(name.encode()) + 8 * _n_dims(shape) for name, shape in shapes.items())
 
 
 def data_nbytes(shape: tuple[int, ...], kind: int) -> int:

@@ -63,7 +63,7 @@ def lower(
     One file, or the source's own shards with `keep_split`, or shards of at most `split_max_size` bytes of tensors.
     Raises UnsupportedModel or InfeasiblePlan where experts cannot be narrowed so.
     """
-    file, n_block = model.file, _blocks_that_stay(model, plan)
+    file, n_block = model.file, blocks_that_stay(model, plan)
     records = [record for record in file.tensors if _block(record) < n_block]
     narrower = Narrower(model, plan, narrow) if narrow else None
     tensors = {
@@ -126,7 +126,8 @@ def _block(record: TensorRecord) -> int:
     return int(match[1]) if match else -1
 
 
-def _blocks_that_stay(model: Model, plan: PruningPlan) -> int:
+def blocks_that_stay(model: Model, plan: PruningPlan) -> int:
+    """How many blocks the file of `plan` has: fewer than the model where MTP blocks are dropped."""
     layout = model.layout
     if plan.mtp != "drop" or layout.n_trunk == layout.n_block:
         return layout.n_block

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
+from ggufreap.architecture.layout import MoeLayout
 from ggufreap.container import GgufFile, open_gguf
 from ggufreap.engine.quantizer import ImatrixData, Quantizer, QuantizerCall
 from ggufreap.errors import EngineError
@@ -45,12 +46,17 @@ def rewriter(
         layout.check_keep(n_keep)
         if n_keep == plan.n_keep:
             return cut(plan, narrow=narrow)
-        removed = layout.group_size - n_keep // layout.n_group
-        label, kept = ratio_label(layout.group_size, removed, None), tuple(range(n_keep))
-        other = replace(plan, n_keep=n_keep, ratio=label, keep=dict.fromkeys(plan.keep, kept))
-        return cut(other, narrow=narrow and _any_neurons(narrow, n_keep))
+        return cut(of_count(plan, layout, n_keep), narrow=narrow and _any_neurons(narrow, n_keep))
 
     return rewrite
+
+
+def of_count(plan: PruningPlan, layout: MoeLayout, n_keep: int) -> PruningPlan:
+    """The same plan for another number of experts, of which the first stay."""
+    if n_keep == plan.n_keep:
+        return plan
+    label = ratio_label(layout.group_size, layout.group_size - n_keep // layout.n_group, None)
+    return replace(plan, n_keep=n_keep, ratio=label, keep=dict.fromkeys(plan.keep, tuple(range(n_keep))))
 
 
 def _any_neurons(narrow: Narrow, n_keep: int) -> Narrow:

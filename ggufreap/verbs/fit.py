@@ -10,6 +10,7 @@ from ggufreap.files import check_space, claim, discard, make_folder, written_by
 from ggufreap.fitting import Budget, Curve, Pool, Prospect
 from ggufreap.handover import Handover
 from ggufreap.model import AnyModel, Model
+from ggufreap.narrowing import downs_path
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.fit import Fit
 from ggufreap.options.judgement import Judgement
@@ -18,17 +19,17 @@ from ggufreap.options.quantisation import KEEP, Quantisation
 from ggufreap.options.target import Target
 from ggufreap.progress import Progress, silent
 from ggufreap.units import size
-from ggufreap.verbs.apply import scripts_of
 from ggufreap.verbs.calibrate import Observed
 from ggufreap.verbs.contest import Made, compete
 from ggufreap.verbs.data import Data
 from ggufreap.verbs.foresight import any_plan, foresee
 from ggufreap.verbs.job import Job, settle
-from ggufreap.verbs.prospects import Making, measured_curve
+from ggufreap.verbs.prospects import Making, measured_curve, with_curve
 from ggufreap.verbs.prune import judged, made
 from ggufreap.verbs.quantize import Guide, make
 from ggufreap.verbs.report import Account
 from ggufreap.verbs.variants import Wanted
+from ggufreap.verbs.widths import announce, widths_for
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class Fitted:
     """What `fit` made, the best first; of the others the files are gone.
 
     `curve`: what pruning loses, and whether that was measured; `account`: what the best is worth, where a report or
-    gates were asked for; `handover`: how it is run and given away.
+    gates were asked for; `handover`: how it is run and given away; `not_narrowed`: why no narrower experts were looked
+    at.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Fitted:
     made: tuple[Made, ...]
     account: Account | None = None
     handover: Handover | None = None
+    not_narrowed: str = ""
 
     @property
     def best(self) -> Made:
@@ -71,10 +74,11 @@ def fit(
 ) -> Fitted:
     """The file of `model` that loses least among those that fit the memory `target.fit`; see ggufreap.options.fit.
 
-    Prospects are all numbers of experts in all types, the unpruned model among them. What pruning costs is measured
-    by masking on held-out text, what types cost is tabulated, and the sum is an estimate: so a few prospects are made
-    and measured, the best stays and the files of the others are removed. With `fit.fast` the lowest estimate alone is
-    made. Where the model fits as it is, nothing is. Raises InfeasiblePlan where nothing fits, before any work.
+    Prospects are all numbers of experts of several widths in all types, the unpruned model among them. What pruning
+    costs is measured by masking on held-out text, what fewer neurons and types cost is tabulated, and the sum is an
+    estimate: so a few prospects are made and measured, the best stays and the files of the others are removed. With
+    `fit.fast` the lowest estimate alone is made. Where the model fits as it is, nothing is. Raises InfeasiblePlan where
+    nothing fits, before any work.
     """
     model, fit, output = Model.open(model), fit or Fit(), output or Output()
     wishes = quantisation or Quantisation(), judgement or Judgement(), output
@@ -83,16 +87,18 @@ def fit(
     budget = fitting.budget_of(model.path, target.fit, fit, settings)
     _LOG.info("%s", budget.told)
     job = _settled(model, data, target, *wishes, settings, progress)
-    making = _making(job)
-    pool = making.pool(scripts_of(model, making.example, naming.target(model.path, job.out, ""), output), target.round)
+    making, widths = _making(job), widths_for(job, fit.narrow)
+    pool = making.pool(widths, target.round)
     first = fitting.contenders(pool, budget.room)[0]
     if not first.pruned and first.mix.type is None:
         _warn_unaccounted(job.judgement)
-        return Fitted(str(model.path), budget, pool.nbytes.size, Curve.tabulated(), (Made(first, model.path),))
+        return Fitted(str(model.path), budget, pool.size, Curve.tabulated(), (Made(first, model.path),))
+    most = 1 if fit.fast else fitting.MADE
+    announce(job, widths, fitting.contenders(pool, budget.room, most))
     make_folder(job.folder)
     observed = job.observe()
     pool, curve = _with_curve(job, pool, observed)
-    chosen = fitting.contenders(pool, budget.room, 1 if fit.fast else fitting.MADE)
+    chosen = fitting.contenders(pool, budget.room, most)
     for prospect in chosen:
         _tell(prospect)
     best, *others = compete(job, chosen, lambda prospect: _made(job, making, prospect, observed), fit.fast)
@@ -100,7 +106,8 @@ def fit(
         discard(path)
     account = _account(job, best, observed, command)
     handover = _handed_over(job, best)
-    return Fitted(str(model.path), budget, pool.nbytes.size, curve, (best, *others), account, handover)
+    found = best, *others
+    return Fitted(str(model.path), budget, pool.size, curve, found, account, handover, widths.reason)
 
 
 def _settled(
@@ -135,11 +142,7 @@ def _check(target: Target, fit: Fit, quantisation: Quantisation, judgement: Judg
             "or go by the estimate with --fast"
         )
     for given, flag, why in (
-        (
-            bool(target.width_ratio) or bool(target.shrink),
-            "--width-ratio and --shrink",
-            "experts stay as wide as they are",
-        ),
+        (bool(target.width_ratio) or bool(target.shrink), "--width-ratio and --shrink", "widths follow from the size"),
         (bool(quantisation.quant) and quantisation.told("quant"), "--quant", "the types follow from the size"),
         (quantisation.keep_intermediate, "--keep-intermediate", "what does not fit is not kept"),
         (bool(output.split_max_size) or output.keep_split, "--split-max-size and --keep-split", "it makes one file"),
@@ -170,7 +173,7 @@ def _with_curve(job: Job, pool: Pool, observed: Observed | None) -> tuple[Pool, 
         return pool, Curve.tabulated()
     stored = observed.stored if observed else None
     curve = measured_curve(job.model, job.target, job.exam, stored, pool.counts, job.progress)
-    return replace(pool, pruning=curve.at([1 - count / pool.counts[0] for count in pool.counts])), curve
+    return with_curve(pool, curve), curve
 
 
 def _made(job: Job, making: Making, prospect: Prospect, observed: Observed | None) -> Made:
@@ -185,7 +188,8 @@ def _made(job: Job, making: Making, prospect: Prospect, observed: Observed | Non
 def _made_pruned(job: Job, making: Making, prospect: Prospect, observed: Observed | None) -> Made:
     mix = prospect.mix
     wanted = Wanted((), True) if mix.type is None else Wanted((making.variant(prospect.n_keep, mix),), False)
-    own = replace(job, target=replace(job.target, keep=prospect.n_keep), wanted=wanted)
+    width = prospect.width if prospect.narrowed else 0
+    own = replace(job, target=replace(job.target, keep=prospect.n_keep), wanted=wanted, width=width)
     pruned = made(own, foresee(own), observed)
     path = pruned.quantized[0].paths[0] if pruned.quantized else pruned.script.files[0].path
     return Made(prospect, path, None, pruned)
@@ -207,6 +211,8 @@ def _files(made: Made) -> set[Path]:
     if made.pruned is None:
         return {made.path}
     beside = [made.pruned.plan_path, *filter(None, [made.pruned.imatrix_path])]
+    if path := made.pruned.narrowing_path:
+        beside += [path, downs_path(path)]
     return {made.path, *beside, *(file.path for file in made.pruned.script.files)}
 
 

@@ -16,15 +16,15 @@ from ggufreap.options.engine import ATTENTION, BATCH, PLACEMENT, EngineSettings
 from ggufreap.options.fit import Fit
 from ggufreap.options.flag import flags_of, refuse_unused
 from ggufreap.options.judgement import HeldOut
-from ggufreap.options.output import Output
 from ggufreap.options.target import Target
 from ggufreap.planning import PruningPlan, make_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.saliency import random_scores
+from ggufreap.selection.methods import calibrates
 from ggufreap.units import size
-from ggufreap.verbs.apply import scripts_of
 from ggufreap.verbs.plan import chosen_method, default_blend, warn_of_mtp
-from ggufreap.verbs.prospects import Making, measured_curve
+from ggufreap.verbs.prospects import Making, measured_curve, with_curve
+from ggufreap.verbs.widths import widths_of
 
 STEPS = 12
 _LOG = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ class Frontier:
     """The lowest estimates within sizes from small to large, of a model of `nbytes`.
 
     `curve`: what pruning loses, and whether that was measured; `budget` and `fitting`, where a memory was named: what
-    is left of it for the file, and the lowest estimates within that. `verdict`: where pruning is worth it, in words.
+    is left of it for the file, and the lowest estimates within that. `verdict`: where pruning is worth it, in words;
+    `not_narrowed`: why no narrower experts are among them.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Frontier:
     budget: Budget | None
     fitting: Step | None
     verdict: str
+    not_narrowed: str = ""
 
 
 def frontier(
@@ -85,10 +87,11 @@ def frontier(
         _LOG.info("sizes are without what the header will tell of calibration data, some hundred bytes")
     known = None if stats is None else Stored.of(stats)
     making = _making(model, target, known, allow_requantize)
-    pool = making.pool(scripts_of(model, making.example, Path(model.path.name), Output()), target.round)
+    widths = widths_of(model, fit.narrow, text=calibrates(target.method))
+    pool = making.pool(widths, target.round)
     if exam is not None:
         curve = measured_curve(model, target, exam, known, pool.counts, progress)
-        pool = replace(pool, pruning=curve.at([1 - count / pool.counts[0] for count in pool.counts]))
+        pool = with_curve(pool, curve)
     else:
         curve = Curve.tabulated()
     shown = fitting.frontier(pool, fitting.spread(pool, steps))
@@ -98,8 +101,8 @@ def frontier(
             _LOG.info("%s", budget.told)
         fitting.contenders(pool, budget.room)  # raises where nothing fits
         (within,) = fitting.frontier(pool, [budget.room])
-    size_of_it = str(model.path), model.file.nbytes, pool.nbytes.size
-    return Frontier(*size_of_it, tuple(shown), curve, budget, within, verdict(shown))
+    size_of_it = str(model.path), model.file.nbytes, pool.size
+    return Frontier(*size_of_it, tuple(shown), curve, budget, within, verdict(shown), widths.reason)
 
 
 def _refuse_unused(target: Target, settings: EngineSettings) -> None:

@@ -5,20 +5,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from ggufreap import fitting, naming
 from ggufreap.fitting import Curve, Mix, Pool
 from ggufreap.imatrix import Imatrix
 from ggufreap.judging import Exam, Masking
 from ggufreap.model import Model
+from ggufreap.narrowing import Narrowing
 from ggufreap.observation import Stored
+from ggufreap.options.output import Output
 from ggufreap.options.target import DROP, FRIENDLY, OFF, Target
-from ggufreap.planning import PruningPlan, ratio_label
+from ggufreap.planning import PruningPlan
 from ggufreap.planning.counts import KNOWN
 from ggufreap.progress import Progress, silent
 from ggufreap.quantization import QuantRequest, imatrix_metadata
 from ggufreap.recipe import Variant
-from ggufreap.sizing import Rewriter, Sizer
+from ggufreap.rewriting import Narrow
+from ggufreap.sizing import Outline, Rewriter, of_count
+from ggufreap.verbs.apply import scripts_of
+from ggufreap.verbs.narrowing import any_narrowing
 from ggufreap.verbs.plan import plan
+from ggufreap.verbs.widths import Widths, source_width
 
 _LOG = logging.getLogger(__name__)
 # Fractions of the experts of which it is measured what their loss costs; more go up to what the router can work with.
@@ -57,13 +65,29 @@ class Making:
         same = encoding is not None and encoding["encoding"].upper() == variant.suffix.upper()
         return replace(variant, name=f"{variant.suffix}_MIX") if same else variant
 
-    def ask(self, n_keep: int | None, mix: Mix) -> QuantRequest:
-        """The same in the quantiser's words, with all that the file will say of itself."""
+    def ask(self, n_keep: int | None, mix: Mix, width: int = 0) -> QuantRequest:
+        """The same in the quantiser's words, with all that the file will say of itself; `width`: the neurons of each
+        expert, 0: as many as there are."""
         variant = self.variant(n_keep, mix).of(self.model.layout.n_trunk)
-        return replace(variant.request(self.n_threads, self.allow_requantize), metadata=self._metadata(n_keep))
+        return replace(variant.request(self.n_threads, self.allow_requantize), metadata=self._metadata(n_keep, width))
 
-    def _metadata(self, n_keep: int | None) -> dict[str, str | int]:
-        name = self.whole_imatrix if n_keep is None else f"{naming.stem_of(self._result(n_keep))}.imatrix.gguf"
+    def scripts(self, width: int = 0) -> Rewriter:
+        """What writes the files that the quantiser is given."""
+        return self._scripts(self._narrow(width, intermediate=True))
+
+    def outline(self, n_keep: int, width: int = 0) -> Outline:
+        """The files of all counts, from the script of one."""
+        narrow = self._narrow(width, intermediate=False)
+        return Outline.of(self.model, self.example, self._scripts(narrow)(n_keep), narrow)
+
+    def _narrow(self, width: int, *, intermediate: bool) -> Narrow | None:
+        return Narrow(any_narrowing(self.model, self.example, width), intermediate) if width else None
+
+    def _scripts(self, narrow: Narrow | None) -> Rewriter:
+        return scripts_of(self.model, self.example, self.model.path, Output(), narrow)
+
+    def _metadata(self, n_keep: int | None, width: int) -> dict[str, str | int]:
+        name = self.whole_imatrix if n_keep is None else f"{naming.stem_of(self._result(n_keep, width))}.imatrix.gguf"
         if self.given is not None:
             datasets = self.given.datasets
             return imatrix_metadata(
@@ -71,24 +95,27 @@ class Making:
             )
         return {} if self.dataset is None else imatrix_metadata(name, 1, 1, self.dataset)
 
-    def _result(self, n_keep: int) -> Path:
-        layout = self.model.layout
-        label = ratio_label(layout.group_size, layout.group_size - n_keep // layout.n_group, None)
-        return naming.target(self.model.path, self.out, replace(self.example, n_keep=n_keep, ratio=label).label)
+    def _result(self, n_keep: int, width: int) -> Path:
+        cut = of_count(self.example, self.model.layout, n_keep)
+        label = Narrowing(source_width(self.model), width, {}).full_label(cut) if width else cut.label
+        return naming.target(self.model.path, self.out, label)
 
-    def pool(self, scripts: Rewriter, round: str = OFF) -> Pool:
-        """All prospects, of the counts that `round` allows; what pruning loses is the tabulated curve."""
-        losses, source = fitting.table(), self.model.file
+    def pool(self, widths: Widths, round: str = OFF) -> Pool:
+        """All prospects of these widths and the counts that `round` allows; what pruning loses is the tabulated
+        curve."""
+        losses, source, pruning = fitting.table(), self.model.file, Curve.tabulated()
         if round == FRIENDLY:
             _LOG.info("--round %s: %s, and other counts are left out", round, KNOWN)
         mixes = fitting.possible_mixes(source, losses, weighted=self.weighted, allow_requantize=self.allow_requantize)
-        with Sizer(source, scripts) as sizer:
-            pool = fitting.build(
-                *(sizer, self.model.layout, mixes, Curve.tabulated(), self.ask),
-                weighted=self.weighted,
-                friendly=round == FRIENDLY,
-            )
-        return pool
+        curves = pruning, Curve.of_neurons(pruning)
+        return fitting.build(self, mixes, widths.all, *curves, friendly=round == FRIENDLY)
+
+
+def with_curve(pool: Pool, pruning: Curve) -> Pool:
+    """The pool with what `pruning` says of experts, and what follows of neurons."""
+    counts, widths = np.array(pool.counts), np.array(pool.widths)
+    narrowing = Curve.of_neurons(pruning).at(1 - widths / widths[0])
+    return replace(pool, pruning=pruning.at(1 - counts / counts[0]), narrowing=narrowing)
 
 
 def measured_curve(
