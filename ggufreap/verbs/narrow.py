@@ -17,9 +17,10 @@ from ggufreap.planning import PruningPlan, check_plan, load_plan, save_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import Narrow, RewriteScript, execute
 from ggufreap.rewriting.metadata import has_origin
+from ggufreap.showing import to_copy
 from ggufreap.verbs import trust
 from ggufreap.verbs.apply import script_of
-from ggufreap.verbs.data import Data, open_data
+from ggufreap.verbs.data import Data, asks, open_own_data
 from ggufreap.verbs.narrowing import any_narrowing, check_down, columns_nbytes, narrow_by, narrowing_of, settled
 
 _LOG = logging.getLogger(__name__)
@@ -35,6 +36,11 @@ class Narrowed:
     plan_path: Path
     narrowing: Narrowing
     narrowing_path: Path
+
+    def check(self, model: Model) -> str:
+        """The command that proves it."""
+        made = self.script.files[0].path
+        return to_copy("verify", model.path, made, "--plan", self.plan_path, "--narrowing", self.narrowing_path)
 
 
 @written_by
@@ -76,9 +82,11 @@ def narrow(
     narrowing_path = path.with_name(f"{stem}.narrowing.json")
     foreseen = any_narrowing(model, chosen, width)
     script = script_of(model, chosen, path, asked, Narrow(foreseen))
+    if asked.dry_run and not asks(data):
+        return Narrowed(script, chosen, plan_path, foreseen, narrowing_path)
+    opened = open_own_data(data)
     if asked.dry_run:
         return Narrowed(script, chosen, plan_path, foreseen, narrowing_path)
-    opened = open_data(data)
     trust.require_trust(model)
     named = plan if isinstance(plan, str | Path) else None
     claim(*(file.path for file in script.files), inputs=(*model.file.paths, *opened.paths, imatrix, named))
@@ -95,9 +103,9 @@ def narrow(
     execute(script, progress)
     if not isinstance(plan, str | Path):
         save_plan(plan_path, chosen)
-    check = f"ggufreap verify {model.path} {script.files[0].path} --plan {plan_path} --narrowing {narrowing_path}"
-    _LOG.warning("%s is unproven: %s", script.files[0].path, check)
-    return Narrowed(script, chosen, plan_path, narrowing, narrowing_path)
+    made = Narrowed(script, chosen, plan_path, narrowing, narrowing_path)
+    _LOG.warning("%s is unproven: %s", script.files[0].path, made.check(model))
+    return made
 
 
 def _path_of(output: Output) -> Path:
