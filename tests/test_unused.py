@@ -88,6 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ((*NARROW, "--dataset", "a=", "--dry-run"), "data is misnamed"),
         (("imatrix", "i.gguf", "i.gguf", "-o", "o.gguf"), "i.gguf and i.gguf hold the same; it would count twice"),
         (("probe", "m-F32.gguf", "--temp", "0", "--seed", "0"), "--seed draws at temperatures above 0"),
+        (("inspect", "m-F32.gguf", "--download"), "--download fetches what -hf names"),
         (("bench", "m-F32.gguf", "-n", "0", "-np", "2"), "-np is for tokens that are written, and -n 0 writes none"),
         ((*PREVIEW, "--methods", "weight_norm", "--seed", "0"), "--seed is for --methods random"),
         ((*PREVIEW, "--methods", "weight_norm", "--stats", "i.npy"), "--stats: weight_norm chooses without statistics"),
