@@ -8,6 +8,7 @@ from ggufreap import imatrix as matrices
 from ggufreap import naming
 from ggufreap.errors import InputError
 from ggufreap.files import check_free, check_space, claim, written_by
+from ggufreap.imatrix import Imatrix
 from ggufreap.model import AnyModel, Model
 from ggufreap.narrowing import Narrowing
 from ggufreap.options.engine import EngineSettings
@@ -74,18 +75,14 @@ def narrow(
     check_down(model, allow_requantize, intermediate=False)
     asked = output if isinstance(output, Output) else Output(output)
     path = _path_of(asked)
-    matrix = matrices.load_for(imatrix, model.file) if imatrix is not None else None
-    if matrix is not None:
-        matrices.check(matrix, model.file, model.layout)
+    matrix = _matrix_of(imatrix, model)
     stem = naming.stem_of(path)
     plan_path = Path(plan) if isinstance(plan, str | Path) else path.with_name(f"{stem}.plan.json")
     narrowing_path = path.with_name(f"{stem}.narrowing.json")
     foreseen = any_narrowing(model, chosen, width)
     script = script_of(model, chosen, path, asked, Narrow(foreseen))
-    if asked.dry_run and not asks(data):
-        return Narrowed(script, chosen, plan_path, foreseen, narrowing_path)
-    opened = open_own_data(data)
-    if asked.dry_run:
+    opened = open_own_data(data) if asks(data) or not asked.dry_run else None
+    if opened is None or asked.dry_run:
         return Narrowed(script, chosen, plan_path, foreseen, narrowing_path)
     trust.require_trust(model)
     named = plan if isinstance(plan, str | Path) else None
@@ -106,6 +103,14 @@ def narrow(
     made = Narrowed(script, chosen, plan_path, narrowing, narrowing_path)
     _LOG.warning("%s is unproven: %s", script.files[0].path, made.check(model))
     return made
+
+
+def _matrix_of(imatrix: str | Path | None, model: Model) -> Imatrix | None:
+    if imatrix is None:
+        return None
+    matrix = matrices.load_for(imatrix, model.file)
+    matrices.check(matrix, model.file, model.layout)
+    return matrix
 
 
 def _path_of(output: Output) -> Path:
