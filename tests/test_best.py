@@ -85,7 +85,7 @@ def test_where_it_cannot_be_it_is_refused(calibrated: tuple[Path, Path], tmp_pat
         prune(model, tmp_path / "ids.npy", ratio="auto", method="best", eval_file=[str(tmp_path / "t.txt")])
 
 
-@pytest.mark.parametrize("method", ["gram", "rank_average", "best"])
+@pytest.mark.parametrize("method", ["gram", "best"])
 def test_prune_takes_it(
     calibrated: tuple[Path, Path], tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
