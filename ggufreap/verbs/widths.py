@@ -77,7 +77,7 @@ def announce(job: Job, widths: Widths, likely: Sequence[Prospect]) -> None:
 def _duration(seconds: float) -> str:
     """As much as an estimate is worth."""
     value, unit = next(((seconds / size, unit) for size, unit in _UNITS if seconds > 1.5 * size), (seconds, "s"))
-    return f"{value:.0f} {unit}"
+    return f"{max(1.0, value):.0f} {unit}"
 
 
 def _obstacle(model: Model) -> str:
