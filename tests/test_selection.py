@@ -353,6 +353,14 @@ def test_who_is_better_has_to_be_with_the_set_that_would_be_kept(own: dict, chos
     assert reason in verdict.reason
 
 
+def test_few_chunks_are_not_enough_to_be_sure_by() -> None:
+    found = {DEFAULT: losses(1, 1), REAP: losses(2, 2), GRAM: losses(0.5, 0.5)}
+    few = {each: {domain: values[:3] for domain, values in lost.items()} for each, lost in found.items()}
+    assert (better(found), better(few)) == ([GRAM], ())
+    assert decide(few, {}).reason == "3 chunks of a domain are too few to leave rank_average by"
+    assert decide(few | {DEFAULT: few[REAP]}, {}).chosen == DEFAULT
+
+
 def test_leaving_reap_takes_as_much_as_leaving_the_default() -> None:
     found = {DEFAULT: losses(1, 1), REAP: losses(0.8, 0.8), OTHER: losses(0.78, 0.78, 0.1)}
     assert better(found) == [REAP]

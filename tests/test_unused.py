@@ -72,7 +72,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ((*PRUNE, "--max-kld", "0.1"), "--max-kld is for --ratio auto"),
         ((*PRUNE, "--seed", "0"), "--seed is for what is drawn at random, of which there is nothing here"),
         ((*PRUNE, "--budget", "30"), "--budget is for judging methods, which --method best does"),
-        ((*PRUNE, "--round", "off"), "--round is for --fit SIZE, and none was given"),
         ((*PRUNE, "--fit-ctx", "8192"), "--fit-ctx is for --fit SIZE, and none was given"),
         ((*PRUNE, "--no-chat-template"), "--no-chat-template is for rows, and no file of rows was given"),
         ((*PLAN, "--method", "weight_norm", "--seed", "0"), "--seed is for --method random"),

@@ -21,6 +21,7 @@ from ggufreap.selection.gram import Rows
 from ggufreap.selection.judging import Difference, Keeps, Losses, Race, everyone, mean_loss, worst_loss
 
 SURE, LIKELY = 2.0, 1.0  # standard errors of a paired difference
+ENOUGH = 4  # chunks of a domain: of fewer, a standard error is a guess
 FIRST_SHARE = 0.7  # of the time, for what was chosen from halves: seven sets or so against three or four
 
 
@@ -155,8 +156,10 @@ def better(losses: Mapping[Contender, Losses]) -> Sequence[Contender]:
 
     That is a mean that is lower by more than SURE standard errors over chunks, which speak for this very text, and by
     more than LIKELY over domains, since other text of the same kind is another document, as different from this one as
-    domains are. Differences are paired. Who dropped out of the race is out.
+    domains are. Differences are paired. Who dropped out of the race is out; of fewer than ENOUGH chunks nobody is sure.
     """
+    if _fewest(losses[DEFAULT]) < ENOUGH:
+        return ()
     whole = _n_chunks(losses[DEFAULT])
     raced = [each for each in losses if each != DEFAULT and _n_chunks(losses[each]) == whole]
     sure = [
@@ -185,6 +188,8 @@ def decide(crossed: Mapping[Contender, Losses], own: Mapping[Contender, Losses])
     A worst domain that likely loses more than REAP's is a veto: a wrong veto costs a gain, a wrong pardon a domain. The
     default itself gives way to REAP if its worst domain surely loses more.
     """
+    if (few := _fewest(crossed[DEFAULT])) < ENOUGH:
+        return _verdict(DEFAULT, f"{few} chunks of a domain are too few to leave {DEFAULT.name} by", crossed, own)
     again, refused = better(own) if own else (), []
     for each in better(crossed):
         domain = unfair(crossed[each], crossed[REAP], LIKELY) or unfair(own[each], own[REAP], LIKELY)
@@ -212,6 +217,10 @@ def _verdict(
     rows.sort(key=lambda row: row.to_reap.mean)
     n_own = _n_chunks(own[DEFAULT]) if own else 0
     return Verdict(tuple(rows), chosen, reason, _n_chunks(crossed[chosen]), n_own)
+
+
+def _fewest(losses: Losses) -> int:
+    return min(map(len, losses.values()))
 
 
 def _n_chunks(losses: Losses) -> int:

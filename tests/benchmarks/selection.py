@@ -83,7 +83,9 @@ class Bench:
 
     def best(self, statistics: DomainStatistics, chunks: Mapping[str, Sequence[Held]], n_keep: int) -> tuple[Rows, str]:
         judging = partial(judge, self.engine, chunks, ledger=Ledger(self.cache / "judged.json", self.model))
-        chosen = compete(statistics, n_keep, self.layout.n_group, judging).chosen
+        verdict = compete(statistics, n_keep, self.layout.n_group, judging)
+        print(f"\n{verdict.line}\n{verdict.dropped}")
+        chosen = verdict.chosen
         rows = choose(statistics, chosen.method, chosen.blend, n_keep, self.layout.n_group).rows
         return rows, f"{BEST} ({chosen.name})"
 
