@@ -7,6 +7,7 @@ import json
 import os
 import re
 import reprlib
+import shlex
 from math import inf, isnan
 from typing import Any
 
@@ -53,6 +54,11 @@ def message(text: object) -> str:
     if len(line) > LONGEST_MESSAGE:
         line = f"{line[: LONGEST_MESSAGE * 3 // 4]} … {line[-LONGEST_MESSAGE // 4 :]}"
     return shown(line)
+
+
+def to_copy(verb: str, *words: str | os.PathLike[str]) -> str:
+    """One of our commands to be copied into a shell, whatever the names in it hold."""
+    return shlex.join(["ggufreap", verb, *(os.fspath(word) for word in words)])
 
 
 def place(folder: str | os.PathLike[str]) -> str:

@@ -264,13 +264,16 @@ def test_what_as_many_neurons_cost_alone_is_known_without_columns(
     assert found.narrowing.downs == {}
     sums, file = sums_of(model, np.load(ids), plan.keep), open_gguf(model)
     neurons, share = found.as_costly
-    lost = 0.0
+    lost = foreseen = 0.0
     for block, kept in plan.keep.items():
         assert np.array_equal(found.narrowing.neurons[block], whole.narrowing.neurons[block])
         solved, record = found.solved[block], file.by_name[f"blk.{block}.ffn_down_exps.weight"]
         count = WIDTH - neurons[block].shape[1]
-        totals = solved.bare.sum(axis=0)
-        assert all(abs(totals[count] - solved.losses[:, -1].sum()) <= np.abs(totals - solved.losses[:, -1].sum())[1:])
+        used = LEFT / solved.counts
+        assert solved.foreseen == pytest.approx(solved.losses[:, -1] / (1 - used.clip(max=0.5)) ** 2)
+        distances = np.abs(solved.bare.sum(axis=0) - solved.foreseen.sum())
+        assert distances[count] == distances[1:].min()
+        foreseen += solved.foreseen.sum()
         for place, expert in enumerate(kept):
             gone = np.setdiff1d(np.arange(WIDTH), neurons[block][place])
             assert sorted(solved.order[place, :count]) == gone.tolist()
@@ -278,7 +281,7 @@ def test_what_as_many_neurons_cost_alone_is_known_without_columns(
             alone = np.trace(down @ hessian @ down.T) / np.load(ids).size
             assert solved.bare[place, count] == pytest.approx(alone, rel=1e-2)
             lost += alone
-    assert share == pytest.approx(found.loss / lost, rel=1e-2)
+    assert share == pytest.approx(foreseen / lost, rel=1e-2)
 
 
 @pytest.mark.native

@@ -220,6 +220,13 @@ def test_a_dead_owner_is_named_and_its_leftovers_go(
     assert left(tmp_path) == {"out", mine.name, ".ggufreap-backup"}
 
 
+def test_leftovers_go_where_nothing_is_written_too(tmp_path: Path, dead: set[str]) -> None:
+    assert dead <= left(tmp_path)
+    with writing():
+        claim(tmp_path / "other")
+    assert not dead & left(tmp_path)
+
+
 def test_leftovers_of_the_living_stay(tmp_path: Path, dead: set[str]) -> None:
     with writing(), private_folder(tmp_path) as folder:
         claim(tmp_path / "other")

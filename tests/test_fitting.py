@@ -1,5 +1,6 @@
 """What fits a memory: exact sizes and llama.cpp's own buffers, and the search against all there is."""
 
+import logging
 import re
 import time
 from collections.abc import Collection, Iterator
@@ -39,7 +40,7 @@ from ggufreap.quantization.request import TENSOR_TYPES
 from ggufreap.sizing import CLASSES, TYPES, Sizer
 from ggufreap.verbs.frontier import verdict, whole_plan
 from ggufreap.verbs.prospects import Making
-from ggufreap.verbs.widths import Widths, source_width, widths_for, widths_of
+from ggufreap.verbs.widths import Widths, _duration, announce, source_width, widths_for, widths_of
 
 GIB = 1 << 30
 CONTEXTS = (2_048, 8_192, 32_768, 131_072)
@@ -459,6 +460,20 @@ def test_it_is_said_why_experts_stay_as_wide_as_they_are(tmp_path: Path, name: s
     found = widths_of(model, bool(name))
     assert words in found.reason
     assert found.all == (source_width(model),)
+
+
+def test_what_narrowing_takes_is_told_beforehand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = Model.open(tiny_gguf.qwen3moe(tmp_path / "Toy-F16.gguf", n_ff=96, types=Kind.F16))
+    job: Any = SimpleNamespace(model=model)
+    mix = Mix("Q8_0")
+    likely = [Prospect(16, n_keep, 96, width, mix, 1, 0.0, 0.0) for n_keep, width in ((12, 96), (12, 64))]
+    with caplog.at_level(logging.INFO, "ggufreap"):
+        announce(job, Widths((96, 64)), likely)
+    (line,) = caplog.messages
+    n_experts = 12 * len(model.layout.trunk)
+    assert "such as 12 of 16 experts, 64 of 96 neurons, Q8_0" in line
+    assert re.search(rf"solving {n_experts} experts takes about \d+ s here; --no-narrow leaves it out", line)
+    assert [_duration(seconds) for seconds in (3, 600, 7_200, 200_000)] == ["3 s", "10 min", "2 h", "2 days"]
 
 
 def test_without_text_or_memory_no_experts_get_narrower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

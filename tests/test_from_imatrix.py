@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -217,12 +218,12 @@ def test_a_slice_has_no_hole_and_will_do_for_the_smallest_types(tmp_path: Path) 
 def test_matrices_are_shown_and_merged(
     model: Path, matrix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "both.gguf"
-    assert main(["imatrix", str(matrix), str(matrix), "--model", str(model), "-o", str(out)]) == 0
+    out, other, whole = tmp_path / "both.gguf", tmp_path / "other.gguf", imatrix.load(matrix)
+    imatrix.save(other, replace(whole, datasets=("another text",)))
+    assert main(["imatrix", str(matrix), str(other), "--model", str(model), "-o", str(out)]) == 0
     drawn = capsys.readouterr().out
-    assert "from     a text, a text\ntext     8 chunks of 512 tokens" in drawn
+    assert "from     a text, another text\ntext     8 chunks of 512 tokens" in drawn
     row = next(line.split() for line in drawn.splitlines() if line.startswith("ffn_down_exps"))
-    whole = imatrix.load(matrix)
     most = max(whole.entries[f"blk.{block}.ffn_down_exps.weight"].counts.max() for block in (0, 1))
     assert row[1:6] == ["2", "16", "256", f"{2 * most:,}", "4"]
     assert f"fits the model: {len(whole.entries)} of its weights" in drawn

@@ -32,6 +32,9 @@ from ggufreap.evaluation import open_base, writing_base
 from ggufreap.evaluation.prompts import load_prompts
 from ggufreap.evaluation.tasks import FORMATS
 from ggufreap.imatrix import Imatrix, ImatrixEntry, load, save
+from ggufreap.narrowing import Narrowing, load_narrowing, save_narrowing
+from ggufreap.narrowing.solving import Solved
+from ggufreap.narrowing.workplace import Task, Workplace
 from ggufreap.planning import ModelIdentity, PruningPlan, check_plan, load_plan
 from ggufreap.recipe import load_recipe
 from ggufreap.reporting import load_report
@@ -73,6 +76,28 @@ def binary_questions(path: Path) -> None:
     path.write_bytes(struct.pack("<3I", 2, 12, 60) + 2 * (text("is it?") + 2 * answers))
 
 
+def narrowing(path: Path) -> None:
+    """The neurons that stay as N.narrowing.json, the columns as N.narrowing.downs.gguf, whichever of them is `path`."""
+    rng = np.random.default_rng(0)
+    neurons = {block: np.sort(rng.permuted(np.tile(np.arange(32), (4, 1)), axis=1)[:, :24]) for block in range(3)}
+    ids = {block: rows.astype(np.int32) for block, rows in neurons.items()}
+    downs = {1: rng.standard_normal((4, 8, 24), np.float32)}
+    save_narrowing(path.with_name("N.narrowing.json"), Narrowing(32, 24, ids, downs, "x", ("few",)), plan())
+
+
+def waiting(path: Path) -> None:
+    """A block that was narrowed, as it waits for the others."""
+    work = Workplace(path.parent, TASK)
+    ids = np.zeros((1, 2), np.int32)
+    found = Solved(ids, np.ones((1, 3)), np.ones(1, np.int64), np.zeros(1, bool), ids, np.ones(1))
+
+    def columns(put: Callable[[Any], object]) -> Solved:
+        put(np.zeros((4, 2), np.float32))
+        return found
+
+    work.keep(0, 4, columns)
+
+
 def matrix(path: Path, legacy: bool) -> None:
     entries = {f"blk.{block}.ffn_down_exps.weight": ImatrixEntry.of([[1, 2], [3, 4]], [5, 6]) for block in range(2)}
     save(path, Imatrix(entries, ("text",), 2, 256), legacy)
@@ -92,7 +117,11 @@ TEXTS = {
     "rows.json": '[{"text": "a"}, {"prompt": "b", "completion": "c", "tools": "[]"}]',
     "rows.csv": 'text,b\n"two\nlines",1\nx,2\n',
 }
+TASK = Task("a" * 64, {0: (0,)}, 4, 2, "b" * 64, "all", 64, 64)
 BINARIES: dict[str, Callable[[Path], object]] = {
+    "N.narrowing.json": narrowing,
+    "N.narrowing.downs.gguf": narrowing,
+    "0.npz": waiting,
     "base": base_file,
     "questions.bin": binary_questions,
     "model.gguf": model_file,
@@ -129,6 +158,9 @@ def chunks_of(path: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], object]] = {
+    "N.narrowing.json": lambda path: load_narrowing(path, plan()),
+    "N.narrowing.downs.gguf": lambda path: load_narrowing(path.with_name("N.narrowing.json"), plan()),
+    "0.npz": lambda path: Workplace(path.parent, TASK).solved,
     "plan.json": applied,
     "recipe.toml": load_recipe,
     "prompts.jsonl": load_prompts,

@@ -74,8 +74,11 @@ def test_greedy_is_what_the_model_would_write(model: Responses) -> None:
     assert [greedy for _, greedy in model.loglikelihood(requests(*pairs))] == [True, False]
 
 
-def test_a_long_context_is_cut_on_the_left(model: Responses, engine: LlamaSession) -> None:
+def test_a_long_context_is_cut_on_the_left_and_counted(
+    model: Responses, engine: LlamaSession, caplog: pytest.LogCaptureFixture
+) -> None:
     ((log_p, _),) = model.loglikelihood(requests((PROSE, " It is closed.")))
+    assert "1 contexts are longer than what fits" in caplog.text
     tokens = engine.tokenize(PROSE.rstrip() + "  It is closed.").tolist()
     n = len(tokens) - len(engine.tokenize(PROSE.rstrip()))
     assert len(tokens) > N_CTX + 1
@@ -98,7 +101,9 @@ def test_rolling_predicts_every_token_once(model: Responses, engine: LlamaSessio
     assert found[2] == 0
 
 
-def test_writing_ends_before_the_stop_and_follows_its_settings(model: Responses) -> None:
+def test_writing_ends_before_the_stop_and_follows_its_settings(
+    model: Responses, caplog: pytest.LogCaptureFixture
+) -> None:
     greedy, prompt = {"max_gen_toks": 20, "do_sample": False}, "def read_header(path):\n"
     asked = [
         (prompt, greedy),
@@ -119,9 +124,13 @@ def test_writing_ends_before_the_stop_and_follows_its_settings(model: Responses)
     for settings, message in (
         ({"temperature": 1, "top_p": 0.9, "max_gen_toks": 4}, "sampling with top_p is not supported"),
         ({"max_gen_toks": 40}, "max_gen_toks 40 leaves no room"),
+        ({"do_sample": True, "temperature": 0.0, "max_gen_toks": 4}, "do_sample at temperature 0 draws nothing"),
     ):
         with pytest.raises(InputError, match=message):
             model.generate_until(requests((prompt, settings)))
+    assert "1 contexts are longer" in caplog.text
+    model.generate_until(requests((prompt, {**greedy, "max_gen_toks": 1, "num_beams": 5})))
+    assert "generation settings without effect here: num_beams" in caplog.text
 
 
 def test_chat_templates(engine: LlamaSession, model: Responses) -> None:
@@ -150,6 +159,8 @@ def test_the_class_for_lm_eval_opens_a_file(monkeypatch: pytest.MonkeyPatch, tmp
     for name, module in (("lm_eval", None), ("lm_eval.api", None), ("lm_eval.api.model", SimpleNamespace(LM=Base))):
         monkeypatch.setitem(sys.modules, name, module or SimpleNamespace())
     opened = adapter()(model=str(MODEL), ctx=64, parallel=2, threads=1, ngl=0, batch_size=1, device=None)
+    with pytest.raises(InputError, match="--model_args flash_attn is not known; there are model, ctx"):
+        adapter()(model=str(MODEL), flash_attn="on")
     assert isinstance(opened, Base)
     assert opened.ready
     assert opened.tokenizer_name == MODEL.name

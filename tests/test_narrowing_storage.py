@@ -91,6 +91,7 @@ DAMAGE = {
     "no ranges": (lambda data: data["layers"]["0"].__setitem__(0, "all"), "is not a narrowing of ggufreap"),
     "wider than it was": (lambda data: data.update(width=33), "keeps 33 of 32"),
     "no columns": (lambda data: data.update(downs=False), "its solution has the SHA-256"),
+    "a remark without end": (lambda data: data.update(remarks=["x" * 5000]), "is not a narrowing of ggufreap"),
     "another key": (lambda data: data.update(more=1), "is not a narrowing of ggufreap"),
     "another version": (lambda data: data.update(schema="ggufreap.narrowing/2"), "this version reads"),
 }

@@ -45,6 +45,10 @@ class Made:
             "plan": ["plan", at / MODEL, "--stats", at / "S.npz", "--keep", 6, "-o", out / "P.json"],
             "apply": ["apply", at / MODEL, "--plan", at / "P.json", "-o", out / "p.gguf", "--split-max-size", "3M"],
             "quantize": ["quantize", at / MODEL, "--type", "Q4_K_M", "-o", out / "q.gguf", "-t", 1],
+            "narrow": [
+                *("narrow", at / MODEL, "--width-ratio", 0.5, "--tokens", at / IDS),
+                *("-o", out / "n.gguf", "--plan", at / "P.json", *FLAGS),
+            ],
             "imatrix": ["imatrix", at / "S.imatrix.gguf", "-o", out / "i.dat"],
             "eval": ["eval", at / MODEL, "-f", at / TEXT, "--kl-divergence-base", out / "base", *FLAGS],
             "prune": [
@@ -66,7 +70,7 @@ def counted(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
         plugin("terminalreporter").write_line(f"\nwhatever stops a run: {told or 'nothing was tried'}")
 
 
-VERBS = ("calibrate", "merge", "plan", "apply", "quantize", "imatrix", "eval", "prune")
+VERBS = ("calibrate", "merge", "plan", "apply", "narrow", "quantize", "imatrix", "eval", "prune")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """What goes out: foreign text in terminals, errors and pages, numbers in JSON, and no folders in what is published."""
 
 import json
+import shlex
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
@@ -24,10 +25,15 @@ from ggufreap.quantization.request import imatrix_metadata
 from ggufreap.reporting import facts, write_report
 from ggufreap.reporting.document import document_of
 from ggufreap.rewriting import lower
-from ggufreap.showing import EXCERPT, LONGEST_MESSAGE, excerpt, published, shown, to_json
+from ggufreap.showing import EXCERPT, LONGEST_MESSAGE, excerpt, published, shown, to_copy, to_json
 
 # Colours, a title of the window, a line turned around, one that is wiped out, a second line, C1, half a pair, a tag.
 FOREIGN = "\x1b[31mred\x1b]0;title\x07\u202eevil\r\x1b[2K\nsecond \x9b1m\udcff\U000e0041"
+
+
+def test_a_command_to_be_copied_runs_nothing_else() -> None:
+    names = ("a b.gguf", "m;touch evil.gguf", "$(evil)", "it's")
+    assert shlex.split(to_copy("verify", *names)) == ["ggufreap", "verify", *names]
 
 
 def test_foreign_text_is_one_line_that_commands_nothing() -> None:

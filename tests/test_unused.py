@@ -19,13 +19,14 @@ CALIBRATE = ("calibrate", "m-F32.gguf", "-o", "S.npz", *LLAMA)
 IDS = ("calibrate", "m-F32.gguf", "-o", "S.npz", "--tokens", "i.npy", *LLAMA)
 FRONTIER = ("frontier", "m-F32.gguf")
 PREVIEW = ("preview", "m-F32.gguf", "-f", "t.txt", "-c", "64")
+NARROW = ("narrow", "m-F32.gguf", "--width-ratio", "0.5", "-o", "n.gguf", *LLAMA)
 PLAN = ("plan", "m-F32.gguf", "--keep", "12", "-o", "P.json")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unused")
-    file = open_gguf(tiny_gguf.qwen3moe(folder / "m-F32.gguf", n_embd=64, n_ff=32))
+    file = open_gguf(tiny_gguf.qwen3moe(folder / "m-F32.gguf", n_embd=64, n_ff=64))
     (folder / "t.txt").write_text("the quick brown fox " * 60)
     np.save(folder / "i.npy", np.random.default_rng(0).integers(0, 300, 640))
     entries = {
@@ -72,6 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ((*PRUNE, "--max-kld", "0.1"), "--max-kld is for --ratio auto"),
         ((*PRUNE, "--seed", "0"), "--seed is for what is drawn at random, of which there is nothing here"),
         ((*PRUNE, "--budget", "30"), "--budget is for judging methods, which --method best does"),
+        ((*PRUNE, "--fit-margin", "1GiB"), "--fit-margin is for --fit SIZE, and none was given"),
         ((*PRUNE, "--fit-ctx", "8192"), "--fit-ctx is for --fit SIZE, and none was given"),
         ((*PRUNE, "--no-chat-template"), "--no-chat-template is for rows, and no file of rows was given"),
         ((*PLAN, "--method", "weight_norm", "--seed", "0"), "--seed is for --method random"),
@@ -81,6 +83,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ((*FRONTIER, "-c", "512"), "-c is for measuring what pruning loses"),
         ((*FRONTIER, "-ub", "512"), "-ub is for measuring what pruning loses"),
         ((*FRONTIER, "-t", "1", "--fit", "1GB"), "-t is for measuring what pruning loses"),
+        ((*NARROW, "-f", "t.txt", "--seed", "0"), "--seed is for what is drawn at random"),
+        ((*NARROW, "-f", "gone.txt", "--dry-run"), "there is no file gone.txt"),
+        ((*NARROW, "--dataset", "a=", "--dry-run"), "data is misnamed"),
+        (("imatrix", "i.gguf", "i.gguf", "-o", "o.gguf"), "i.gguf and i.gguf hold the same; it would count twice"),
+        (("probe", "m-F32.gguf", "--temp", "0", "--seed", "0"), "--seed draws at temperatures above 0"),
+        (("inspect", "m-F32.gguf", "--download"), "--download fetches what -hf names"),
         (("bench", "m-F32.gguf", "-n", "0", "-np", "2"), "-np is for tokens that are written, and -n 0 writes none"),
         ((*PREVIEW, "--methods", "weight_norm", "--seed", "0"), "--seed is for --methods random"),
         ((*PREVIEW, "--methods", "weight_norm", "--stats", "i.npy"), "--stats: weight_norm chooses without statistics"),
@@ -107,6 +115,10 @@ def test_it_is_refused_before_any_work(
         (
             ("quantize", "m-F32.gguf", "--type", "Q8_0", "--imatrix", "i.gguf", "-t", "1"),
             "--imatrix: no effect, none of",
+        ),
+        (
+            ("quantize", "m-F32.gguf", "--type", "Q8_0", "--keep-split"),
+            "--keep-split: no effect, m-F32.gguf is one file",
         ),
         ((*PLAN[:-2], "--method", "random", "--mtp", "drop"), "--mtp drop: no effect, m-F32.gguf has no MTP blocks"),
     ],

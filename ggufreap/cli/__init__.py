@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Collection, Sequence
+from typing import NoReturn
 
 from ggufreap import __version__
 from ggufreap.cli import choice, completion, contact, doctor, evaluate, probing, stages, whole
@@ -19,6 +20,7 @@ from ggufreap.cli.shorthand import spelled_out
 from ggufreap.errors import GgufReapError, InputError
 from ggufreap.interrupts import as_ctrl_c, hear
 from ggufreap.options.target import BEST, Target
+from ggufreap.showing import message as shorten
 from ggufreap.showing import shown
 
 VERBS: Verbs = {
@@ -101,9 +103,14 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(shorten(message))
+
+
 def _parser(named: Collection[str] = tuple(VERBS)) -> argparse.ArgumentParser:
     """All verbs; the flags of those that are `named`, since making them is most of the time that --help takes."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ggufreap",
         usage="%(prog)s [MODEL | VERB ...]",
         description=f"{DESCRIPTION}\n\n{in_groups(VERBS)}",

@@ -5,6 +5,7 @@ import logging
 import shlex
 
 from ggufreap.cli.common import progress
+from ggufreap.errors import InputError
 from ggufreap.options.output import Output
 
 _MODELS = ("model", "reference")  # what verbs call their arguments that are models
@@ -17,6 +18,9 @@ def locate(options: argparse.Namespace) -> None:
 
     What lies in the cache of Hugging Face or Ollama leaves its results in the current one, unless -o says where.
     """
+    named = [text for name in _MODELS if (text := getattr(options, name, None)) is not None]
+    if getattr(options, "download", False) and not any(text.startswith(_HUB) for text in named):
+        raise InputError("--download fetches what -hf names, and no model is named so; leave it out")
     for name in _MODELS:
         text = getattr(options, name, None)
         if text is None:

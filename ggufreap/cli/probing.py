@@ -105,7 +105,7 @@ VERBS: Verbs = {
             argument("--no-chat-template", action="store_true", help="give the prompts as plain text"),
             argument("-n", "--n-predict", type=at_least(1), default=256, metavar="N", help="tokens per answer (256)"),
             argument("--temp", type=_temperature, action="append", metavar="T", help="repeatable (0 and 0.2)"),
-            argument("-s", "--seed", type=at_least(0), default=0, metavar="N", help="of the sampling (0)"),
+            argument("-s", "--seed", type=at_least(0), metavar="N", help="of the sampling (0)"),
             engine_that_writes,
         ),
     ),

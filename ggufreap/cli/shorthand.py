@@ -17,6 +17,8 @@ def spelled_out(arguments: Sequence[str], verbs: Collection[str]) -> list[str]:
     Raises InputError where the first of them is neither a verb nor a model.
     """
     given = list(_with_models(arguments))
+    if nothing := next((word for word in given if word.endswith("=--")), None):  # argparse takes that for no value
+        raise InputError(f"{nothing.removesuffix('=--')} was given -- in place of a value; write one")
     if not given or (given[0].startswith("-") and given[0] not in _ABOUT):
         return [LIST, *given]
     if given[0] in verbs or given[0] in _ABOUT:

@@ -38,7 +38,7 @@ def draw_model(inspection: Inspection) -> None:
         else ""
     )
     mtp = f", and {inspection.n_mtp_block} MTP" if inspection.n_mtp_block else ""
-    before = f"; {_of_before(inspection.n_expert, inspection.n_expert_before)}" if inspection.n_expert_before else ""
+    before = _of_before(inspection.n_expert, inspection.n_expert_before)
     rest = inspection.nbytes - inspection.expert_nbytes
     say(styled(shown(inspection.name), "bold"), f" {inspection.architecture}, {size(inspection.nbytes)}{shards}")
     if not inspection.proven:
@@ -57,12 +57,12 @@ def _neurons(inspection: Inspection) -> str:
     if least < most:
         return f"{least:,} to {most:,} in each expert, depending on the block"
     told = f"{most:,} in each expert"
-    return f"{told}; {_of_before(most, inspection.width_before)}" if inspection.width_before else told
+    return told + _of_before(most, inspection.width_before)
 
 
 def _of_before(count: int, before: int) -> str:
-    """What was left of `before`, in a file that ggufreap made."""
-    return f"{count / before:.1%} of the {before:,} before"
+    """What was left of `before`, in a file that ggufreap made; empty where nothing went."""
+    return f"; {count / before:.1%} of the {before:,} before" if before > count else ""
 
 
 def _inspection(inspection: Inspection) -> None:

@@ -13,6 +13,7 @@ Without N all samples come, in their order. Reading again gives the same samples
 import hashlib
 import heapq
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -200,13 +201,14 @@ def open_source(spec: SourceSpec, *, seed: int, text_field: str | None = None) -
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
         _LOG.warning(
             "%s: %d of its files are read, %d are not, since their suffix says nothing of text (%s); to read them too: "
-            "-f '%s/**/*%s'",
+            "-f %s",
             spec.name,
             len(files.paths),
             len(files.passed_over),
             told,
-            spec.name.rstrip("/"),
-            next((kind for kind, _ in kinds.most_common() if kind.startswith(".")), ""),
+            shlex.quote(
+                f"{spec.name.rstrip('/')}/**/*{next((kind for kind, _ in kinds.most_common() if kind[0] == '.'), '')}"
+            ),
         )
     files.check()
     return Source(spec, files, seed, text_field)

@@ -9,6 +9,7 @@ one; control tokens in a text count as such, as Hugging Face's tokenizers take t
 
 import atexit
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,9 +27,13 @@ from ggufreap.evaluation.generation import TextEngine, prompt_tokens
 from ggufreap.evaluation.likelihood import Branches, Likelihood, likelihoods
 from ggufreap.progress import Progress, silent
 
+_LOG = logging.getLogger(__name__)
 NAME = "ggufreap"
 MAX_GEN_TOKS = 256
 # What llama.cpp's greedy or temperature sampling has no part in, and is refused once tokens are drawn at random.
+ARGUMENTS = ("model", "ctx", "parallel", "threads", "ngl", "seed")
+OF_LM_EVAL = ("batch_size", "max_batch_size", "device")  # which it gives to every model
+SETTINGS = ("until", "max_gen_toks", "max_new_tokens", "temperature", "do_sample")
 OTHER_SAMPLERS = ("top_p", "top_k", "min_p", "repetition_penalty")
 RenderChat = Callable[[Conversation, bool], str]  # and whether the assistant's turn is opened
 
@@ -66,12 +71,14 @@ class Responses:
     ) -> None:
         self._engine, self._name, self._render, self._template = engine, name, render, template
         self._seed, self._progress = seed, progress
+        self._cut = 0
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """Per `(context, continuation)`: ln p of the continuation, and whether greedy sampling writes it."""
         branches = []
         for _, asked in groupby((request.args for request in requests), key=lambda args: args[0]):
             branches += list(self._shared([self._pair(context, continuation) for context, continuation in asked]))
+        self._tell_of_cut()
         groups = likelihoods(self._engine, branches, progress=self._progress, stage="log-likelihoods")
         return [(each.log_p, each.greedy) for group in groups for each in group]
 
@@ -123,7 +130,13 @@ class Responses:
         else:
             tokens, start = self._opened(context + continuation), 1
         excess = max(0, len(tokens) - 1 - self._engine.n_ctx)
+        self._cut += excess > 0
         return tokens[excess:], max(1, start - excess)
+
+    def _tell_of_cut(self) -> None:
+        if self._cut:
+            _LOG.warning("%d contexts are longer than what fits, and lost their beginning; raise ctx", self._cut)
+        self._cut = 0
 
     def _tokens(self, text: str) -> Tokens:
         return prompt_tokens(self._engine, text, special=True)
@@ -170,9 +183,14 @@ class Responses:
             end = engine.detokenize(tokens[-tail - 1 :]) if stops else ""
             return any(stop in end for stop in stops)
 
+        if ignored := [name for name in settings if name not in (*SETTINGS, *OTHER_SAMPLERS)]:
+            _LOG.warning("generation settings without effect here: %s", ", ".join(ignored))
+        prompts = [self._tokens(context) for context in contexts]
+        self._cut += sum(len(prompt) > room for prompt in prompts)
+        self._tell_of_cut()
         written = generate(
             engine,
-            [self._tokens(context)[-room:] for context in contexts],
+            [prompt[-room:] for prompt in prompts],
             Sampling(n_predict, _temperature(settings), self._seed),
             stop=stopped,
             progress=self._progress,
@@ -190,9 +208,17 @@ def _temperature(settings: Mapping[str, Any]) -> float:
     temperature = float(settings.get("temperature") or 0)
     if not settings.get("do_sample", temperature > 0):
         return 0.0
+    if settings.get("temperature") is not None and not temperature:
+        raise InputError("do_sample at temperature 0 draws nothing; leave one of them out")
     if refused := [name for name in OTHER_SAMPLERS if settings.get(name) is not None]:
         raise InputError(f"sampling with {refused[0]} is not supported; use temperature alone, or do_sample: false")
     return temperature or 1.0
+
+
+def _check_arguments(others: Mapping[str, Any]) -> None:
+    """Raise InputError for what was given as --model_args and is none; lm_eval adds some of its own."""
+    if unknown := [name for name in others if name not in OF_LM_EVAL]:
+        raise InputError(f"--model_args {unknown[0]} is not known; there are {', '.join(ARGUMENTS)}")
 
 
 def adapter() -> Any:
@@ -216,8 +242,9 @@ def adapter() -> Any:
             threads: int = 0,
             ngl: int = -1,
             seed: int = 0,
-            **_others: Any,  # batch_size and device, which lm_eval always gives
+            **others: Any,
         ) -> None:
+            _check_arguments(others)
             from ggufreap.architecture.layout import bind
             from ggufreap.container import open_gguf
             from ggufreap.corpus.chat import ChatTemplate

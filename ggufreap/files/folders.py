@@ -33,7 +33,7 @@ def private_folder(beside: Path | None = None) -> Iterator[Path]:
     parent = Path(tempfile.gettempdir()) if beside is None else beside
     if not parent.is_dir():
         raise OutputError(f"the folder {parent} does not exist; make it or choose another one")
-    _clear(parent)
+    clear(parent)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".ggufreap-{os.getpid()}-", dir=parent))
     except OSError as error:
@@ -70,7 +70,7 @@ def kept_folder(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _clear(path)
+        clear(path)
         if any(each.name != OWNER for each in path.iterdir()):
             lock.close()
         else:
@@ -92,7 +92,7 @@ def _is_kept(path: Path) -> bool:
     return False
 
 
-def _clear(parent: Path) -> None:
+def clear(parent: Path) -> None:
     """Remove the private folders and locks in `parent` whose owners are gone, and nothing else."""
     with suppress(OSError):
         for path in parent.iterdir():

@@ -22,7 +22,7 @@ from typing import ParamSpec, TypeVar
 
 from ggufreap.activity import temporary
 from ggufreap.errors import OutputError
-from ggufreap.files.folders import kept_folder, lock_of
+from ggufreap.files.folders import clear, kept_folder, lock_of
 from ggufreap.files.locks import Busy, Lock
 from ggufreap.showing import place
 
@@ -53,11 +53,18 @@ def writing(force: bool = False) -> Iterator[None]:
         yield
         return
     with ExitStack() as locks:
-        token = _run.set(_Run(force, locks))
+        token = _run.set(run := _Run(force, locks))
+        locks.callback(_clear_up, run)
         try:
             yield
         finally:
             _run.reset(token)
+
+
+def _clear_up(run: _Run) -> None:
+    """Remove what dead runs left beside the outputs, also where all was there already and nothing was written."""
+    for folder in {path.parent for path in run.claimed.values()}:
+        clear(folder)
 
 
 def written_by(verb: Callable[P, R]) -> Callable[P, R]:

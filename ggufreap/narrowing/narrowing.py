@@ -62,6 +62,8 @@ class Narrowing:
     def summary(self) -> str:
         """What it does, in the words that every verb prints."""
         how = "down made up for them" if self.downs else "nothing makes up for them"
+        if self.downs and self.remarks:
+            how += " where the text allowed it"
         return f"removes {self.n_removed} of {self.source_width} neurons of every expert, {how}"
 
     @cached_property

@@ -15,6 +15,7 @@ from ggufreap.saliency import expert_scale, expert_weights
 # From fewer tokens than neurons H has not full rank, and the damping fills in: that is still far better than energy x
 # norm where most experts have so few, and no better below a quarter (tests/benchmarks/README.md).
 LEAST_TOKENS = 0.25  # per neuron
+MOST_USED = 0.5  # of the tokens, taken as used up by what was fitted on them: from then on the damping holds
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,19 @@ class Solved:
     bare: Floats
 
     @property
+    def foreseen(self) -> Floats:
+        """`[n_keep]`: what going neurons cost on other text, by generalised cross-validation (Craven and Wahba, 1979).
+
+        The columns were fitted on the very tokens that H was summed over, as many parameters as neurons stay.
+        """
+        used = np.minimum(self.neurons.shape[1] / np.maximum(self.counts, 1), MOST_USED)
+        found: Floats = self.losses[:, -1] / np.where(self.alone, 1.0, 1.0 - used) ** 2
+        return found
+
+    @property
     def as_costly(self) -> int:
-        """The number of neurons, the first to go, that cost about as much alone as all of them when others make up."""
-        return 1 + int(np.abs(self.bare[:, 1:].sum(axis=0) - self.losses[:, -1].sum()).argmin())
+        """The number of neurons, the first to go, that cost about as much alone as is foreseen of all of them."""
+        return 1 + int(np.abs(self.bare[:, 1:].sum(axis=0) - self.foreseen.sum()).argmin())
 
 
 def down_name(block: int) -> str:

@@ -35,7 +35,7 @@ _Line = Annotated[str, Meta(max_length=4096)]
 _Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Width = Annotated[int, Meta(ge=1, le=MAX_WIDTH)]
 _Block = Annotated[int, Meta(ge=0, lt=MAX_BLOCKS)]
-_Ranges = Annotated[str, Meta(pattern=r"^\d+(-\d+)?(,\d+(-\d+)?)*\Z")]
+_Ranges = Annotated[str, Meta(pattern=r"^[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*\Z")]
 
 
 class _Stored(Struct, forbid_unknown_fields=True):
@@ -51,7 +51,7 @@ class _Stored(Struct, forbid_unknown_fields=True):
     layers: Annotated[dict[_Block, list[_Ranges]], Meta(min_length=1)]
     task: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
     downs: bool = False
-    remarks: list[str] = []
+    remarks: Annotated[list[_Line], Meta(max_length=MAX_BLOCKS)] = []
 
 
 def downs_path(path: Path) -> Path:
@@ -178,7 +178,7 @@ def _map_downs(file: GgufFile) -> dict[int, Weights]:
     downs: dict[int, Weights] = {}
     for record in file.tensors:
         match = re.fullmatch(r"blk\.(\d+)\.ffn_down_exps\.weight", record.name)
-        if match is None or record.type != Kind.F32 or len(record.shape) != 3:
+        if match is None or record.type != Kind.F32 or len(record.shape) != 3 or not record.nbytes:
             raise InputError(f"{file.path} holds {record.name}, which is no column of down in F32")
         downs[int(match[1])] = file.map(record).view("<f4").reshape(record.shape)
     return downs

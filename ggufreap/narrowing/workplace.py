@@ -69,14 +69,15 @@ class Solution:
     @property
     def as_costly(self) -> tuple[Mapping[int, Ids], float]:
         """Block -> neurons that stay, `[n_keep, width]`, where as few go as cost about as much with nothing that makes
-        up for them; and the loss by theirs.
+        up for them; and the loss that is foreseen by theirs.
         """
         width, neurons, bare = self.narrowing.source_width, {}, 0.0
+        foreseen = float(sum(each.foreseen.sum() for each in self.solved.values()))
         for block, each in self.solved.items():
             going = each.order[:, : each.as_costly]
             neurons[block] = np.stack([np.setdiff1d(np.arange(width, dtype=np.int32), row) for row in going])
             bare += float(each.bare[:, each.as_costly].sum())
-        return neurons, self.loss / bare if bare else 1.0
+        return neurons, foreseen / bare if bare else 1.0
 
     @property
     def losses(self) -> Floats:

@@ -10,6 +10,7 @@ from ggufreap.options.output import Output
 from ggufreap.planning import PruningPlan, check_plan, load_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import Narrow, RewriteScript, execute, parse_size
+from ggufreap.showing import to_copy
 from ggufreap.sizing import Rewriter, rewriter
 from ggufreap.verbs import trust
 
@@ -38,7 +39,7 @@ def apply(
         named = "P.json" if isinstance(plan, PruningPlan) else plan
         ran = "" if chosen.corpus else f", and llama.cpp has not run {model.path.name} for this plan"
         first = script.files[0].path
-        _LOG.warning("%s is unproven: ggufreap verify %s %s --plan %s%s", first, model.path, first, named, ran)
+        _LOG.warning("%s is unproven: %s%s", first, to_copy("verify", model.path, first, "--plan", named), ran)
     return script
 
 
@@ -51,6 +52,8 @@ def script_of(
 
 def scripts_of(model: Model, plan: PruningPlan, path: Path, asked: Output, narrow: Narrow | None = None) -> Rewriter:
     """The same for any number of experts, told of as the plan is."""
+    if asked.keep_split and len(model.file.paths) == 1:
+        model.warn(f"--keep-split: no effect, {model.path.name} is one file")
     split = asked.split_max_size
     nbytes = parse_size(split) if isinstance(split, str) else split
     return rewriter(model, plan, path, split_max_size=nbytes, keep_split=asked.keep_split, narrow=narrow)

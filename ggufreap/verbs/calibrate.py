@@ -27,10 +27,9 @@ from ggufreap.observation import (
     observe,
 )
 from ggufreap.options.engine import ALL_BLOCKS, CALIBRATING, FITTING_TEXTS, MOST_SEQUENCES, EngineSettings
-from ggufreap.options.flag import refuse_unused
 from ggufreap.progress import Progress, silent
 from ggufreap.verbs.blockwise import calibrate_blockwise, goes_blockwise
-from ggufreap.verbs.data import Data, open_data
+from ggufreap.verbs.data import Data, open_own_data
 from ggufreap.version import __version__
 
 _LOG = logging.getLogger(__name__)
@@ -62,9 +61,7 @@ def calibrate(
     Files of other work are replaced with `force` alone.
     """
     model = Model.open(model)
-    opened = open_data(data)
-    if not opened.draws:
-        refuse_unused(opened.request, {"seed": "what is drawn at random, of which there is nothing here"})
+    opened = open_own_data(data)
     if process_output and imatrix_out is None:
         raise InputError("--process-output is for an importance matrix, and none is collected; leave it out")
     observed = observed_of(

@@ -11,6 +11,7 @@ from ggufreap.corpus.request import Opened, open_request
 from ggufreap.corpus.standard_library import calibration_text
 from ggufreap.errors import InputError
 from ggufreap.options.data import Request
+from ggufreap.options.flag import refuse_unused
 
 # A file, all that a request can name, data that is open already, or None: the built-in mix of public data sets. A
 # request that names no data is the mix too, read as the request says.
@@ -40,6 +41,19 @@ def _opened(data: Data) -> Opened:
             f"no text was given, and the built-in mix of data sets cannot be had: {error}; "
             "to try out without network: --offline-default"
         ) from error
+
+
+def open_own_data(data: Data) -> Opened:
+    """The same where nothing but the data is drawn by its seed; raises InputError for one that draws nothing."""
+    opened = open_data(data)
+    if not opened.draws:
+        refuse_unused(opened.request, {"seed": "what is drawn at random, of which there is nothing here"})
+    return opened
+
+
+def asks(data: Data) -> bool:
+    """Whether anything is said of text at all."""
+    return data.asks if isinstance(data, Request) else data is not None
 
 
 def split_off(data: Data, share: str | None, seed: int) -> tuple[Data, tuple[Opened, ...]]:

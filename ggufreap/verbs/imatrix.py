@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from ggufreap import imatrix as matrices
 from ggufreap.errors import InputError
-from ggufreap.files import claim, written_by
+from ggufreap.files import claim, same_bytes, written_by
 from ggufreap.imatrix import Coverage, Filled, ImatrixSummary
 from ggufreap.model import AnyModel, Model, file_of
 from ggufreap.planning import PruningPlan, check_plan, load_plan
@@ -46,6 +47,9 @@ def imatrix(
         named = [each for each in (plan, narrowing) if isinstance(each, str | Path)]
         shards = file_of(model).paths if model is not None else []
         claim(Path(out), inputs=(*files, *shards, *named))
+    for one, other in combinations(map(Path, files), 2):
+        if same_bytes(one, other):
+            raise InputError(f"{one} and {other} hold the same; it would count twice, name it once")
     matrix = matrices.merged([matrices.load(file) for file in files])
     coverage: Coverage | None = None
     filled: tuple[Filled, ...] = ()

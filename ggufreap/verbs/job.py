@@ -14,7 +14,6 @@ from ggufreap.files import claim, make_folder
 from ggufreap.imatrix import Imatrix
 from ggufreap.judging import Exam
 from ggufreap.model import Model
-from ggufreap.options.data import Request
 from ggufreap.options.engine import EngineSettings
 from ggufreap.options.flag import refuse_unused
 from ggufreap.options.judgement import Judgement
@@ -26,7 +25,7 @@ from ggufreap.reporting import check_report
 from ggufreap.saliency import RANDOM
 from ggufreap.selection.methods import calibrates
 from ggufreap.verbs.calibrate import Observed, observed_of
-from ggufreap.verbs.data import Data, open_data, split_off
+from ggufreap.verbs.data import Data, asks, open_data, split_off
 from ggufreap.verbs.laws import require_laws
 from ggufreap.verbs.narrowing import settled
 from ggufreap.verbs.plan import check_data, chosen_method
@@ -114,8 +113,7 @@ def settle(
     """Open and check all of it; raises InputError or OutputError for what would else stop the work later."""
     method = chosen_method(target)
     target, width = settled(model, rounded(model.layout, target))
-    asks = data.asks if isinstance(data, Request) else data is not None
-    check_data(method, asks)
+    check_data(method, asks(data))
     if width and not calibrates(method):
         raise InputError(
             f"neurons are chosen by what text runs through them, and method {method} chooses experts without any; name "
@@ -136,7 +134,7 @@ def settle(
     wanted = resolved(quantisation.quant, model.file)
     _refuse_unused(target, quantisation, judgement, output, wanted, judges)
     # Sizes can be told without any data but their names, which stand in the header.
-    reads = calibrates(method) and not (output.dry_run and not asks)
+    reads = calibrates(method) and not (output.dry_run and not asks(data))
     opened = open_data(data, target.blend) if reads else None
     guide = quantisation.imatrix if quantisation.imatrix is not None else target.from_imatrix
     given = matrices.load_for(guide, model.file) if guide is not None else None

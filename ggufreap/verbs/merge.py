@@ -7,6 +7,7 @@ from pathlib import Path
 from ggufreap.files import claim, written_by
 from ggufreap.observation import DomainStatistics, Stored, save
 from ggufreap.observation import merge as merged
+from ggufreap.showing import to_copy
 from ggufreap.verbs.calibrate import export_matrix
 
 _LOG = logging.getLogger(__name__)
@@ -31,10 +32,9 @@ def merge(stats: Sequence[str | Path], out: str | Path, *, force: bool = False) 
     elif left := [str(matrix_beside(path)) for path in paths if matrix_beside(path).exists()]:
         _LOG.warning(
             "not merged: %s; statistics without importance sums do not tell whether a matrix beside them is theirs. "
-            "To add matrices up by themselves: ggufreap imatrix %s -o %s",
+            "To add matrices up by themselves: %s",
             ", ".join(left),
-            " ".join(left),
-            matrix,
+            to_copy("imatrix", *left, "-o", matrix),
         )
     return whole.statistics
 

@@ -8,6 +8,7 @@ from ggufreap import imatrix as matrices
 from ggufreap import naming
 from ggufreap.errors import InputError
 from ggufreap.files import check_free, check_space, claim, written_by
+from ggufreap.imatrix import Imatrix
 from ggufreap.model import AnyModel, Model
 from ggufreap.narrowing import Narrowing
 from ggufreap.options.engine import EngineSettings
@@ -17,9 +18,10 @@ from ggufreap.planning import PruningPlan, check_plan, load_plan, save_plan
 from ggufreap.progress import Progress, silent
 from ggufreap.rewriting import Narrow, RewriteScript, execute
 from ggufreap.rewriting.metadata import has_origin
+from ggufreap.showing import to_copy
 from ggufreap.verbs import trust
 from ggufreap.verbs.apply import script_of
-from ggufreap.verbs.data import Data, open_data
+from ggufreap.verbs.data import Data, asks, open_own_data
 from ggufreap.verbs.narrowing import any_narrowing, check_down, columns_nbytes, narrow_by, narrowing_of, settled
 
 _LOG = logging.getLogger(__name__)
@@ -35,6 +37,11 @@ class Narrowed:
     plan_path: Path
     narrowing: Narrowing
     narrowing_path: Path
+
+    def check(self, model: Model) -> str:
+        """The command that proves it."""
+        made = self.script.files[0].path
+        return to_copy("verify", model.path, made, "--plan", self.plan_path, "--narrowing", self.narrowing_path)
 
 
 @written_by
@@ -68,17 +75,15 @@ def narrow(
     check_down(model, allow_requantize, intermediate=False)
     asked = output if isinstance(output, Output) else Output(output)
     path = _path_of(asked)
-    matrix = matrices.load_for(imatrix, model.file) if imatrix is not None else None
-    if matrix is not None:
-        matrices.check(matrix, model.file, model.layout)
+    matrix = _matrix_of(imatrix, model)
     stem = naming.stem_of(path)
     plan_path = Path(plan) if isinstance(plan, str | Path) else path.with_name(f"{stem}.plan.json")
     narrowing_path = path.with_name(f"{stem}.narrowing.json")
     foreseen = any_narrowing(model, chosen, width)
     script = script_of(model, chosen, path, asked, Narrow(foreseen))
-    if asked.dry_run:
+    opened = open_own_data(data) if asks(data) or not asked.dry_run else None
+    if opened is None or asked.dry_run:
         return Narrowed(script, chosen, plan_path, foreseen, narrowing_path)
-    opened = open_data(data)
     trust.require_trust(model)
     named = plan if isinstance(plan, str | Path) else None
     claim(*(file.path for file in script.files), inputs=(*model.file.paths, *opened.paths, imatrix, named))
@@ -95,9 +100,17 @@ def narrow(
     execute(script, progress)
     if not isinstance(plan, str | Path):
         save_plan(plan_path, chosen)
-    check = f"ggufreap verify {model.path} {script.files[0].path} --plan {plan_path} --narrowing {narrowing_path}"
-    _LOG.warning("%s is unproven: %s", script.files[0].path, check)
-    return Narrowed(script, chosen, plan_path, narrowing, narrowing_path)
+    made = Narrowed(script, chosen, plan_path, narrowing, narrowing_path)
+    _LOG.warning("%s is unproven: %s", script.files[0].path, made.check(model))
+    return made
+
+
+def _matrix_of(imatrix: str | Path | None, model: Model) -> Imatrix | None:
+    if imatrix is None:
+        return None
+    matrix = matrices.load_for(imatrix, model.file)
+    matrices.check(matrix, model.file, model.layout)
+    return matrix
 
 
 def _path_of(output: Output) -> Path:

@@ -33,7 +33,7 @@ def probe(
     prompts: str | Path | None = None,
     n_predict: int = 256,
     temperatures: Sequence[float] = TEMPERATURES,
-    seed: int = 0,
+    seed: int | None = None,
     chat_template: bool = True,
     settings: EngineSettings | None = None,
     progress: Progress = silent,
@@ -42,10 +42,13 @@ def probe(
 
     The control is `reference`, the unpruned file; or, with `plan`, `model` itself is the control and what the plan
     would make of it is probed without writing a file. `prompts` is a file (see evaluation.prompts), by default those
-    that come with ggufreap; `chat_template` puts each into the model's own. `settings.n_ctx` 0 is what fits.
+    that come with ggufreap; `chat_template` puts each into the model's own. `seed` (None: 0) draws at temperatures
+    above 0. `settings.n_ctx` 0 is what fits.
     """
     model = Model.open(model)
-    samplings = [Sampling(n_predict, temperature, seed) for temperature in temperatures]
+    if seed is not None and not any(temperatures):
+        raise InputError("--seed draws at temperatures above 0, and there is none; leave it out, or add a --temp")
+    samplings = [Sampling(n_predict, temperature, seed or 0) for temperature in temperatures]
     return run_trial(probe_trial(model, prompts, samplings, chat_template, settings, progress), model, reference, plan)
 
 

@@ -90,6 +90,7 @@ def quantize(
     source, asked = file_of(model), asked or Quantiser()
     request = _request(type, asked)
     guide = guide_of(asked.imatrix, source)
+    _warn_of_split(asked, source)
     claim(inputs=(asked.imatrix,))
     if dry_run:
         with Sizer(source) as sizer:
@@ -131,6 +132,7 @@ def quantize_variants(
     else:
         paths = [out / naming.pruned_name(source.path, "", variant.suffix) for variant in chosen]
     guide, n_block = guide_of(asked.imatrix, source), _n_block(source)
+    _warn_of_split(asked, source)
     variants = [variant.of(n_block).request(asked.n_threads, asked.allow_requantize) for variant in chosen]
     requests = [replace(request, keep_split=asked.keep_split) for request in variants]
     jobs = list(zip(paths, requests, strict=True))
@@ -151,6 +153,11 @@ def load_variants(recipe: str | Path) -> tuple[Variant, ...]:
     if not chosen:
         raise InputError(f"recipe {recipe} has no quantization.variants; add one, or give a type such as Q4_K_M")
     return chosen
+
+
+def _warn_of_split(asked: Quantiser, source: GgufFile) -> None:
+    if asked.keep_split and len(source.paths) == 1:
+        _LOG.warning("--keep-split: no effect, %s is one file", source.path.name)
 
 
 def _request(type: str, asked: Quantiser) -> QuantRequest:

@@ -9,6 +9,7 @@ import importlib.metadata
 from ggufreap import cache
 from ggufreap.errors import UnsupportedModel
 from ggufreap.model import Model
+from ggufreap.showing import to_copy
 
 
 def trust(model: Model) -> bool:
@@ -25,14 +26,14 @@ def require_trust(model: Model) -> None:
     """Raise UnsupportedModel unless this file may be pruned."""
     if not is_trusted(model):
         raise UnsupportedModel(
-            f"{unproven(model)}; let it be tried out on this very file: ggufreap doctor {model.path}"
+            f"{unproven(model)}; let it be tried out on this very file: {to_copy('doctor', model.path)}"
         )
 
 
 def warn(model: Model) -> None:
     """Say that nothing is known of this file, where that is so."""
     if not is_trusted(model):
-        model.warn(f"{unproven(model)}; apply asks for ggufreap doctor {model.path}")
+        model.warn(f"{unproven(model)}; apply asks for {to_copy('doctor', model.path)}")
 
 
 def unproven(model: Model) -> str:

@@ -20,6 +20,7 @@ from ggufreap.verbs.job import Job
 from ggufreap.verbs.narrowing import GOOD_BITS
 
 _LOG = logging.getLogger(__name__)
+_UNITS = ((86_400, "days"), (3_600, "h"), (60, "min"))
 NO_TEXT = "neurons are chosen by what text runs through them, and none will"
 
 
@@ -69,8 +70,14 @@ def announce(job: Job, widths: Widths, likely: Sequence[Prospect]) -> None:
             _LOG.info(
                 "narrower experts are among the best, such as %s: to make that file the text runs once more, as long "
                 "as to calibrate, and solving %d experts takes about %s here; --no-narrow leaves it out",
-                *(each.label, n_experts, f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"),
+                *(each.label, n_experts, _duration(seconds)),
             )
+
+
+def _duration(seconds: float) -> str:
+    """As much as an estimate is worth."""
+    value, unit = next(((seconds / size, unit) for size, unit in _UNITS if seconds > 1.5 * size), (seconds, "s"))
+    return f"{max(1.0, value):.0f} {unit}"
 
 
 def _obstacle(model: Model) -> str:

@@ -18,8 +18,8 @@ import numpy as np
 from bench import arguments, report, take_turns
 
 
-def write_text(path: Path, n_words: int) -> None:
-    random = np.random.default_rng(0)
+def write_text(path: Path, n_words: int, seed: int = 0) -> None:
+    random = np.random.default_rng(seed)
     letters, lengths = random.integers(97, 123, (n_words, 4)), random.integers(1, 5, n_words)
     words = ("".join(map(chr, word[:length])) for word, length in zip(letters, lengths, strict=True))
     path.write_text(" ".join(words))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,13 @@ CHUNK = 512
 GROUPS = ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (Path("/sys/fs/cgroup"), "memory.max"))
 
 
-def limited(limit: str) -> Path:
-    """A group whose processes may use `limit` bytes together."""
+def grouped(limit: str | None) -> Path:
+    """A group whose processes may use `limit` bytes together, where there is one."""
     folder, name = next(group for group in GROUPS if (group[0] / "cgroup.procs").exists())
     group = folder / f"ggufreap-{os.getpid()}"
     group.mkdir()
-    (group / name).write_text(limit)
+    if limit is not None:
+        (group / name).write_text(limit)
     return group
 
 
@@ -39,25 +41,36 @@ def field(path: Path, name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def measure(command: list[str], limit: str) -> dict[str, object]:
-    """What the processes of `command` read from disk, and the most that one of them held beside pages of files."""
-    group = limited(limit)
+def measure(command: list[str], limit: str | None) -> dict[str, object]:
+    """What the processes of `command` read from disk and wrote, the time they took, and the most that one of them held
+    beside pages of files."""
+    group = grouped(limit)
     started = time.monotonic()
-    child = subprocess.Popen(command, preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
-    read = own = 0
-    while child.poll() is None:
-        living = 0  # whoever waits for a process that has ended takes over what that one read
+    child = subprocess.Popen(
+        command,
+        preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())),
+        stdout=subprocess.DEVNULL,
+    )
+    own = 0
+    while True:
         for pid in (group / "cgroup.procs").read_text().split():
-            try:
-                living += field(Path("/proc") / pid / "io", "read_bytes")
+            with suppress(OSError):  # it has just ended
                 own = max(own, 1024 * field(Path("/proc") / pid / "status", "RssAnon"))
-            except OSError:  # it has just ended
-                continue
-        read = max(read, living)
-        time.sleep(0.5)
+        ended, status, usage = os.wait4(child.pid, os.WNOHANG)  # of all that it waited for, too
+        if ended:
+            break
+        time.sleep(0.2)
     seconds = time.monotonic() - started
+    child.returncode = os.waitstatus_to_exitcode(status)
     group.rmdir()
-    return {"exit code": child.returncode, "seconds": round(seconds), "read": read, "own memory": own}
+    return {
+        "exit code": child.returncode,
+        "seconds": round(seconds, 1),
+        "processor seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "read": 512 * usage.ru_inblock,
+        "written": 512 * usage.ru_oublock,
+        "own memory": own,
+    }
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What fewer neurons cost on a trained model, alone and beside fewer experts: KLD on held-out text, against REAP.
 
-    python tests/benchmarks/narrowing.py MODEL.gguf FOLDER [--bytes 0.75 0.5] [--cache DIR]
+    python tests/benchmarks/narrowing.py MODEL.gguf FOLDER [--bytes 0.75 0.5] [--splits 27x224 ...] [--expected]
 
 FOLDER holds `<domain>.calib.txt` and `<domain>.eval.txt`. All rows of a table have about as many bytes of routed
 experts left. Nothing is written but the cache, with which a run that was stopped goes on: the solved blocks of every
@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ from ggufreap.options.engine import EngineSettings
 from ggufreap.planning import make_plan
 from ggufreap.saliency import random_scores
 from ggufreap.selection.choosing import choose
+from ggufreap.selection.judging import mean_loss, worst_loss
 from ggufreap.verbs.compensation import compensated
 
 REAP = "reap, tokens"
@@ -78,6 +79,7 @@ class Bench:
         self.held_out = trained.held_out
         self.ledger = self.cache / "judged.json"
         self.judged = json.loads(self.ledger.read_text()) if self.ledger.exists() else {}
+        self.foresees = options.expected
         self._statistics: DomainStatistics | None = None
 
     @property
@@ -134,19 +136,38 @@ class Bench:
 
     def losses(self, candidate: Candidate) -> dict[str, np.ndarray]:
         """Domain -> KLD of each chunk."""
-        if candidate.name not in self.judged:
-            keep, fewer = self.keep(candidate), {}
-            if candidate.width < self.source_width:
-                found = self.solution(candidate).narrowing
-                fewer = {
-                    block: FewerNeurons(kept, found.neurons[block], half(found.downs[block]))
-                    for block, kept in keep.items()
-                }
-            self.judged[candidate.name] = {
-                name: [self._loss(chunk, keep, fewer) for chunk in chunks] for name, chunks in self.held_out.items()
+        keep, fewer = self.keep(candidate), {}
+        if candidate.width < self.source_width and candidate.name not in self.judged:
+            found = self.solution(candidate).narrowing
+            fewer = {
+                block: FewerNeurons(kept, found.neurons[block], half(found.downs[block]))
+                for block, kept in keep.items()
+            }
+        return self.judge(candidate.name, keep, fewer)
+
+    def expected(self, candidate: Candidate) -> str:
+        """Mean and worst KLD that a preview foresees, see ggufreap.judging.expected, by what it is."""
+        if candidate.width == self.source_width or candidate.sequential:
+            return ""
+        keep, lost = self.keep(candidate), self.losses(candidate)
+        neurons, share = self.solution(candidate).as_costly
+        whole = self.losses(replace(candidate, width=self.source_width))
+        fewer = {block: FewerNeurons(kept, neurons[block]) for block, kept in keep.items()}
+        masked = self.judge(f"{candidate.name}, masked", keep, fewer)
+        foreseen = {name: each + share * (masked[name] - each) for name, each in whole.items()}
+        return (
+            f"{mean_loss(foreseen):.4f} / {worst_loss(foreseen):.4f} ({mean_loss(foreseen) / mean_loss(lost):.2f} / "
+            f"{worst_loss(foreseen) / worst_loss(lost):.2f})"
+        )
+
+    def judge(self, name: str, keep: Keep, fewer: Fewer) -> dict[str, np.ndarray]:
+        """The same, of what may be known by its name."""
+        if name not in self.judged:
+            self.judged[name] = {
+                domain: [self._loss(chunk, keep, fewer) for chunk in chunks] for domain, chunks in self.held_out.items()
             }
             self.ledger.write_text(json.dumps(self.judged))
-        return {name: np.array(losses) for name, losses in self.judged[candidate.name].items()}
+        return {domain: np.array(losses) for domain, losses in self.judged[name].items()}
 
     def _loss(self, tokens: Tokens, keep: Keep, fewer: Fewer) -> float:
         start = first_scored(len(tokens))
@@ -158,12 +179,13 @@ class Bench:
         whole = self.layout.n_expert * self.source_width
         reap = self.losses(candidates[0])
         print(f"\n{share:.0%} of the routed experts' bytes; {len(self.texts.chunks)} chunks of {', '.join(reap)}")
-        print(f"| experts x neurons | bytes | {AGAINST} | seconds |\n{'|---' * 8}|")
+        print(f"| experts x neurons | bytes | {AGAINST} | seconds | foreseen (x) |\n{'|---' * 9}|")
         for candidate in candidates:
             started = time.process_time()
             found = self.losses(candidate)
             kept, seconds = candidate.n_keep * candidate.width / whole, time.process_time() - started
-            print(f"| {candidate.name} | {kept:.1%} | {against(found, reap)} | {seconds:.0f} |", flush=True)
+            cells = f"{candidate.name} | {kept:.1%} | {against(found, reap)} | {seconds:.0f}"
+            print(f"| {cells} | {self.expected(candidate) if self.foresees else ''} |", flush=True)
 
 
 def half(values: np.ndarray) -> np.ndarray:
@@ -178,21 +200,31 @@ def splits(n_expert: int, width: int, share: float, step: int) -> list[tuple[int
     return [(min(n_expert, int(most / each)), each) for each in range(width, narrowest - 1, -step)]
 
 
+def pair(text: str) -> tuple[int, int]:
+    """The numbers of `27x224`."""
+    n_keep, _, width = text.partition("x")
+    return int(n_keep), int(width)
+
+
 def main() -> None:
     parser = trained_arguments(__doc__.splitlines()[0], "narrowing-benchmark")
     parser.add_argument("--bytes", nargs="+", type=float, default=[0.75, 0.5], help="of the routed experts")
     parser.add_argument("--method", nargs="+", default=["rank_average"], help="which experts stay beside fewer neurons")
     parser.add_argument("--step", type=int, default=BLOCK, help=f"widths are multiples of it ({BLOCK})")
+    parser.add_argument("--splits", nargs="+", type=pair, default=[], help="EXPERTSxNEURONS, instead of all")
     parser.add_argument("--calibration-chunks", type=int, default=48, help="per domain")
+    parser.add_argument("--expected", action="store_true", help="also what a preview would foresee")
     options = parser.parse_args()
     with opened(options) as trained:
         bench, n_expert = Bench(trained, options), trained.model.layout.n_expert
         for share in options.bytes:
             pairs = splits(n_expert, bench.source_width, share, options.step)
-            candidates = [Candidate("reap", "tokens", *pairs[0])]
-            candidates += [Candidate(method, "uniform", *pair) for method in options.method for pair in pairs]
             rule = split(n_expert, bench.source_width, 1 - share, block=options.step)
-            candidates += [Candidate(method, "uniform", rule.n_keep, rule.width, True) for method in options.method]
+            candidates = [Candidate("reap", "tokens", *pairs[0])]
+            for method in options.method:
+                candidates += [Candidate(method, "uniform", *pair) for pair in options.splits or pairs]
+                wanted = options.splits or [(rule.n_keep, rule.width)]
+                candidates += [Candidate(method, "uniform", *pair, sequential=True) for pair in wanted]
             bench.table(share, candidates)
 
 
