@@ -70,7 +70,8 @@ class DomainCoverage:
 class Coverage:
     """All domains, in order; `routed` and `stability` are of all text together, blended as for the keep-set.
 
-    `unknown`: how many of the experts that stay, over all blocks, the text never reached, like some that go.
+    `unknown`: how many of the experts that stay, over all blocks, the text never reached, like some that go; `removes`:
+    whether any expert goes.
     """
 
     n_tokens: int
@@ -78,6 +79,7 @@ class Coverage:
     routed: Routed
     stability: Stability | None
     unknown: int = 0
+    removes: bool = True
 
     def warnings(self, threshold: float = WARN_BELOW) -> tuple[str, ...]:
         """A line for each domain that retains less than `threshold` or is unknown, and for unknown experts."""
@@ -109,6 +111,8 @@ class Coverage:
     @property
     def advice(self) -> str:
         """One line: whether the text was enough."""
+        if not self.removes:
+            return "no expert goes, so nothing is lost, and no text is needed to say which"
         if self.stability is None or self.factor is None:
             return "whether the keep-set is stable cannot be told: every domain needs two chunks or more"
         agree = f"two halves of the text agree on {self.stability.removed:.1%} of the removed experts"
@@ -145,10 +149,10 @@ def measure(
                 "give what belongs together"
             )
 
-    mass = METHODS[method_of(method).criterion].mass
+    mass, removes = METHODS[method_of(method).criterion].mass, n_keep < statistics.n_expert
 
     def agreement(some: DomainStatistics, how: str) -> Stability | None:
-        if not all(half.n_tokens for halves in some.halves.values() for half in halves):
+        if not removes or not all(half.n_tokens for halves in some.halves.values() for half in halves):
             return None
         return _agreement([choose(some.half(which), method, how, n_keep, n_group).rows for which in (0, 1)], some)
 
@@ -170,7 +174,7 @@ def measure(
     rows = tuple(row(domain) for domain in statistics.domains)
     unknown = kept_unknown(method_of(method).score(statistics, how), chosen, n_group)
     together = agreement(statistics, how) if rows else None
-    return Coverage(statistics.n_tokens, rows, _routed(statistics.total), together, unknown)
+    return Coverage(statistics.n_tokens, rows, _routed(statistics.total), together, unknown, removes)
 
 
 def covered(mass: Floats, chosen: Rows, n_group: int = 1) -> Floats:

@@ -82,7 +82,7 @@ def test_halves_that_agree_and_halves_that_do_not() -> None:
     assert [row.stability for row in found.domains] == [Stability(1, 1), Stability(2 / 3, 0)]
     assert found.stability == Stability(1, 1), "together they agree: 80 60 40 20 and 81 40 40 39"
     everything = measure(of_halves({"moody": moody}), {0: (0, 1, 2, 3)}, "frequency")
-    assert everything.stability == Stability(1, 1)
+    assert everything.stability is None
 
 
 def test_stability_is_of_the_blend_that_chose() -> None:
@@ -96,6 +96,9 @@ def test_stability_is_of_the_blend_that_chose() -> None:
     by = {how: measure(statistics, {0: (0, 1)}, "frequency", how).stability for how in ("tokens", "maxmin")}
     assert by["tokens"] == Stability(1, 1)
     assert by["maxmin"] == Stability(0.5, 0.5)
+    whole = measure(statistics, {0: (0, 1, 2, 3)}, "frequency", "tokens")
+    assert (whole.stability, whole.removes) == (None, False)
+    assert whole.advice.startswith("no expert goes")
 
 
 def judged(removed: float | None) -> Coverage:
