@@ -51,12 +51,15 @@ for words in json.loads(sys.argv[1]):
 
 
 def crippled(folder: Path, *commands: list[str]) -> subprocess.CompletedProcess[str]:
-    """What becomes of command lines, one after the other in one process that runs in `folder`."""
+    """What becomes of command lines, one after the other in one process that runs in `folder`.
+
+    Its temporary files lie where no other program looks: without locks it seems dead to those that have them.
+    """
     path = os.pathsep.join([str(Path(ggufreap.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-c", CRIPPLED + RUN, json.dumps(commands)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(folder.parent)},
         capture_output=True,
         text=True,
         check=False,
