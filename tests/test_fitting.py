@@ -446,7 +446,7 @@ def test_fewer_experts_and_fewer_neurons_lose_about_the_sum() -> None:
         for experts, neurons, _ in both
     ]
     ratios = np.array(estimated) / [kld for *_, kld in both]
-    assert len(ratios) == 12
+    assert len(ratios) >= 12
     assert 0.9 < ratios.min() < ratios.max() < 1.1
 
 

@@ -1,7 +1,7 @@
 """What a prospect is estimated to lose: the sum of what was measured of its parts, each alone.
 
 The parts are not independent, so the sum is an estimate and is called one; of fewer experts and fewer neurons together
-it was within a tenth of what was measured of twelve splits (tests/benchmarks/README.md). Types and neurons are
+it was within a tenth of what was measured of thirteen splits (tests/benchmarks/README.md). Types and neurons are
 tabulated from one trained model (losses.toml and narrowing.toml say which), so of another one their order is to be
 expected, not their figures.
 """
