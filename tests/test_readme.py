@@ -35,7 +35,8 @@ def test_the_readme_is_short_and_begins_with_two_commands() -> None:
     assert len(text.splitlines()) < 200
     first, second = re.findall(r"```sh\n(.*?)\n```", text, re.DOTALL)[:2]
     assert first == "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/ggufreap demo"
-    assert second == "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest -n 2 --dist loadfile"
+    run = ".venv/bin/python -m pytest -n 2 --dist loadfile"
+    assert second == f"python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && {run}"
     assert text.index(second) < text.index("\n## ")
 
 
