@@ -67,7 +67,7 @@ def test_plan_and_prune_take_it(model: Model, tmp_path: Path, capsys: pytest.Cap
     assert main(["prune", *command, "--dry-run"]) == 0
     told = capsys.readouterr()
     assert "-0.4" in told.out
-    assert "knows 16 experts, not 10, so that it routes in more steps; nearest of those it knows: --keep 8" in told.err
+    assert "288 and 576, not 10: there routing takes more steps; nearest: --keep 8" in told.err
 
 
 @pytest.mark.native

@@ -30,8 +30,5 @@ def rounded(layout: MoeLayout, target: Target) -> Target:
 def tell_unfriendly(layout: MoeLayout, n_keep: int) -> None:
     """Say where the router of the whole model has a kernel that the one of `n_keep` experts has not."""
     if is_friendly(layout.n_expert) and not is_friendly(n_keep):
-        _LOG.info(
-            "CUDA's fused router knows %d experts, not %d, so that it routes in more steps; nearest of those it knows: "
-            "--keep %s",
-            *(layout.n_expert, n_keep, nearest_friendly(layout, n_keep) or layout.n_expert),
-        )
+        nearest = nearest_friendly(layout, n_keep) or layout.n_expert
+        _LOG.info("%s, not %d: there routing takes more steps; nearest: --keep %d", KNOWN, n_keep, nearest)
