@@ -1,6 +1,6 @@
 """What every step of the work takes on one model: time, memory of its own, and what it reads from disk and writes.
 
-    python tests/benchmarks/every_step.py model.gguf --dir DIR [--chunks N] [--type Q3_K_M] [--limit 6G]
+    python tests/benchmarks/every_step.py model.gguf --dir DIR [--chunks N] [--type Q4_K_S] [--limit 6G]
 
 Commands as a user types them, in a control group, which takes root and Linux. `real_shape.py` writes the model; DIR
 needs room for the pruned file and the quantised one. The page cache is as the step before left it.
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--chunks", type=int, default=2, metavar="N")
-    parser.add_argument("--type", default="Q3_K_M")
+    parser.add_argument("--type", default="Q4_K_S")
     parser.add_argument("--limit", metavar="BYTES", help="memory of each step, page cache included (no limit)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
