@@ -227,6 +227,19 @@ def test_leftovers_go_where_nothing_is_written_too(tmp_path: Path, dead: set[str
     assert not dead & left(tmp_path)
 
 
+@pytest.mark.parametrize("owned", [(), (OWNER,), ("precious",)])
+def test_a_folder_goes_whose_maker_died_before_it_was_its_own(tmp_path: Path, owned: tuple[str, ...]) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    theirs, living = (tmp_path / f".ggufreap-{maker}-12345678" for maker in (gone.pid, os.getpid()))
+    for folder in (theirs, living):
+        folder.mkdir()
+        for name in owned:
+            (folder / name).touch()
+    put(tmp_path / "out")
+    assert left(tmp_path) == {"out", living.name} | ({theirs.name} if "precious" in owned else set())
+
+
 def test_leftovers_of_the_living_stay(tmp_path: Path, dead: set[str]) -> None:
     with writing(), private_folder(tmp_path) as folder:
         claim(tmp_path / "other")

@@ -41,7 +41,8 @@ def test_what_takes_our_place_executes_nothing_of_the_current_folder_either(tmp_
     for name in ("numpy", "argparse", "json", "ggufreap"):
         (tmp_path / f"{name}.py").write_text(PLANTED)
     line = "from ggufreap.process import become; raise SystemExit(become('ggufreap', '--version'))"
-    path = os.pathsep.join([str(Path(process.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    own = str(Path(process.__file__).parents[2])
+    path = os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH")]))  # nothing would be the current folder
     command = [sys.executable, "-P", "-c", line]
     done = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False

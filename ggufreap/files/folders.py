@@ -20,7 +20,7 @@ from ggufreap.files.locks import Busy, Lock, left_by_the_dead
 from ggufreap.showing import place
 
 OWNER = "owner.json"
-_NAME = re.compile(r"\.ggufreap-\d+-\w{8}")  # with the process that made it
+_NAME = re.compile(r"\.ggufreap-(\d+)-\w{8}")  # with the process that made it
 _LOCK = re.compile(r"\.ggufreap-[0-9a-f]{16}\.lock")  # of an output
 
 
@@ -96,10 +96,24 @@ def clear(parent: Path) -> None:
     """Remove the private folders and locks in `parent` whose owners are gone, and nothing else."""
     with suppress(OSError):
         for path in parent.iterdir():
-            if _NAME.fullmatch(path.name) and _is_own(path) and left_by_the_dead(path / OWNER):
-                shutil.rmtree(path, ignore_errors=True)
+            if (name := _NAME.fullmatch(path.name)) and _is_own(path):
+                if left_by_the_dead(path / OWNER) or _never_owned(path, int(name[1])):
+                    shutil.rmtree(path, ignore_errors=True)
             elif _LOCK.fullmatch(path.name):
                 left_by_the_dead(path, remove=True)
+
+
+def _never_owned(folder: Path, maker: int) -> bool:
+    """Whether the process `maker` died before it could say in the folder whose it is."""
+    if os.name != "posix":  # where there are no locks either
+        return False
+    try:
+        os.kill(maker, 0)
+    except ProcessLookupError:
+        return all(each.name == OWNER and not each.stat().st_size for each in folder.iterdir())
+    except OSError:
+        return False
+    return False
 
 
 def lock_of(path: Path) -> Path:
