@@ -2,14 +2,15 @@
 
 import sys
 
-from ggufreap.interrupts import as_ctrl_c
+from ggufreap.interrupts import as_ctrl_c, unwrapped
 
 
 def main(program: str = "ggufreap") -> int:
     """Run the command line; `program` is what a supervised verb runs in its child."""
     with as_ctrl_c():
         try:
-            return _run(program)
+            with unwrapped():
+                return _run(program)
         except KeyboardInterrupt:  # before a verb began, which answers for itself
             sys.stderr.write("ggufreap: interrupted; nothing was begun\n")
             return 130

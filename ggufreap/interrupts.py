@@ -38,6 +38,18 @@ def as_ctrl_c() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise Stopped itself where Python makes another error of it: before 3.12, one in __set_name__, as for a class
+    that is being made."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, Stopped):
+            raise error.__cause__ from None
+        raise
+
+
 def hear() -> None:
     """Hear what a supervisor has held back until it can be answered: raises Stopped if that was a stop."""
     if hasattr(signal, "pthread_sigmask"):

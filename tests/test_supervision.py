@@ -449,6 +449,15 @@ def test_what_another_machine_did_is_not_blamed_on_the_file(assertion: str, advi
     assert line.startswith(f"while loading m.gguf, llama.cpp stopped: {assertion}; {advice}")
 
 
+def test_a_stop_while_a_class_is_made_is_a_stop() -> None:
+    class Interrupted:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise interrupts.Stopped
+
+    with pytest.raises(interrupts.Stopped), interrupts.unwrapped():
+        type("Made", (), {"field": Interrupted()})
+
+
 def test_stops_that_come_together_are_one() -> None:
     with interrupts.as_ctrl_c():
         with pytest.raises(KeyboardInterrupt), interrupts.held():

@@ -18,7 +18,7 @@ from ggufreap.cli.help import DESCRIPTION, in_groups
 from ggufreap.cli.locating import locate
 from ggufreap.cli.shorthand import spelled_out
 from ggufreap.errors import GgufReapError, InputError
-from ggufreap.interrupts import as_ctrl_c, hear
+from ggufreap.interrupts import as_ctrl_c, hear, unwrapped
 from ggufreap.options.target import BEST, Target
 from ggufreap.showing import message as shorten
 from ggufreap.showing import shown
@@ -81,8 +81,9 @@ def _run(options: argparse.Namespace) -> int:
         from ggufreap import console
 
         console.listen(options.verbose)
-        locate(options)
-        result, code = options.run(options)
+        with unwrapped():
+            locate(options)
+            result, code = options.run(options)
         if result is not None:
             console.show(result, options.json)
         return int(code)
