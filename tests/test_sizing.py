@@ -18,6 +18,7 @@ from ggufreap.engine.quantizer import Quantizer
 from ggufreap.errors import EngineError, InfeasiblePlan, InputError
 from ggufreap.model import Model
 from ggufreap.planning import PruningPlan, make_plan
+from ggufreap.planning.counts import feasible_counts
 from ggufreap.quantization import QuantRequest, quantize_file
 from ggufreap.rewriting import execute
 from ggufreap.sizing import TYPES, Sizer, nearest_type, rewriter
@@ -37,17 +38,6 @@ def planned(model: Path, n_keep: int, seed: int = 0, mtp: str = "mirror") -> tup
     layout = opened.layout
     scores = saliency.random_scores(len(layout.trunk), layout.n_expert, seed)
     return opened, make_plan(layout, opened.identity, scores, method="random", n_keep=n_keep, mtp=mtp)
-
-
-def counts_of(layout: MoeLayout) -> list[int]:
-    found = []
-    for n_keep in range(layout.n_expert, 1, -1):
-        try:
-            layout.check_keep(n_keep)
-        except InfeasiblePlan:
-            continue
-        found.append(n_keep)
-    return found
 
 
 @contextmanager
@@ -84,12 +74,12 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_count_is_foretold_from_a_plan_of_another(shared: Path, tmp_path: Path, arch: str) -> None:
     model = shared / "archs" / f"{arch}.gguf"
     with sizer_of(model) as (sizer, layout):
-        for n_keep in counts_of(layout)[1::3]:
+        for n_keep in feasible_counts(layout)[1::3]:
             opened, plan = planned(model, n_keep, seed=n_keep)
             script = rewriter(opened, plan, tmp_path / "out.gguf")(n_keep)
             execute(script)
             pruned = open_gguf(tmp_path / "out.gguf")
-            assert sizer.exact(n_keep) == script.nbytes == pruned.nbytes
+            assert sizer.script(n_keep).nbytes == script.nbytes == pruned.nbytes
             assert sizer.script(n_keep).metadata  # and what was foretold once is not worked out again
             assert sizer.script(n_keep) is sizer.script(n_keep)
             for kind in ("Q8_0", "Q4_K_M"):
@@ -138,7 +128,7 @@ def test_the_mix_of_eight_experts_stays_at_any_count(eight: Path, tmp_path: Path
             assert said.types == whole.types
             assert "blk.0.attn_v.weight" in said.pinned
         with pytest.raises(InfeasiblePlan, match="1 of 8 experts cannot be kept"):
-            sizer.exact(1)
+            sizer.script(1)
 
 
 def test_what_stands_against_a_request_is_raised_and_the_next_is_answered(eight: Path) -> None:
@@ -162,7 +152,7 @@ def test_one_process_answers_all_and_is_asked_once(
     run = Quantizer.run
     monkeypatch.setattr(Quantizer, "run", lambda self, *call: (asked.append("asked"), run(self, *call))[1])
     with sizer_of(eight) as (sizer, _):
-        sizer.exact(5)
+        sizer.script(5)
         assert not started
         for _ in range(3):
             for n_keep, kind in product((None, 6, 5), ("Q8_0", "Q4_K_M")):

@@ -5,11 +5,12 @@ import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Self
 
 from ggufreap.memory import memory
 
 BUFFER = 8 << 20  # bytes, a multiple of BLOCK
-SHARE = 1 / 4
+SHARE = 1 / 4  # of the free memory: the source, and what llama.cpp makes of both, want to stay there too
 BLOCK = 4096  # bytes: no disk asks for more where the page cache is passed by
 
 
@@ -30,7 +31,7 @@ class Sink:
         self._pool = ThreadPoolExecutor(1)
         self._flushing: Future[None] | None = None
 
-    def __enter__(self) -> "Sink":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:

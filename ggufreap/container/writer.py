@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -175,10 +176,10 @@ def _write_one(file: OutputFile, path: Path, bar: Bar) -> None:
         sink = stack.enter_context(Sink(target, file.nbytes))
         sink.write(file.header)
         bar.update(len(file.header))
-        parts = [part for tensor in file.tensors for part in _parts(tensor)]
-        announced = _announce(sources, parts)
-        for tensor in file.tensors:
-            for part in _parts(tensor):
+        parts = [[*_parts(tensor)] for tensor in file.tensors]
+        announced = _announce(sources, [*chain.from_iterable(parts)])
+        for tensor, own in zip(file.tensors, parts, strict=True):
+            for part in own:
                 next(announced)
                 _pass_on(part, sources, sink)
                 bar.update(part.nbytes)

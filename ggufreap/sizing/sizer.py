@@ -97,10 +97,6 @@ class Sizer:
             self._scripts[n_keep] = self._rewrite(n_keep)
         return self._scripts[n_keep]
 
-    def exact(self, n_keep: int) -> int:
-        """The bytes of the byte-exact pruned file, all shards together."""
-        return self.script(n_keep).nbytes
-
     def quantised(
         self,
         n_keep: int | None,
